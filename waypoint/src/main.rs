@@ -1,0 +1,3 @@
+//! The binary: arguments in, process out. Everything it does is in the library.
+
+fn main() {}
