@@ -1,1 +1,7 @@
-//! model
+//! What a waypoint can be told to do, validated and immutable; and the vocabulary of one request that all others share.
+//!
+//! Not for: protobuf, sockets, clocks. Nothing here is async, and nothing reads the environment.
+//! Read from the top: each module may use those above it.
+
+pub mod authority;
+pub mod identity;

@@ -1,8 +1,8 @@
 //! What istiod says, read: delta ADS, workload discovery and the CA; protobuf in, `model` out.
 
 pub mod ads;
+pub mod apply;
 pub mod ca;
 pub mod coverage;
 pub mod observer;
 pub mod translate;
-pub mod apply;
