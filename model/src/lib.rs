@@ -3,5 +3,11 @@
 //! Not for: protobuf, sockets, clocks. Nothing here is async, and nothing reads the environment.
 //! Read from the top: each module may use those above it.
 
+pub mod invalid;
 pub mod authority;
 pub mod identity;
+pub mod workload;
+pub mod flags;
+pub mod matcher;
+pub mod stream_view;
+pub mod format;

@@ -1,0 +1,115 @@
+//! Envoy's `%…%` formats: compiled once, rendered into a byte buffer without allocating.
+//!
+//! Used by access logs, header edits and span tags alike. Source: Envoy's access log operators and their JSON rules:
+//! keys sorted, numbers stay numbers, a missing single operator is `null`, in a longer text `-`.
+//! Invariant: rendering cannot fail; what is unknown was found when compiling and renders as missing.
+
+mod json;
+mod operator;
+mod time;
+
+use std::fmt;
+
+pub use json::{JsonFormat, JsonValue};
+pub use operator::{Operator, PeerField};
+
+use crate::stream_view::StreamView;
+
+/// How a missing value looks inside a text.
+const MISSING: &[u8] = b"-";
+
+/// A part of a text format.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    Literal(Box<[u8]>),
+    Operator(Operator),
+}
+
+/// A text with operators in it.
+#[derive(Clone, Debug)]
+pub struct TextFormat {
+    parts: Vec<Part>,
+    omit_missing: bool,
+}
+
+/// An operator that this build does not know: it renders as missing, and is reported once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownOperator(pub String);
+
+impl fmt::Display for UnknownOperator {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "the format operator %{}% is not known and prints as missing", self.0)
+    }
+}
+
+impl TextFormat {
+    /// Compiles a text. Unknown operators are pushed to `unknown` and render as missing.
+    pub fn parse(text: &str, unknown: &mut Vec<UnknownOperator>) -> Self {
+        Self { parts: parse_parts(text, unknown), omit_missing: false }
+    }
+
+    /// Missing parts print as nothing rather than `-` (`omit_empty_values`).
+    #[must_use]
+    pub fn omitting_missing(mut self) -> Self {
+        self.omit_missing = true;
+        self
+    }
+
+    /// The text when it has no operators.
+    #[must_use]
+    pub fn as_literal(&self) -> Option<&[u8]> {
+        match self.parts.as_slice() {
+            [] => Some(b""),
+            [Part::Literal(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Appends the text to `out`.
+    pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) {
+        for part in &self.parts {
+            match part {
+                Part::Literal(text) => out.extend_from_slice(text),
+                Part::Operator(operator) => {
+                    if !operator.render_text(view, out) && !self.omit_missing {
+                        out.extend_from_slice(MISSING);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Splits `text` into literals and operators; `%%` is a percent sign, a lone `%` is itself.
+pub(crate) fn parse_parts(text: &str, unknown: &mut Vec<UnknownOperator>) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut literal = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('%') {
+        literal.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            literal.push('%');
+            rest = after;
+        } else if let Some((command, after)) = operator::take(rest) {
+            if !literal.is_empty() {
+                parts.push(Part::Literal(std::mem::take(&mut literal).into_bytes().into()));
+            }
+            parts.push(Part::Operator(Operator::parse(command).unwrap_or_else(|| {
+                unknown.push(UnknownOperator(command.to_owned()));
+                Operator::Unknown
+            })));
+            rest = after;
+        } else {
+            literal.push('%');
+        }
+    }
+    literal.push_str(rest);
+    if !literal.is_empty() {
+        parts.push(Part::Literal(literal.into_bytes().into()));
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;

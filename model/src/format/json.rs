@@ -1,0 +1,247 @@
+//! JSON log lines: a tree compiled into literal bytes and operators, keys sorted, no spaces.
+
+use std::collections::BTreeMap;
+
+use super::operator::write_text;
+use super::{MISSING, Operator, Part, UnknownOperator, parse_parts};
+use crate::stream_view::{StreamView, Value};
+
+/// A JSON value of a format's configuration. Texts may hold operators; everything else is printed as it is.
+#[derive(Clone, Debug)]
+pub enum JsonValue {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number, printed as JavaScript would.
+    Number(f64),
+    /// A text with operators.
+    Text(String),
+    /// A list.
+    List(Vec<JsonValue>),
+    /// An object; sorted bytewise by key, as Envoy prints them.
+    Object(BTreeMap<String, JsonValue>),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Literal(Box<[u8]>),
+    /// A single operator: keeps its type.
+    Typed(Operator),
+    /// A text of several parts: always a string.
+    Mixed(Vec<Part>),
+    /// A member left out, comma and key included, when its value is missing (`omit_empty_values`).
+    Member { key: Box<[u8]>, value: Operator },
+}
+
+/// One JSON log line.
+#[derive(Clone, Debug)]
+pub struct JsonFormat {
+    steps: Vec<Step>,
+    omit_missing: bool,
+}
+
+impl JsonFormat {
+    /// Compiles an object. In log formats the B3 headers fall back to the active span's ids (`b3-log-fallback`).
+    pub fn parse(object: &BTreeMap<String, JsonValue>, omit_missing: bool, unknown: &mut Vec<UnknownOperator>) -> Self {
+        let mut compiler = Compiler { steps: Vec::new(), literal: Vec::new(), omit_missing, unknown };
+        compiler.object(object);
+        compiler.literal.push(b'\n');
+        compiler.flush();
+        Self { steps: compiler.steps, omit_missing }
+    }
+
+    /// Appends the line, its newline included.
+    pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) {
+        for step in &self.steps {
+            match step {
+                Step::Literal(text) => {
+                    // A member was left out just before: no comma follows an opening brace.
+                    let text = if self.omit_missing && out.last() == Some(&b'{') { text.strip_prefix(b",").unwrap_or(text) } else { text };
+                    out.extend_from_slice(text);
+                }
+                Step::Typed(operator) => write_json(&operator.value(view), out),
+                Step::Mixed(parts) => self.mixed(parts, view, out),
+                Step::Member { key, value } => {
+                    let value = value.value(view);
+                    if value != Value::Missing {
+                        if out.last() != Some(&b'{') {
+                            out.push(b',');
+                        }
+                        out.extend_from_slice(key);
+                        write_json(&value, out);
+                    }
+                }
+            }
+        }
+    }
+
+    fn mixed(&self, parts: &[Part], view: &dyn StreamView, out: &mut Vec<u8>) {
+        let mut text = Vec::new();
+        for part in parts {
+            match part {
+                Part::Literal(literal) => text.extend_from_slice(literal),
+                Part::Operator(operator) => {
+                    if !operator.render_text(view, &mut text) && !self.omit_missing {
+                        text.extend_from_slice(MISSING);
+                    }
+                }
+            }
+        }
+        write_string(&text, out);
+    }
+}
+
+struct Compiler<'a> {
+    steps: Vec<Step>,
+    literal: Vec<u8>,
+    omit_missing: bool,
+    unknown: &'a mut Vec<UnknownOperator>,
+}
+
+impl Compiler<'_> {
+    fn flush(&mut self) {
+        if !self.literal.is_empty() {
+            self.steps.push(Step::Literal(std::mem::take(&mut self.literal).into()));
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        self.flush();
+        self.steps.push(step);
+    }
+
+    fn object(&mut self, object: &BTreeMap<String, JsonValue>) {
+        self.literal.push(b'{');
+        let mut first = true;
+        for (key, value) in object {
+            let mut name = Vec::new();
+            write_string(key.as_bytes(), &mut name);
+            name.push(b':');
+            if self.omit_missing {
+                if matches!(value, JsonValue::Null) {
+                    continue;
+                }
+                if let Some(operator) = self.single(value) {
+                    self.step(Step::Member { key: name.into(), value: operator });
+                    first = false;
+                    continue;
+                }
+            }
+            if !first {
+                self.literal.push(b',');
+            }
+            first = false;
+            self.literal.extend_from_slice(&name);
+            self.value(value);
+        }
+        self.literal.push(b'}');
+    }
+
+    /// The operator, if the value is exactly one.
+    fn single(&mut self, value: &JsonValue) -> Option<Operator> {
+        let JsonValue::Text(text) = value else { return None };
+        let mut unknown = Vec::new();
+        let mut parts = parse_parts(text, &mut unknown);
+        match (parts.len(), parts.pop()) {
+            (1, Some(Part::Operator(operator))) => {
+                self.unknown.append(&mut unknown);
+                Some(operator.with_b3_fallback())
+            }
+            _ => None,
+        }
+    }
+
+    fn value(&mut self, value: &JsonValue) {
+        if let Some(operator) = self.single(value) {
+            return self.step(Step::Typed(operator));
+        }
+        match value {
+            JsonValue::Null => self.literal.extend_from_slice(b"null"),
+            JsonValue::Bool(yes) => self.literal.extend_from_slice(if *yes { b"true" } else { b"false" }),
+            JsonValue::Number(number) => self.literal.extend_from_slice(number.to_string().as_bytes()),
+            JsonValue::List(list) => {
+                self.literal.push(b'[');
+                for (index, item) in list.iter().enumerate() {
+                    if index > 0 {
+                        self.literal.push(b',');
+                    }
+                    self.value(item);
+                }
+                self.literal.push(b']');
+            }
+            JsonValue::Object(object) => self.object(object),
+            JsonValue::Text(text) => self.text(text),
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        let parts: Vec<Part> = parse_parts(text, self.unknown)
+            .into_iter()
+            .map(|part| match part {
+                Part::Operator(operator) => Part::Operator(operator.with_b3_fallback()),
+                literal @ Part::Literal(_) => literal,
+            })
+            .collect();
+        match parts.as_slice() {
+            [] => self.literal.extend_from_slice(b"\"\""),
+            [Part::Literal(literal)] => write_string(literal, &mut self.literal),
+            _ => self.step(Step::Mixed(parts)),
+        }
+    }
+}
+
+fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
+    match value {
+        Value::Missing => out.extend_from_slice(b"null"),
+        Value::Number(_) => {
+            write_text(value, out);
+        }
+        Value::Text(text) => write_string(text.as_bytes(), out),
+        Value::Owned(text) => write_string(text.as_bytes(), out),
+        Value::Bytes(bytes) => write_string(bytes, out),
+        // The rest is digits, letters and punctuation that JSON does not escape.
+        Value::Time(_) | Value::Address(_) | Value::Hex128(_) | Value::Hex64(_) | Value::Flags(_) => {
+            out.push(b'"');
+            write_text(value, out);
+            out.push(b'"');
+        }
+    }
+}
+
+/// Appends a JSON string. Bytes that are not UTF-8 are replaced, so that a line is always JSON.
+fn write_string(text: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    for chunk in text.utf8_chunks() {
+        write_escaped(chunk.valid(), out);
+        if !chunk.invalid().is_empty() {
+            out.extend_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+    out.push(b'"');
+}
+
+fn write_escaped(text: &str, out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut plain_from = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        let short = match byte {
+            b'"' | b'\\' => byte,
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            0..0x20 | 0x7f => 0,
+            _ => continue,
+        };
+        out.extend_from_slice(&text.as_bytes()[plain_from..at]);
+        plain_from = at + 1;
+        if short == 0 {
+            out.extend_from_slice(b"\\u00");
+            out.push(DIGITS[usize::from(byte >> 4)]);
+            out.push(DIGITS[usize::from(byte & 0xf)]);
+        } else {
+            out.extend_from_slice(&[b'\\', short]);
+        }
+    }
+    out.extend_from_slice(&text.as_bytes()[plain_from..]);
+}

@@ -1,0 +1,131 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+
+use super::*;
+use crate::flags::{ResponseFlag, ResponseFlags};
+use crate::stream_view::{Field, RequestHead, Side, Value};
+use crate::workload::Workload;
+
+#[derive(Default)]
+struct Request {
+    headers: HeaderMap,
+    flags: ResponseFlags,
+    span: Option<u64>,
+}
+
+impl StreamView for Request {
+    fn request(&self) -> Option<RequestHead<'_>> {
+        Some(RequestHead { method: "GET", path: "/ok?a=1", authority: Some("web.shop"), scheme: "http", headers: &self.headers })
+    }
+    fn response_headers(&self) -> Option<&HeaderMap> {
+        None
+    }
+    fn response_trailers(&self) -> Option<&HeaderMap> {
+        None
+    }
+    fn field(&self, field: Field) -> Value<'_> {
+        match field {
+            Field::StartTime => Value::Time(SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_465_906_500)),
+            Field::ResponseCode => Value::Number(200),
+            Field::ResponseFlags => Value::Flags(self.flags),
+            Field::TraceId => Value::Hex128(0x9444_65e0_2249_c3cd_2ea8_d550_5aca_32a2),
+            Field::SpanId => self.span.map_or(Value::Missing, Value::Hex64),
+            Field::DownstreamRemoteAddress => Value::Address("10.42.0.51:33952".parse().unwrap()),
+            _ => Value::Missing,
+        }
+    }
+    fn peer(&self, _: Side) -> Option<&Workload> {
+        None
+    }
+}
+
+fn text(format: &str, view: &Request) -> String {
+    let mut out = Vec::new();
+    TextFormat::parse(format, &mut Vec::new()).render(view, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+fn line(labels: &[(&str, JsonValue)], omit: bool, view: &Request) -> String {
+    let object: BTreeMap<_, _> = labels.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let mut out = Vec::new();
+    JsonFormat::parse(&object, omit, &mut Vec::new()).render(view, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+fn string(text: &str) -> JsonValue {
+    JsonValue::Text(text.to_owned())
+}
+
+#[test]
+fn a_text_keeps_its_literals_and_prints_a_dash_for_what_is_missing() {
+    let view = Request::default();
+    assert_eq!(text("[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%\" 100%% %ROUTE_NAME%", &view), {
+        "[2026-11-23T20:31:46.500Z] \"GET /ok?a=1\" 100% -"
+    });
+    assert_eq!(text("50% off %REQ(:PATH):3% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", &view), "50% off /ok 10.42.0.51");
+    assert_eq!(text("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)%", &view), "2026/11/23 20:31:46.500");
+}
+
+#[test]
+fn json_keys_are_sorted_and_single_operators_keep_their_type() {
+    let labels = [
+        ("response_code", string("%RESPONSE_CODE%")),
+        ("authority", string("%REQ(:AUTHORITY)%")),
+        ("mixed", string("<%REQ(X-NONE)%>")),
+        ("nothing", string("%REQ(X-NONE)%")),
+        ("flags", string("%RESPONSE_FLAGS%")),
+        ("literal", JsonValue::Number(7.0)),
+        ("nested", JsonValue::Object(BTreeMap::from([("b".to_owned(), JsonValue::Bool(true)), ("a".to_owned(), string("x"))]))),
+    ];
+    assert_eq!(
+        line(&labels, false, &Request::default()),
+        "{\"authority\":\"web.shop\",\"flags\":\"-\",\"literal\":7,\"mixed\":\"<->\",\"nested\":{\"a\":\"x\",\"b\":true},\
+         \"nothing\":null,\"response_code\":200}\n"
+    );
+}
+
+#[test]
+fn omitted_values_take_their_key_and_comma_along() {
+    let labels = [("a", string("%REQ(X-NONE)%")), ("b", string("%RESPONSE_CODE%")), ("c", string("%ROUTE_NAME%")), ("d", string("x"))];
+    assert_eq!(line(&labels, true, &Request::default()), "{\"b\":200,\"d\":\"x\"}\n");
+    assert_eq!(line(&labels[..1], true, &Request::default()), "{}\n");
+}
+
+#[test]
+fn b3_headers_of_a_log_format_fall_back_to_the_active_span() {
+    let labels = [("span_id", string("%REQ(X-B3-SPANID)%")), ("trace_id", string("%TRACE_ID%"))];
+    let mut view = Request { span: Some(0x00f0_67aa_0ba9_02b7), ..Request::default() };
+    assert_eq!(line(&labels, false, &view), "{\"span_id\":\"00f067aa0ba902b7\",\"trace_id\":\"944465e02249c3cd2ea8d5505aca32a2\"}\n");
+    view.headers.insert("x-b3-spanid", "e457b5a2e4d86bd1".parse().unwrap());
+    assert!(line(&labels, false, &view).contains("e457b5a2e4d86bd1"));
+    assert_eq!(text("%REQ(X-B3-SPANID)%", &Request { span: Some(1), ..Request::default() }), "-");
+}
+
+#[test]
+fn a_line_is_json_whatever_a_header_holds() {
+    let mut view = Request::default();
+    view.headers.insert("x-bad", http::HeaderValue::from_bytes(b"a\"b\\c\xff\td").unwrap());
+    assert_eq!(line(&[("h", string("%REQ(X-BAD)%"))], false, &view), "{\"h\":\"a\\\"b\\\\c\u{fffd}\\td\"}\n");
+}
+
+#[test]
+fn an_unknown_operator_is_reported_and_prints_as_missing() {
+    let mut unknown = Vec::new();
+    let object = BTreeMap::from([("x".to_owned(), string("%BOGUS(1)%"))]);
+    let mut out = Vec::new();
+    JsonFormat::parse(&object, false, &mut unknown).render(&Request::default(), &mut out);
+    assert_eq!(unknown, [UnknownOperator("BOGUS(1)".to_owned())]);
+    assert_eq!(out, b"{\"x\":null}\n");
+}
+
+#[test]
+fn response_flags_print_in_order() {
+    let mut view = Request::default();
+    view.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    view.flags.insert(ResponseFlag::UpstreamConnectionFailure);
+    assert_eq!(text("%RESPONSE_FLAGS%", &view), "URX,UF");
+}

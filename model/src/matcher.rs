@@ -1,0 +1,105 @@
+//! Matching of single texts: what `envoy.type.matcher.v3.StringMatcher` means, compiled once.
+//!
+//! Not for: which text is matched; routes and policies decide that.
+//! Invariant: a regular expression matches the whole text (RE2 full match), and its compiled size is bounded.
+
+use regex::bytes::{Regex, RegexBuilder};
+
+/// Compiled size above which an expression is refused: bounds memory and time for hostile configuration.
+pub const REGEX_BYTES_MAX: usize = 1 << 20;
+
+/// A text and how it is to be found.
+#[derive(Clone, Debug)]
+pub enum StringMatcher {
+    /// The whole text.
+    Exact(Box<[u8]>),
+    /// Its beginning.
+    Prefix(Box<[u8]>),
+    /// Its end.
+    Suffix(Box<[u8]>),
+    /// Anywhere in it.
+    Contains(Box<[u8]>),
+    /// The whole text, letters of either case alike (ASCII).
+    ExactIgnoreCase(Box<[u8]>),
+    /// Its beginning, letters of either case alike.
+    PrefixIgnoreCase(Box<[u8]>),
+    /// Its end, letters of either case alike.
+    SuffixIgnoreCase(Box<[u8]>),
+    /// Anywhere in it, letters of either case alike. Kept in lower case.
+    ContainsIgnoreCase(Box<[u8]>),
+    /// The whole text matches the expression.
+    Regex(Regex),
+}
+
+impl StringMatcher {
+    /// Compiles an RE2 expression that must match the whole text.
+    ///
+    /// # Errors
+    /// The expression does not parse or is larger than [`REGEX_BYTES_MAX`]; the text says which.
+    pub fn regex(expression: &str) -> Result<Self, String> {
+        full_regex(expression).map(Self::Regex)
+    }
+
+    /// Whether `text` matches.
+    #[must_use]
+    pub fn matches(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Exact(wanted) => **wanted == *text,
+            Self::Prefix(wanted) => text.starts_with(wanted),
+            Self::Suffix(wanted) => text.ends_with(wanted),
+            Self::Contains(wanted) => contains(text, wanted, |a, b| a == b),
+            Self::ExactIgnoreCase(wanted) => text.eq_ignore_ascii_case(wanted),
+            Self::PrefixIgnoreCase(wanted) => text.get(..wanted.len()).is_some_and(|head| head.eq_ignore_ascii_case(wanted)),
+            Self::SuffixIgnoreCase(wanted) => {
+                text.len().checked_sub(wanted.len()).is_some_and(|at| text[at..].eq_ignore_ascii_case(wanted))
+            }
+            Self::ContainsIgnoreCase(wanted) => contains(text, wanted, |a, b| a.eq_ignore_ascii_case(b)),
+            Self::Regex(regex) => regex.is_match(text),
+        }
+    }
+}
+
+/// Compiles an RE2 expression for full matches.
+///
+/// # Errors
+/// As [`StringMatcher::regex`].
+pub fn full_regex(expression: &str) -> Result<Regex, String> {
+    // Checked alone first, so that an unbalanced parenthesis cannot escape the anchors.
+    let build = |text: &str| {
+        RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build().map_err(|error| error.to_string())
+    };
+    build(expression)?;
+    build(&format!("^(?:{expression})$"))
+}
+
+fn contains(text: &[u8], wanted: &[u8], equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+    wanted.is_empty() || text.windows(wanted.len()).any(|window| equal(window, wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_must_match_the_whole_text() {
+        let matcher = StringMatcher::regex("beta-[0-9]+|gamma").expect("parses");
+        assert!(matcher.matches(b"beta-7") && matcher.matches(b"gamma"));
+        assert!(!matcher.matches(b"beta-7x") && !matcher.matches(b"xgamma") && !matcher.matches(b"gamma\n"));
+    }
+
+    #[test]
+    fn an_expression_that_leaves_its_group_or_is_too_large_is_refused() {
+        assert!(StringMatcher::regex("a)(b").is_err());
+        assert!(StringMatcher::regex("((a{200}){200}){20}").is_err());
+    }
+
+    #[test]
+    fn case_is_ignored_only_where_asked() {
+        assert!(StringMatcher::ExactIgnoreCase((*b"Web").into()).matches(b"wEB"));
+        assert!(!StringMatcher::Exact((*b"Web").into()).matches(b"web"));
+        assert!(StringMatcher::SuffixIgnoreCase((*b".Example").into()).matches(b"a.eXample"));
+        assert!(!StringMatcher::SuffixIgnoreCase((*b".Example").into()).matches(b"e"));
+        assert!(StringMatcher::ContainsIgnoreCase((*b"bc").into()).matches(b"aBCd"));
+        assert!(StringMatcher::PrefixIgnoreCase((*b"ab").into()).matches(b"ABc"));
+    }
+}

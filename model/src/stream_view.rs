@@ -1,0 +1,112 @@
+//! What can be asked of a request, a connection and their peers, by formats, tags and labels.
+//!
+//! Not for: keeping the answers; whoever records a request implements [`StreamView`].
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use http::HeaderMap;
+
+use crate::workload::Workload;
+
+/// Everything besides headers that a format can ask for. Named as Envoy's operators are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the Envoy operator of the same name; docs/contracts.md explains those that need it")]
+pub enum Field {
+    StartTime,
+    Protocol,
+    ResponseCode,
+    ResponseCodeDetails,
+    ResponseFlags,
+    ConnectionTerminationDetails,
+    UpstreamTransportFailureReason,
+    BytesReceived,
+    BytesSent,
+    Duration,
+    RequestDuration,
+    ResponseDuration,
+    ResponseTxDuration,
+    UpstreamHost,
+    UpstreamCluster,
+    UpstreamClusterRaw,
+    UpstreamLocalAddress,
+    UpstreamRemoteAddress,
+    UpstreamRequestAttemptCount,
+    UpstreamProtocol,
+    DownstreamLocalAddress,
+    DownstreamRemoteAddress,
+    DownstreamPeerUriSan,
+    DownstreamLocalUriSan,
+    RequestedServerName,
+    RouteName,
+    TraceId,
+    SpanId,
+    StreamId,
+    GrpcStatus,
+    GrpcStatusNumber,
+    FilterChainName,
+    Hostname,
+}
+
+/// Which end a peer is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The client: `downstream_peer`.
+    Downstream,
+    /// The chosen endpoint: `upstream_peer`.
+    Upstream,
+}
+
+/// An answer. [`Value::Missing`] is `null` in JSON and `-` in text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Not known, or not applicable.
+    Missing,
+    /// A text.
+    Text(&'a str),
+    /// Bytes of a header, most often text.
+    Bytes(&'a [u8]),
+    /// A text made for this answer.
+    Owned(String),
+    /// A number; stays one in JSON.
+    Number(u64),
+    /// A point in time.
+    Time(SystemTime),
+    /// `IP:port`, IPv6 in brackets.
+    Address(SocketAddr),
+    /// 16 bytes as 32 hexadecimal digits.
+    Hex128(u128),
+    /// 8 bytes as 16 hexadecimal digits.
+    Hex64(u64),
+    /// Response flags, `-` for none.
+    Flags(crate::flags::ResponseFlags),
+}
+
+/// The request line and headers, pseudo-headers apart.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'a> {
+    /// `:method`.
+    pub method: &'a str,
+    /// `:path`, the query included.
+    pub path: &'a str,
+    /// `:authority`, or `Host` of HTTP/1.1.
+    pub authority: Option<&'a str>,
+    /// `:scheme`.
+    pub scheme: &'a str,
+    /// All other headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// A request (or a TCP connection, which has no head) as formats see it.
+pub trait StreamView {
+    /// The request's head; none for TCP.
+    fn request(&self) -> Option<RequestHead<'_>>;
+    /// The response's headers as they were sent.
+    fn response_headers(&self) -> Option<&HeaderMap>;
+    /// The response's trailers as they were sent.
+    fn response_trailers(&self) -> Option<&HeaderMap>;
+    /// Everything else.
+    fn field(&self, field: Field) -> Value<'_>;
+    /// Who is at that end, if discovery knows.
+    fn peer(&self, side: Side) -> Option<&Workload>;
+}
