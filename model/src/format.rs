@@ -10,6 +10,8 @@ mod time;
 
 use std::fmt;
 
+use http::HeaderName;
+
 pub use json::{JsonFormat, JsonValue};
 pub use operator::{Operator, PeerField};
 
@@ -23,6 +25,38 @@ const MISSING: &[u8] = b"-";
 pub(crate) enum Part {
     Literal(Box<[u8]>),
     Operator(Operator),
+}
+
+/// Which headers a chain's formats read: only these are kept until the request has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderUse {
+    /// Of the request.
+    pub request: Vec<HeaderName>,
+    /// Of the response.
+    pub response: Vec<HeaderName>,
+    /// Of the response's trailers.
+    pub trailers: Vec<HeaderName>,
+}
+
+impl HeaderUse {
+    /// Notes a request header, once.
+    pub fn add_request(&mut self, name: &HeaderName) {
+        add(&mut self.request, name);
+    }
+
+    pub(crate) fn add_all(&mut self, parts: &[Part]) {
+        for part in parts {
+            if let Part::Operator(operator) = part {
+                operator.uses(self);
+            }
+        }
+    }
+}
+
+fn add(names: &mut Vec<HeaderName>, name: &HeaderName) {
+    if !names.contains(name) {
+        names.push(name.clone());
+    }
 }
 
 /// A text with operators in it.
@@ -63,6 +97,11 @@ impl TextFormat {
             [Part::Literal(text)] => Some(text),
             _ => None,
         }
+    }
+
+    /// Notes the headers that the text reads.
+    pub fn uses(&self, headers: &mut HeaderUse) {
+        headers.add_all(&self.parts);
     }
 
     /// Appends the text to `out`.

@@ -3,11 +3,15 @@
 //! Not for: protobuf, sockets, clocks. Nothing here is async, and nothing reads the environment.
 //! Read from the top: each module may use those above it.
 
-pub mod invalid;
+pub mod access_log;
 pub mod authority;
-pub mod identity;
-pub mod workload;
 pub mod flags;
-pub mod matcher;
-pub mod stream_view;
 pub mod format;
+pub mod identity;
+pub mod invalid;
+pub mod matcher;
+pub mod metrics;
+pub mod service;
+pub mod stream_view;
+pub mod tracing;
+pub mod workload;

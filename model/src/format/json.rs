@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::operator::write_text;
-use super::{MISSING, Operator, Part, UnknownOperator, parse_parts};
+use super::{HeaderUse, MISSING, Operator, Part, UnknownOperator, parse_parts};
 use crate::stream_view::{StreamView, Value};
 
 /// A JSON value of a format's configuration. Texts may hold operators; everything else is printed as it is.
@@ -31,7 +31,10 @@ enum Step {
     /// A text of several parts: always a string.
     Mixed(Vec<Part>),
     /// A member left out, comma and key included, when its value is missing (`omit_empty_values`).
-    Member { key: Box<[u8]>, value: Operator },
+    Member {
+        key: Box<[u8]>,
+        value: Operator,
+    },
 }
 
 /// One JSON log line.
@@ -49,6 +52,17 @@ impl JsonFormat {
         compiler.literal.push(b'\n');
         compiler.flush();
         Self { steps: compiler.steps, omit_missing }
+    }
+
+    /// Notes the headers that the line reads.
+    pub fn uses(&self, headers: &mut HeaderUse) {
+        for step in &self.steps {
+            match step {
+                Step::Literal(_) => {}
+                Step::Typed(operator) | Step::Member { value: operator, .. } => operator.uses(headers),
+                Step::Mixed(parts) => headers.add_all(parts),
+            }
+        }
     }
 
     /// Appends the line, its newline included.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use http::HeaderName;
 
+use super::HeaderUse;
 use super::time::{TimeFormat, write_default};
 use crate::stream_view::{Field, RequestHead, Side, StreamView, Value};
 use crate::workload::Workload;
@@ -204,6 +205,22 @@ impl Operator {
             },
             Self::Fixed(text) => Value::Text(text),
             Self::Unknown => Value::Missing,
+        }
+    }
+
+    /// Notes the headers that the operator reads.
+    pub fn uses(&self, headers: &mut HeaderUse) {
+        match self {
+            Self::Request { names, .. } => {
+                for name in names {
+                    if let HeaderRef::Name(name) = name {
+                        headers.add_request(name);
+                    }
+                }
+            }
+            Self::Response(names, _) => names.iter().for_each(|name| super::add(&mut headers.response, name)),
+            Self::Trailer(names, _) => names.iter().for_each(|name| super::add(&mut headers.trailers, name)),
+            _ => {}
         }
     }
 

@@ -1,0 +1,108 @@
+//! Whether and how a chain traces: `HttpConnectionManager.Tracing`, compiled.
+//!
+//! Not for: ids, propagation, export.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use crate::format::{HeaderUse, TextFormat};
+
+/// Where a span's tag comes from.
+#[derive(Clone, Debug)]
+pub enum TagSource {
+    /// Always this text.
+    Literal(Box<str>),
+    /// A request header, or the default.
+    RequestHeader {
+        /// The header.
+        name: HeaderName,
+        /// When it is not there; empty leaves the tag out.
+        default: Box<str>,
+    },
+    /// A format; missing leaves the tag out.
+    Format(TextFormat),
+    /// Dry-run results and other request metadata: left out until something writes it.
+    Metadata,
+}
+
+/// One custom tag.
+#[derive(Clone, Debug)]
+pub struct CustomTag {
+    /// The attribute's key.
+    pub tag: Arc<str>,
+    /// Its value.
+    pub source: TagSource,
+}
+
+/// Where finished spans go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OtlpProvider {
+    /// The cluster that the collector is reached through.
+    pub cluster: Arc<str>,
+    /// `:authority` of the export calls.
+    pub authority: Arc<str>,
+    /// The resource's `service.name`.
+    pub service_name: Arc<str>,
+}
+
+/// A share in hundredths of a percent: 10,000 is every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling(u32);
+
+impl Sampling {
+    /// From a percentage; out of range is clamped, as Envoy does.
+    #[must_use]
+    pub fn percent(percent: f64) -> Self {
+        let hundredths = (percent.clamp(0.0, 100.0) * 100.0).round();
+        Self((0..=10_000_u32).find(|candidate| f64::from(*candidate) >= hundredths).unwrap_or(10_000))
+    }
+
+    /// Whether a request with this random draw (any 64 bits) is taken.
+    #[must_use]
+    pub fn takes(self, draw: u64) -> bool {
+        draw % 10_000 < u64::from(self.0)
+    }
+}
+
+/// How a chain traces.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    /// The share of requests, without a decision of the caller, that are traced.
+    pub random_sampling: Sampling,
+    /// An upper bound on all.
+    pub overall_sampling: Sampling,
+    /// Tags beside the standard ones.
+    pub custom_tags: Vec<CustomTag>,
+    /// Where spans go; none means that ids are made and propagated, and nothing is exported.
+    pub provider: Option<OtlpProvider>,
+    /// Bytes of the path in `http.url` at most.
+    pub path_bytes_max: usize,
+}
+
+impl Tracing {
+    /// Notes the headers that the tags read.
+    pub fn uses(&self, headers: &mut HeaderUse) {
+        for tag in &self.custom_tags {
+            match &tag.source {
+                TagSource::RequestHeader { name, .. } => headers.add_request(name),
+                TagSource::Format(format) => format.uses(headers),
+                TagSource::Literal(_) | TagSource::Metadata => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_takes_its_share() {
+        let share = |percent: f64| {
+            let sampling = Sampling::percent(percent);
+            (0..10_000).filter(|draw| sampling.takes(*draw)).count()
+        };
+        assert_eq!((share(0.0), share(100.0), share(0.01), share(12.5), share(250.0)), (0, 10_000, 1, 1250, 10_000));
+    }
+}
