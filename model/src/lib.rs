@@ -5,12 +5,21 @@
 
 pub mod access_log;
 pub mod authority;
+pub mod chain;
+pub mod cluster;
+pub mod dispatch;
+pub mod endpoint;
 pub mod flags;
 pub mod format;
+pub mod headers;
 pub mod identity;
 pub mod invalid;
+pub mod listener;
 pub mod matcher;
 pub mod metrics;
+pub mod rbac;
+pub mod retry;
+pub mod route;
 pub mod service;
 pub mod stream_view;
 pub mod tracing;

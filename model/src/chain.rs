@@ -1,0 +1,152 @@
+//! Filter chains of the inner listener: what happens to a connection once it is known what it asked for.
+//!
+//! Invariant: a chain that could not be compiled is a [`ChainKind::Refused`], never a chain with parts left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::access_log::AccessLog;
+use crate::invalid::Invalid;
+use crate::metrics::Stats;
+use crate::rbac::Rbac;
+use crate::route::RouteTable;
+use crate::tracing::Tracing;
+
+/// A filter that decides about a request, in the chain's order.
+#[derive(Clone, Debug)]
+pub enum HttpFilter {
+    /// `envoy.filters.http.rbac`.
+    Rbac(Rbac),
+}
+
+/// What becomes of the response's `server` header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// Ours, always.
+    #[default]
+    Overwrite,
+    /// Ours, if there is none.
+    AppendIfAbsent,
+    /// As it came.
+    PassThrough,
+}
+
+/// Settings of the HTTP connection manager.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of Envoy's connection manager")]
+pub struct HttpOptions {
+    /// What `server` says.
+    pub server_name: Arc<str>,
+    /// What becomes of it.
+    pub server_header: ServerHeader,
+    /// `normalize_path`: dot segments are removed before any rule sees the path.
+    pub normalize_path: bool,
+    /// `merge_slashes`.
+    pub merge_slashes: bool,
+    /// `UNESCAPE_AND_FORWARD` of `%2F` and `%5C`.
+    pub unescape_slashes: bool,
+    /// Whether WebSocket upgrades pass.
+    pub websocket: bool,
+    /// Make an `x-request-id` if there is none.
+    pub generate_request_id: bool,
+    /// Accept HTTP/1.0.
+    pub http1_0: bool,
+    /// The idle time after which a client's connection is closed.
+    pub idle_timeout: Option<Duration>,
+    /// The idle time after which a stream is ended.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Header bytes of a request at most.
+    pub header_bytes_max: usize,
+    /// `forward_client_cert_details` other than SANITIZE: an incoming `x-forwarded-client-cert` is kept.
+    pub keep_forwarded_client_cert: bool,
+}
+
+/// An HTTP chain.
+#[derive(Clone, Debug)]
+pub struct HttpChain {
+    /// Connection manager settings.
+    pub options: HttpOptions,
+    /// Deciding filters, in order.
+    pub filters: Vec<HttpFilter>,
+    /// Whether gRPC messages are counted (`grpc_stats` with `emit_filter_state`).
+    pub count_grpc_messages: bool,
+    /// Where requests go.
+    pub routes: RouteTable,
+}
+
+/// One of several clusters of a TCP chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpCluster {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its share.
+    pub weight: u32,
+}
+
+/// A TCP chain.
+#[derive(Clone, Debug)]
+pub struct TcpChain {
+    /// Deciding filters, in order.
+    pub rbac: Vec<Rbac>,
+    /// Where to; never empty, weights sum to more than none.
+    pub clusters: Vec<TcpCluster>,
+    /// After which silence in both directions the connection is closed; none is never.
+    pub idle_timeout: Option<Duration>,
+    /// How often a failed connect is tried in all.
+    pub connect_attempts_max: u32,
+}
+
+/// What a chain is.
+#[derive(Clone, Debug)]
+pub enum ChainKind {
+    /// HTTP.
+    Http(HttpChain),
+    /// TCP.
+    Tcp(TcpChain),
+    /// Not obeyed: HTTP is answered 503 `config_rejected`, TCP is refused.
+    Refused {
+        /// Whether it would have been HTTP.
+        http: bool,
+        /// Why.
+        reasons: Vec<Invalid>,
+    },
+}
+
+/// A chain.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Its name, `inbound-vip|80|http|web.shop.svc.cluster.local`.
+    pub name: Arc<str>,
+    /// What it does.
+    pub kind: ChainKind,
+    /// What it counts.
+    pub stats: Option<Stats>,
+    /// What it logs.
+    pub access_logs: Vec<AccessLog>,
+    /// Whether and how it traces.
+    pub tracing: Option<Tracing>,
+}
+
+impl Chain {
+    /// The names of all clusters that the chain can send to.
+    pub fn cluster_names(&self) -> Vec<&Arc<str>> {
+        use crate::route::{ClusterChoice, RouteAction};
+        let mut names = Vec::new();
+        match &self.kind {
+            ChainKind::Http(http) => {
+                for route in http.routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
+                    match &route.action {
+                        RouteAction::Forward(forward) => match &forward.clusters {
+                            ClusterChoice::One(name) => names.push(name),
+                            ClusterChoice::Weighted(all) => names.extend(all.iter().map(|one| &one.name)),
+                        },
+                        RouteAction::Direct(_) => {}
+                    }
+                }
+            }
+            ChainKind::Tcp(tcp) => names.extend(tcp.clusters.iter().map(|one| &one.name)),
+            ChainKind::Refused { .. } => {}
+        }
+        names
+    }
+}

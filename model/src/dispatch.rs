@@ -1,0 +1,192 @@
+//! Where a CONNECT goes: the matcher tree of `main_internal`, compiled.
+//!
+//! Not for: reading bytes; when the tree asks for the application protocol, the caller sniffs and asks again.
+//! Invariant: of overlapping ranges the longest prefix wins (Envoy's IP matcher).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::authority::Authority;
+
+/// What the first bytes of a connection are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SniffedProtocol {
+    /// An HTTP/1.1 request.
+    Http1,
+    /// An HTTP/1.0 request.
+    Http1_0,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// None of them.
+    Other,
+}
+
+/// Choice by sniffed protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ByProtocol {
+    /// `'http/1.1'`.
+    pub http1: Option<Box<Node>>,
+    /// `'http/1.0'`.
+    pub http1_0: Option<Box<Node>>,
+    /// `'h2c'`.
+    pub http2: Option<Box<Node>>,
+    /// Everything else.
+    pub other: Option<Box<Node>>,
+}
+
+/// Choice by destination address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ByAddress {
+    exact: HashMap<IpAddr, Arc<Node>>,
+    /// Longest prefix first.
+    ranges: Vec<(IpNet, Arc<Node>)>,
+    other: Option<Box<Node>>,
+}
+
+impl ByAddress {
+    /// From ranges and what they lead to. Of equal ranges the first counts.
+    #[must_use]
+    pub fn new(entries: Vec<(Vec<IpNet>, Node)>, other: Option<Node>) -> Self {
+        let mut built = Self { other: other.map(Box::new), ..Self::default() };
+        for (ranges, node) in entries {
+            let node = Arc::new(node);
+            for range in ranges {
+                if range.prefix_len() == range.max_prefix_len() {
+                    built.exact.entry(range.addr()).or_insert_with(|| Arc::clone(&node));
+                } else {
+                    built.ranges.push((range.trunc(), Arc::clone(&node)));
+                }
+            }
+        }
+        built.ranges.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix_len()));
+        built
+    }
+
+    fn find(&self, address: IpAddr) -> Option<&Node> {
+        let of_range = || self.ranges.iter().find(|(range, _)| range.contains(&address));
+        self.exact.get(&address).map(Arc::as_ref).or_else(|| of_range().map(|(_, node)| node.as_ref())).or(self.other.as_deref())
+    }
+}
+
+/// A node of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// This chain.
+    Chain(Arc<str>),
+    /// It depends on the address.
+    Address(ByAddress),
+    /// It depends on the port.
+    Port(HashMap<u16, Node>, Option<Box<Node>>),
+    /// It depends on the whole authority, `host:port` in lower case.
+    Authority(HashMap<Box<str>, Node>, Option<Box<Node>>),
+    /// It depends on the first bytes.
+    Protocol(ByProtocol),
+}
+
+/// Where the tree ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// At this chain.
+    Chain(&'a Arc<str>),
+    /// The protocol has to be known.
+    Sniff(&'a ByProtocol),
+    /// Nowhere.
+    NotFound,
+}
+
+/// The tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dispatch {
+    /// None: nothing is attached.
+    pub root: Option<Node>,
+}
+
+impl Dispatch {
+    /// Follows the tree for a CONNECT.
+    #[must_use]
+    pub fn lookup(&self, target: &Authority) -> Lookup<'_> {
+        self.root.as_ref().map_or(Lookup::NotFound, |node| follow(node, target))
+    }
+}
+
+impl ByProtocol {
+    /// Follows the tree further once the protocol is known.
+    #[must_use]
+    pub fn lookup(&self, protocol: SniffedProtocol, target: &Authority) -> Lookup<'_> {
+        let node = match protocol {
+            SniffedProtocol::Http1 => self.http1.as_deref(),
+            SniffedProtocol::Http1_0 => self.http1_0.as_deref(),
+            SniffedProtocol::Http2 => self.http2.as_deref(),
+            SniffedProtocol::Other => None,
+        };
+        node.or(self.other.as_deref()).map_or(Lookup::NotFound, |node| follow(node, target))
+    }
+}
+
+fn follow<'a>(node: &'a Node, target: &Authority) -> Lookup<'a> {
+    let next = match node {
+        Node::Chain(name) => return Lookup::Chain(name),
+        Node::Protocol(by) => return Lookup::Sniff(by),
+        Node::Address(by) => target.address().and_then(|address| by.find(address.ip())),
+        Node::Port(ports, other) => ports.get(&target.port()).or(other.as_deref()),
+        Node::Authority(authorities, other) => authorities.get(target.to_string().as_str()).or(other.as_deref()),
+    };
+    next.map_or(Lookup::NotFound, |node| follow(node, target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(name: &str) -> Node {
+        Node::Chain(name.into())
+    }
+
+    fn target(text: &str) -> Authority {
+        Authority::parse(text).expect("authority")
+    }
+
+    fn dispatch() -> Dispatch {
+        let sniffed =
+            ByProtocol { http1: Some(Box::new(chain("auto-http"))), other: Some(Box::new(chain("auto-tcp"))), ..ByProtocol::default() };
+        let web = Node::Port(HashMap::from([(80, chain("web")), (7000, Node::Protocol(sniffed))]), None);
+        let net = |text: &str| text.parse().expect("range");
+        let by = ByAddress::new(
+            vec![
+                (vec![net("10.96.1.1/32"), net("fd00::1/128")], web),
+                (vec![net("10.0.0.0/8")], chain("wide")),
+                (vec![net("10.244.0.0/16")], chain("pods")),
+            ],
+            None,
+        );
+        Dispatch { root: Some(Node::Address(by)) }
+    }
+
+    #[test]
+    fn a_virtual_address_and_its_port_choose_the_chain() {
+        let dispatch = dispatch();
+        for (text, name) in [("10.96.1.1:80", "web"), ("[fd00::1]:80", "web"), ("10.244.9.9:1", "pods"), ("10.1.1.1:1", "wide")] {
+            assert_eq!(dispatch.lookup(&target(text)), Lookup::Chain(&name.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_is_asked_for_only_where_it_matters() {
+        let dispatch = dispatch();
+        let Lookup::Sniff(by) = dispatch.lookup(&target("10.96.1.1:7000")) else { panic!("must sniff") };
+        assert_eq!(by.lookup(SniffedProtocol::Http1, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-http".into()));
+        assert_eq!(by.lookup(SniffedProtocol::Http2, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-tcp".into()));
+    }
+
+    #[test]
+    fn what_nobody_attached_is_not_found() {
+        let dispatch = dispatch();
+        for text in ["10.96.1.1:81", "192.168.1.1:80", "web.shop:80"] {
+            assert_eq!(dispatch.lookup(&target(text)), Lookup::NotFound, "{text}");
+        }
+        assert_eq!(Dispatch::default().lookup(&target("10.96.1.1:80")), Lookup::NotFound);
+    }
+}

@@ -1,0 +1,59 @@
+//! Endpoints of a cluster, as EDS lists them.
+//!
+//! Not for: their load or health as we see it, which lives beside and outlives updates.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::invalid::Invalid;
+
+/// The port on which ambient pods take HBONE.
+pub const HBONE_PORT: u16 = 15008;
+
+/// How an endpoint is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    /// Over HBONE: a CONNECT for `target` to `tunnel`.
+    Hbone {
+        /// Who terminates the tunnel: the pod's own address at [`HBONE_PORT`].
+        tunnel: SocketAddr,
+        /// What is asked of it.
+        target: SocketAddr,
+    },
+    /// Plain TCP.
+    Plain(SocketAddr),
+}
+
+impl EndpointAddress {
+    /// The application's address.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        match self {
+            Self::Hbone { target, .. } | Self::Plain(target) => *target,
+        }
+    }
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where.
+    pub address: EndpointAddress,
+    /// What `%UPSTREAM_HOST%` prints: `envoy://connect_originate/10.244.1.1:8080`, or the address.
+    pub host: Arc<str>,
+    /// Its share.
+    pub weight: u32,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// False: never chosen (`UNHEALTHY`, `DRAINING`).
+    pub healthy: bool,
+}
+
+/// All endpoints of one cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// In the order in which they were sent.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Those that were left out, and why.
+    pub refused: Vec<Invalid>,
+}

@@ -1,0 +1,89 @@
+//! Authorization policies, compiled: Envoy's RBAC as istiod generates it for waypoints.
+//!
+//! Not for: deciding; `filters::rbac` does.
+//! Invariants: policies are kept in name order, in which Envoy evaluates them; what could not be compiled is not here
+//! (its chain was refused), so evaluating fails closed by construction.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::matcher::StringMatcher;
+use crate::route::HeaderMatcher;
+
+/// What a matched policy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RbacAction {
+    /// Only what a policy matches may pass.
+    Allow,
+    /// What a policy matches may not pass.
+    Deny,
+    /// Nothing is refused.
+    Log,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub enum Permission {
+    /// Anything.
+    Any,
+    /// All of these.
+    And(Vec<Permission>),
+    /// One of these.
+    Or(Vec<Permission>),
+    /// Not this.
+    Not(Box<Permission>),
+    /// A header; every line of it is seen.
+    Header(HeaderMatcher),
+    /// The path without query and fragment.
+    UrlPath(StringMatcher),
+    /// The address asked for.
+    DestinationIp(IpNet),
+    /// The port asked for.
+    DestinationPort(u16),
+    /// The TLS server name.
+    RequestedServerName(StringMatcher),
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub enum Principal {
+    /// Anyone.
+    Any,
+    /// All of these.
+    And(Vec<Principal>),
+    /// One of these.
+    Or(Vec<Principal>),
+    /// Not this.
+    Not(Box<Principal>),
+    /// `io.istio.peer_principal`: the verified identity of the HBONE client.
+    PeerPrincipal(StringMatcher),
+    /// The HBONE client's address.
+    DirectRemoteIp(IpNet),
+    /// The address that `x-forwarded-for` names, by Envoy's rules.
+    RemoteIp(IpNet),
+    /// A header; every line of it is seen.
+    Header(HeaderMatcher),
+    /// The path without query and fragment.
+    UrlPath(StringMatcher),
+}
+
+/// One policy rule, `ns[shop]-policy[web-allow]-rule[0]`.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Its name.
+    pub name: Arc<str>,
+    /// One of these must match.
+    pub permissions: Vec<Permission>,
+    /// And one of these.
+    pub principals: Vec<Principal>,
+}
+
+/// One RBAC filter.
+#[derive(Clone, Debug)]
+pub struct Rbac {
+    /// What a match does.
+    pub action: RbacAction,
+    /// In name order.
+    pub policies: Vec<Policy>,
+}

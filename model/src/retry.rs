@@ -1,0 +1,85 @@
+//! When a failed try is tried again.
+//!
+//! Not for: deciding; `filters::retry` does. Source: Envoy's `RetryPolicy` and `x-envoy-retry-on`.
+
+use std::time::Duration;
+
+/// Tries whose results are retried. Each is one word of Envoy's `retry_on`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of independent words, each asked for by name")]
+pub struct RetryOn {
+    /// `5xx`: any 5xx, and no answer at all.
+    pub server_error: bool,
+    /// `gateway-error`: 502, 503, 504.
+    pub gateway_error: bool,
+    /// `reset`: no answer.
+    pub reset: bool,
+    /// `reset-before-request`: no answer, and the request had not been sent.
+    pub reset_before_request: bool,
+    /// `connect-failure`.
+    pub connect_failure: bool,
+    /// `refused-stream`: `RST_STREAM(REFUSED_STREAM)`.
+    pub refused_stream: bool,
+    /// `retriable-4xx`: 409.
+    pub retriable_4xx: bool,
+    /// `retriable-status-codes`: the codes listed beside.
+    pub retriable_status_codes: bool,
+    /// `cancelled` (gRPC status 1 in the response headers).
+    pub grpc_cancelled: bool,
+    /// `deadline-exceeded` (gRPC status 4).
+    pub grpc_deadline_exceeded: bool,
+    /// `internal` (gRPC status 13).
+    pub grpc_internal: bool,
+    /// `resource-exhausted` (gRPC status 8).
+    pub grpc_resource_exhausted: bool,
+    /// `unavailable` (gRPC status 14).
+    pub grpc_unavailable: bool,
+}
+
+impl RetryOn {
+    /// Reads one word; false if it is not known.
+    pub fn add(&mut self, word: &str) -> bool {
+        let flag = match word {
+            "5xx" => &mut self.server_error,
+            "gateway-error" => &mut self.gateway_error,
+            "reset" => &mut self.reset,
+            "reset-before-request" => &mut self.reset_before_request,
+            "connect-failure" => &mut self.connect_failure,
+            "refused-stream" => &mut self.refused_stream,
+            "retriable-4xx" => &mut self.retriable_4xx,
+            "retriable-status-codes" => &mut self.retriable_status_codes,
+            "cancelled" => &mut self.grpc_cancelled,
+            "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
+            "internal" => &mut self.grpc_internal,
+            "resource-exhausted" => &mut self.grpc_resource_exhausted,
+            "unavailable" => &mut self.grpc_unavailable,
+            _ => return false,
+        };
+        *flag = true;
+        true
+    }
+}
+
+/// Envoy's back-off when a policy names none.
+pub const BACK_OFF_BASE_DEFAULT: Duration = Duration::from_millis(25);
+
+/// A route's retry policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Which results.
+    pub on: RetryOn,
+    /// Tries after the first, at most.
+    pub retries_max: u32,
+    /// Codes for `retriable-status-codes`.
+    pub status_codes: Vec<u16>,
+    /// How long one try may take; none means as long as the request.
+    pub per_try_timeout: Option<Duration>,
+    /// First back-off; doubles, jittered.
+    pub back_off_base: Duration,
+    /// Longest back-off.
+    pub back_off_max: Duration,
+    /// `previous_hosts`: choose again, up to `host_attempts_max` times, when a tried endpoint comes up.
+    pub avoid_previous_hosts: bool,
+    /// Choices per try at most.
+    pub host_attempts_max: u32,
+}

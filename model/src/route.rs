@@ -1,0 +1,199 @@
+//! Routes: which request goes where, with which changes and how long it may take.
+//!
+//! Not for: choosing; `filters::route` does. Order of routes is match order (Envoy).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::headers::HeaderEdits;
+use crate::matcher::StringMatcher;
+use crate::retry::RetryPolicy;
+
+/// How a path is matched. Paths are matched without their query.
+#[derive(Clone, Debug)]
+pub enum PathMatcher {
+    /// `prefix`.
+    Prefix(Box<str>),
+    /// `path_separated_prefix`: the prefix, or the prefix and then a slash.
+    SeparatedPrefix(Box<str>),
+    /// `path`.
+    Exact(Box<str>),
+    /// `safe_regex`.
+    Regex(StringMatcher),
+}
+
+/// What a header or pseudo-header must look like.
+#[derive(Clone, Debug)]
+pub enum HeaderTest {
+    /// It is there (or, false, it is not).
+    Present(bool),
+    /// Its value matches; several lines are joined by commas, as Envoy does.
+    Text(StringMatcher),
+}
+
+/// A header's name in a match, pseudo-headers included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MatchedHeader {
+    /// `:method`.
+    Method,
+    /// `:authority`, or `host`.
+    Authority,
+    /// `:path`.
+    Path,
+    /// `:scheme`.
+    Scheme,
+    /// Any other.
+    Name(HeaderName),
+}
+
+/// One header condition.
+#[derive(Clone, Debug)]
+pub struct HeaderMatcher {
+    /// Which header.
+    pub name: MatchedHeader,
+    /// The condition.
+    pub test: HeaderTest,
+    /// The opposite of it.
+    pub invert: bool,
+    /// A missing header counts as an empty one.
+    pub missing_as_empty: bool,
+}
+
+/// One query parameter condition; the first of equal names counts.
+#[derive(Clone, Debug)]
+pub struct QueryMatcher {
+    /// The parameter.
+    pub name: Box<str>,
+    /// Its value; none means that it only has to be there.
+    pub value: Option<StringMatcher>,
+}
+
+/// Everything a request must be for a route.
+#[derive(Clone, Debug)]
+pub struct RouteMatch {
+    /// Its path.
+    pub path: PathMatcher,
+    /// False: letters of either case alike in prefix and exact paths.
+    pub case_sensitive: bool,
+    /// Its headers, all of them.
+    pub headers: Vec<HeaderMatcher>,
+    /// Its query parameters, all of them.
+    pub query: Vec<QueryMatcher>,
+    /// Only gRPC requests.
+    pub grpc_only: bool,
+}
+
+/// One of several clusters.
+#[derive(Clone, Debug)]
+pub struct WeightedCluster {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its share of the sum of weights.
+    pub weight: u32,
+    /// Changes for this share only.
+    pub request_headers: HeaderEdits,
+    /// Changes for this share only.
+    pub response_headers: HeaderEdits,
+}
+
+/// Where a request is sent.
+#[derive(Clone, Debug)]
+pub enum ClusterChoice {
+    /// One cluster.
+    One(Arc<str>),
+    /// A share each; the sum of weights is positive.
+    Weighted(Vec<WeightedCluster>),
+}
+
+/// A route that forwards.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    /// Where to.
+    pub clusters: ClusterChoice,
+    /// Status when the cluster does not exist: 503, or 500 for Gateway API routes.
+    pub cluster_not_found_status: u16,
+    /// From the end of the request to the end of the answer; none is for ever.
+    pub timeout: Option<Duration>,
+    /// Whether a client's `grpc-timeout` counts, and its cap: `Some(None)` is without a cap.
+    pub grpc_timeout_max: Option<Option<Duration>>,
+    /// Retries; none means none.
+    pub retry: Option<RetryPolicy>,
+}
+
+/// An answer made here.
+#[derive(Clone, Debug)]
+pub struct DirectResponse {
+    /// Its status.
+    pub status: u16,
+    /// Its body.
+    pub body: Box<[u8]>,
+}
+
+/// What a route does.
+#[derive(Clone, Debug)]
+pub enum RouteAction {
+    /// Send it on.
+    Forward(Forward),
+    /// Answer it.
+    Direct(DirectResponse),
+}
+
+/// One route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name; `%ROUTE_NAME%`.
+    pub name: Option<Arc<str>>,
+    /// For which requests.
+    pub matches: RouteMatch,
+    /// What to do.
+    pub action: RouteAction,
+    /// Changes to the request.
+    pub request_headers: HeaderEdits,
+    /// Changes to the response.
+    pub response_headers: HeaderEdits,
+    /// `decorator.operation`: the span's name, and a header of the response.
+    pub operation: Option<Arc<str>>,
+}
+
+/// A virtual host's domain, letters of either case alike; kept in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// `*`.
+    Any,
+    /// `*.example.com`: something before the suffix.
+    Suffix(Box<str>),
+    /// `example.*`.
+    Prefix(Box<str>),
+    /// The whole host, with its port if it has one.
+    Exact(Box<str>),
+}
+
+/// Routes of some domains.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its domains.
+    pub domains: Vec<Domain>,
+    /// In order.
+    pub routes: Vec<Arc<Route>>,
+    /// Changes to requests of all routes, after the route's own.
+    pub request_headers: HeaderEdits,
+    /// Changes to responses of all routes, after the route's own.
+    pub response_headers: HeaderEdits,
+}
+
+/// An HTTP chain's routes.
+#[derive(Clone, Debug)]
+pub struct RouteTable {
+    /// The configuration's name.
+    pub name: Box<str>,
+    /// Its virtual hosts.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Changes to all requests, last.
+    pub request_headers: HeaderEdits,
+    /// Changes to all responses, last.
+    pub response_headers: HeaderEdits,
+}
