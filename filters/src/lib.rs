@@ -1,1 +1,11 @@
-//! filters
+//! Decisions about one request or connection. Time, randomness and answers of others are arguments.
+//!
+//! Not for: I/O, logging, counting, waiting; a filter decides, `waypoint` acts, `telemetry` records.
+//! Read from the top: each module may use those above it.
+
+pub mod chain;
+pub mod header_match;
+pub mod headers;
+pub mod rbac;
+pub mod retry;
+pub mod route;

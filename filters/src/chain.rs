@@ -1,0 +1,47 @@
+//! The order in which a request meets the filters: the specification, and its test.
+//!
+//! | step | filter | source |
+//! | --- | --- | --- |
+//! | 1 | the route is chosen, so that a refusal still names its cluster | Envoy's filter manager |
+//! | 2 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
+//! | 3 | the route's action | `envoy.filters.http.router` |
+//!
+//! Not for: steps that need another server's answer.
+
+use std::sync::Arc;
+
+use model::chain::{Chain, ChainKind};
+use model::route::{Route, VirtualHost};
+
+use crate::rbac::{self, RbacInput, RbacVerdict};
+use crate::route;
+
+/// What the filters say of a request.
+#[derive(Clone, Debug)]
+pub enum Outcome<'a> {
+    /// It goes where its route says.
+    Route(&'a VirtualHost, &'a Arc<Route>),
+    /// No route matches: 404.
+    NoRoute,
+    /// Refused: 403. The route is the one it would have taken.
+    Denied {
+        /// Which policy, none if no ALLOW policy matched.
+        policy: Option<Arc<str>>,
+        /// For the cluster's name in metrics and logs.
+        route: Option<&'a Arc<Route>>,
+    },
+    /// The chain is not obeyed: 503 `config_rejected`.
+    Rejected,
+}
+
+/// Judges a request.
+#[must_use]
+pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>) -> Outcome<'a> {
+    let (ChainKind::Http(http), Some(head)) = (&chain.kind, &input.head) else { return Outcome::Rejected };
+    let selected = route::select(&http.routes, head);
+    match (rbac::decide_chain(chain, input), selected) {
+        (RbacVerdict::Deny(policy), selected) => Outcome::Denied { policy, route: selected.map(|(_, route)| route) },
+        (RbacVerdict::Pass, Some((host, route))) => Outcome::Route(host, route),
+        (RbacVerdict::Pass, None) => Outcome::NoRoute,
+    }
+}

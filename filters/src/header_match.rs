@@ -1,0 +1,60 @@
+//! Header and path conditions, shared by routes and policies.
+//!
+//! Source: Envoy's `HeaderMatcher`: lines of one name are joined by commas, a missing header matches no text condition,
+//! inverted or not, unless it counts as empty.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName};
+use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
+use model::stream_view::RequestHead;
+
+/// The path of a request without query and fragment.
+#[must_use]
+pub fn path_only(path: &str) -> &str {
+    path.find(['?', '#']).map_or(path, |end| &path[..end])
+}
+
+/// The query of a request, without its question mark and without a fragment.
+#[must_use]
+pub fn query_only(path: &str) -> Option<&str> {
+    let path = path.split('#').next().unwrap_or(path);
+    path.split_once('?').map(|(_, query)| query)
+}
+
+/// All lines of a header joined by commas, as Envoy matches them.
+#[must_use]
+pub fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?.as_bytes();
+    let Some(second) = lines.next() else { return Some(Cow::Borrowed(first)) };
+    let mut all = first.to_vec();
+    for line in std::iter::once(second).chain(lines) {
+        all.push(b',');
+        all.extend_from_slice(line.as_bytes());
+    }
+    Some(Cow::Owned(all))
+}
+
+/// The value of a header or pseudo-header.
+#[must_use]
+pub fn value<'a>(head: &RequestHead<'a>, name: &MatchedHeader) -> Option<Cow<'a, [u8]>> {
+    match name {
+        MatchedHeader::Method => Some(Cow::Borrowed(head.method.as_bytes())),
+        MatchedHeader::Authority => head.authority.map(|text| Cow::Borrowed(text.as_bytes())),
+        MatchedHeader::Path => Some(Cow::Borrowed(head.path.as_bytes())),
+        MatchedHeader::Scheme => Some(Cow::Borrowed(head.scheme.as_bytes())),
+        MatchedHeader::Name(name) => joined(head.headers, name),
+    }
+}
+
+/// Whether the request meets the condition, lines of one name taken together.
+#[must_use]
+pub fn matches(matcher: &HeaderMatcher, head: &RequestHead<'_>) -> bool {
+    let value = value(head, &matcher.name);
+    match (&matcher.test, value) {
+        (HeaderTest::Present(wanted), found) => (found.is_some() == *wanted) != matcher.invert,
+        (HeaderTest::Text(test), Some(found)) => test.matches(&found) != matcher.invert,
+        (HeaderTest::Text(test), None) => matcher.missing_as_empty && test.matches(b"") != matcher.invert,
+    }
+}

@@ -1,0 +1,119 @@
+//! Does what routes ask for with headers.
+//!
+//! Not for: hop-by-hop rules, which are the codec's. Source: Envoy's header manipulation: removals first, then additions.
+
+use http::{HeaderMap, HeaderValue};
+use model::format::TextFormat;
+use model::headers::{AppendAction, EditTarget, HeaderEdits};
+use model::stream_view::StreamView;
+
+/// What became of the pseudo-headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PseudoEdits {
+    /// A new `:authority`.
+    pub authority: Option<HeaderValue>,
+    /// A new `:path`.
+    pub path: Option<HeaderValue>,
+}
+
+/// Changes `headers`. `view` answers the operators in values; what it says of headers is from before the changes.
+///
+/// A value that an operator made unreadable (control bytes) is not sent.
+pub fn apply(edits: &HeaderEdits, headers: &mut HeaderMap, view: &dyn StreamView) -> PseudoEdits {
+    let mut pseudo = PseudoEdits::default();
+    for name in &edits.remove {
+        headers.remove(name);
+    }
+    for add in &edits.add {
+        let Some(value) = render(&add.value, view) else { continue };
+        if value.is_empty() && !add.keep_empty_value {
+            continue;
+        }
+        match &add.target {
+            EditTarget::Authority => pseudo.authority = Some(value),
+            EditTarget::Path => pseudo.path = Some(value),
+            EditTarget::Header(name) => match add.action {
+                AppendAction::Append => {
+                    headers.append(name, value);
+                }
+                AppendAction::AddIfAbsent if headers.contains_key(name) => {}
+                AppendAction::OverwriteIfExists if !headers.contains_key(name) => {}
+                AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
+                    headers.insert(name, value);
+                }
+            },
+        }
+    }
+    pseudo
+}
+
+fn render(format: &TextFormat, view: &dyn StreamView) -> Option<HeaderValue> {
+    if let Some(literal) = format.as_literal() {
+        return HeaderValue::from_bytes(literal).ok();
+    }
+    let mut out = Vec::new();
+    format.render(view, &mut out);
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(out)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use http::HeaderName;
+    use model::headers::HeaderAdd;
+    use model::stream_view::{Field, RequestHead, Side, Value};
+    use model::workload::Workload;
+
+    use super::*;
+
+    struct Nothing;
+    impl StreamView for Nothing {
+        fn request(&self) -> Option<RequestHead<'_>> {
+            None
+        }
+        fn response_headers(&self) -> Option<&HeaderMap> {
+            None
+        }
+        fn response_trailers(&self) -> Option<&HeaderMap> {
+            None
+        }
+        fn field(&self, field: Field) -> Value<'_> {
+            if field == Field::RouteName { Value::Text("split") } else { Value::Missing }
+        }
+        fn peer(&self, _: Side) -> Option<&Workload> {
+            None
+        }
+    }
+
+    fn add(name: &'static str, value: &str, action: AppendAction) -> HeaderAdd {
+        let target = EditTarget::Header(HeaderName::from_static(name));
+        HeaderAdd { target, value: TextFormat::parse(value, &mut Vec::new()), action, keep_empty_value: false }
+    }
+
+    #[test]
+    fn removals_come_first_and_each_action_does_what_it_says() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-gone", "1"), ("x-set", "old"), ("x-set", "older"), ("x-add", "a"), ("x-there", "kept")] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let edits = HeaderEdits {
+            remove: vec![HeaderName::from_static("x-gone")],
+            add: vec![
+                add("x-gone", "again", AppendAction::AddIfAbsent),
+                add("x-set", "%ROUTE_NAME%", AppendAction::Overwrite),
+                add("x-add", "b", AppendAction::Append),
+                add("x-there", "no", AppendAction::AddIfAbsent),
+                add("x-not-there", "no", AppendAction::OverwriteIfExists),
+                add("x-empty", "", AppendAction::Overwrite),
+            ],
+        };
+        apply(&edits, &mut headers, &Nothing);
+        let all = |name: &str| headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(
+            (all("x-gone"), all("x-set"), all("x-add"), all("x-there")),
+            (vec!["again"], vec!["split"], vec!["a", "b"], vec!["kept"])
+        );
+        assert!(all("x-not-there").is_empty() && all("x-empty").is_empty());
+    }
+}

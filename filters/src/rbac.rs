@@ -1,0 +1,124 @@
+//! Whether authorization policies let a request or connection pass.
+//!
+//! Not for: where identities come from; the caller passes what it has verified.
+//! Invariant: a header that comes on several lines never lets more through. Where a match refuses, one line is enough to match;
+//! where a match permits, every line must match, and so must all lines joined (what Envoy sees).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use model::chain::{Chain, ChainKind, HttpFilter};
+use model::matcher::StringMatcher;
+use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
+use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
+use model::stream_view::RequestHead;
+
+use crate::header_match::{self, path_only};
+
+/// What is known of who asks for what.
+#[derive(Clone, Copy, Debug)]
+pub struct RbacInput<'a> {
+    /// The request; none for TCP.
+    pub head: Option<RequestHead<'a>>,
+    /// The identity of the HBONE client's verified certificate.
+    pub peer_principal: Option<&'a str>,
+    /// The HBONE client's address.
+    pub peer_address: IpAddr,
+    /// What was asked for.
+    pub destination: Option<SocketAddr>,
+    /// The TLS server name, where the connection has one.
+    pub server_name: Option<&'a str>,
+}
+
+/// What a filter says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RbacVerdict {
+    /// Go on.
+    Pass,
+    /// Refused, by this policy, or because no policy of an ALLOW filter matched.
+    Deny(Option<Arc<str>>),
+}
+
+/// Judges one filter.
+#[must_use]
+pub fn decide(rbac: &Rbac, input: &RbacInput<'_>) -> RbacVerdict {
+    let must_hold = rbac.action == RbacAction::Allow;
+    let matched = rbac.policies.iter().find(|policy| policy_matches(policy, input, must_hold));
+    match (rbac.action, matched) {
+        (RbacAction::Allow, Some(_)) | (RbacAction::Deny, None) | (RbacAction::Log, _) => RbacVerdict::Pass,
+        (RbacAction::Allow, None) => RbacVerdict::Deny(None),
+        (RbacAction::Deny, Some(policy)) => RbacVerdict::Deny(Some(Arc::clone(&policy.name))),
+    }
+}
+
+/// The first refusal of a chain's filters, in their order.
+#[must_use]
+pub fn decide_chain(chain: &Chain, input: &RbacInput<'_>) -> RbacVerdict {
+    let refuses = |rbac: &Rbac| Some(decide(rbac, input)).filter(|verdict| *verdict != RbacVerdict::Pass);
+    let refused = match &chain.kind {
+        ChainKind::Http(http) => http.filters.iter().find_map(|HttpFilter::Rbac(rbac)| refuses(rbac)),
+        ChainKind::Tcp(tcp) => tcp.rbac.iter().find_map(refuses),
+        ChainKind::Refused { .. } => Some(RbacVerdict::Deny(None)),
+    };
+    refused.unwrap_or(RbacVerdict::Pass)
+}
+
+fn policy_matches(policy: &Policy, input: &RbacInput<'_>, must_hold: bool) -> bool {
+    policy.permissions.iter().any(|permission| permits(permission, input, must_hold))
+        && policy.principals.iter().any(|principal| is_principal(principal, input, must_hold))
+}
+
+/// `must_hold`: the answer permits, so every line of a header has to meet a condition; below a `not` it is the other way round.
+fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> bool {
+    match permission {
+        Permission::Any => true,
+        Permission::And(all) => all.iter().all(|one| permits(one, input, must_hold)),
+        Permission::Or(all) => all.iter().any(|one| permits(one, input, must_hold)),
+        Permission::Not(one) => !permits(one, input, !must_hold),
+        Permission::Header(matcher) => header(matcher, input, must_hold),
+        Permission::UrlPath(matcher) => url_path(matcher, input),
+        Permission::DestinationIp(range) => input.destination.is_some_and(|address| range.contains(&address.ip())),
+        Permission::DestinationPort(port) => input.destination.is_some_and(|address| address.port() == *port),
+        Permission::RequestedServerName(matcher) => matcher.matches(input.server_name.unwrap_or_default().as_bytes()),
+    }
+}
+
+fn is_principal(principal: &Principal, input: &RbacInput<'_>, must_hold: bool) -> bool {
+    match principal {
+        Principal::Any => true,
+        Principal::And(all) => all.iter().all(|one| is_principal(one, input, must_hold)),
+        Principal::Or(all) => all.iter().any(|one| is_principal(one, input, must_hold)),
+        Principal::Not(one) => !is_principal(one, input, !must_hold),
+        Principal::PeerPrincipal(matcher) => input.peer_principal.is_some_and(|id| matcher.matches(id.as_bytes())),
+        Principal::DirectRemoteIp(range) => range.contains(&input.peer_address),
+        Principal::RemoteIp(range) => range.contains(&remote_ip(input)),
+        Principal::Header(matcher) => header(matcher, input, must_hold),
+        Principal::UrlPath(matcher) => url_path(matcher, input),
+    }
+}
+
+fn url_path(matcher: &StringMatcher, input: &RbacInput<'_>) -> bool {
+    input.head.is_some_and(|head| matcher.matches(path_only(head.path).as_bytes()))
+}
+
+fn header(matcher: &HeaderMatcher, input: &RbacInput<'_>, must_hold: bool) -> bool {
+    let Some(head) = &input.head else { return false };
+    let whole = header_match::matches(matcher, head);
+    let (HeaderTest::Text(test), MatchedHeader::Name(name)) = (&matcher.test, &matcher.name) else { return whole };
+    let mut lines = head.headers.get_all(name).iter();
+    let line_matches = |line: &http::HeaderValue| test.matches(line.as_bytes()) != matcher.invert;
+    if must_hold { whole && lines.all(line_matches) } else { whole || lines.any(line_matches) }
+}
+
+/// The client that `x-forwarded-for` names last, else the HBONE client: Envoy's rule without trusted hops,
+/// `use_remote_address` being off in waypoints.
+fn remote_ip(input: &RbacInput<'_>) -> IpAddr {
+    let forwarded = input.head.and_then(|head| {
+        let last = head.headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
+        last.rsplit(',').next()?.trim().parse::<IpAddr>().ok()
+    });
+    forwarded.unwrap_or(input.peer_address)
+}
+
+#[cfg(test)]
+mod tests;

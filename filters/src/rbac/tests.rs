@@ -1,0 +1,143 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use http::HeaderMap;
+
+use super::*;
+
+const FRONTEND: &str = "spiffe://cluster.local/ns/clients/sa/frontend";
+
+fn text(exact: &str) -> StringMatcher {
+    StringMatcher::Exact(exact.as_bytes().into())
+}
+
+fn named(name: &str, test: StringMatcher) -> HeaderMatcher {
+    let name = match name {
+        ":method" => MatchedHeader::Method,
+        ":authority" => MatchedHeader::Authority,
+        name => MatchedHeader::Name(name.parse().unwrap()),
+    };
+    HeaderMatcher { name, test: HeaderTest::Text(test), invert: false, missing_as_empty: false }
+}
+
+fn rbac(action: RbacAction, permission: Permission, principal: Principal) -> Rbac {
+    Rbac { action, policies: vec![Policy { name: "p".into(), permissions: vec![permission], principals: vec![principal] }] }
+}
+
+struct Ask {
+    method: &'static str,
+    path: &'static str,
+    headers: HeaderMap,
+}
+
+impl Ask {
+    fn new(lines: &[(&'static str, &str)]) -> Self {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, value.parse().unwrap());
+        }
+        Self { method: "GET", path: "/reviews/1?x=/forbidden", headers }
+    }
+
+    fn input(&self) -> RbacInput<'_> {
+        let head =
+            RequestHead { method: self.method, path: self.path, authority: Some("web.shop"), scheme: "http", headers: &self.headers };
+        RbacInput {
+            head: Some(head),
+            peer_principal: Some(FRONTEND),
+            peer_address: "10.244.9.1".parse().unwrap(),
+            destination: Some("10.96.1.1:80".parse().unwrap()),
+            server_name: None,
+        }
+    }
+}
+
+fn passes(rbac: &Rbac, ask: &Ask) -> bool {
+    decide(rbac, &ask.input()) == RbacVerdict::Pass
+}
+
+fn allows(permission: Permission, ask: &Ask) -> bool {
+    passes(&rbac(RbacAction::Allow, permission, Principal::Any), ask)
+}
+
+fn denies(permission: Permission, ask: &Ask) -> bool {
+    !passes(&rbac(RbacAction::Deny, permission, Principal::Any), ask)
+}
+
+#[test]
+fn an_allow_filter_refuses_what_no_policy_matches_and_names_none() {
+    let ask = Ask::new(&[]);
+    let other = rbac(RbacAction::Allow, Permission::Any, Principal::PeerPrincipal(text("spiffe://cluster.local/ns/x/sa/y")));
+    assert_eq!(decide(&other, &ask.input()), RbacVerdict::Deny(None));
+    assert_eq!(decide(&Rbac { action: RbacAction::Allow, policies: Vec::new() }, &ask.input()), RbacVerdict::Deny(None));
+    assert!(passes(&rbac(RbacAction::Allow, Permission::Any, Principal::PeerPrincipal(text(FRONTEND))), &ask));
+}
+
+#[test]
+fn a_deny_filter_names_the_policy_and_an_audit_filter_refuses_nothing() {
+    let ask = Ask::new(&[]);
+    let deny = rbac(RbacAction::Deny, Permission::UrlPath(text("/reviews/1")), Principal::Any);
+    assert_eq!(decide(&deny, &ask.input()), RbacVerdict::Deny(Some("p".into())));
+    assert!(passes(&Rbac { action: RbacAction::Log, ..deny }, &ask));
+}
+
+#[test]
+fn paths_are_judged_without_their_query() {
+    let ask = Ask::new(&[]);
+    assert!(!denies(Permission::UrlPath(StringMatcher::Suffix((*b"/forbidden").into())), &ask));
+    assert!(allows(Permission::UrlPath(StringMatcher::Prefix((*b"/reviews/").into())), &ask));
+}
+
+#[test]
+fn methods_hosts_ports_and_addresses_are_seen() {
+    let ask = Ask::new(&[]);
+    assert!(allows(Permission::Header(named(":method", text("GET"))), &ask));
+    assert!(allows(Permission::Header(named(":authority", StringMatcher::ExactIgnoreCase((*b"WEB.shop").into()))), &ask));
+    assert!(allows(Permission::DestinationPort(80), &ask) && !allows(Permission::DestinationPort(81), &ask));
+    assert!(allows(Permission::DestinationIp("10.96.0.0/16".parse().unwrap()), &ask));
+    assert!(!passes(&rbac(RbacAction::Allow, Permission::Any, Principal::DirectRemoteIp("10.244.9.2/32".parse().unwrap())), &ask));
+}
+
+#[test]
+fn no_second_line_of_a_header_hides_the_first() {
+    let is_evil = || Permission::Header(named("x-role", text("evil")));
+    let is_good = || Permission::Header(named("x-role", text("good")));
+    for lines in [[("x-role", "good"), ("x-role", "evil")], [("x-role", "evil"), ("x-role", "good")]] {
+        let ask = Ask::new(&lines);
+        assert!(denies(is_evil(), &ask), "one line is enough to be refused");
+        assert!(!allows(is_good(), &ask), "every line has to permit");
+        assert!(!allows(Permission::Not(Box::new(is_evil())), &ask), "one line is enough to fail a `not`");
+        assert!(denies(Permission::Not(Box::new(is_good())), &ask));
+    }
+    let joined = Ask::new(&[("x-role", "a"), ("x-role", "b")]);
+    assert!(denies(Permission::Header(named("x-role", text("a,b"))), &joined), "what Envoy refuses is refused");
+}
+
+#[test]
+fn the_remote_address_is_the_last_that_was_forwarded() {
+    let remote = |range: &str| Principal::RemoteIp(range.parse().unwrap());
+    let ask = Ask::new(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2, 203.0.113.7")]);
+    assert!(passes(&rbac(RbacAction::Allow, Permission::Any, remote("203.0.113.7/32")), &ask));
+    assert!(!passes(&rbac(RbacAction::Allow, Permission::Any, remote("1.1.1.1/32")), &ask));
+    let direct = Ask::new(&[("x-forwarded-for", "garbage")]);
+    assert!(passes(&rbac(RbacAction::Allow, Permission::Any, remote("10.244.9.1/32")), &direct));
+}
+
+#[test]
+fn nested_conditions_mean_what_they_say() {
+    let ask = Ask::new(&[]);
+    let get = || Permission::Header(named(":method", text("GET")));
+    let post = || Permission::Header(named(":method", text("POST")));
+    assert!(allows(Permission::Or(vec![post(), get()]), &ask) && !allows(Permission::And(vec![post(), get()]), &ask));
+    assert!(!allows(Permission::Or(Vec::new()), &ask), "an empty choice matches nothing");
+}
+
+#[test]
+fn a_connection_without_a_request_matches_no_http_condition() {
+    let ask = Ask::new(&[]);
+    let input = RbacInput { head: None, ..ask.input() };
+    let allow = rbac(RbacAction::Allow, Permission::Header(named(":method", text("GET"))), Principal::Any);
+    assert_eq!(decide(&allow, &input), RbacVerdict::Deny(None));
+    let without_identity = RbacInput { peer_principal: None, ..input };
+    let anyone = rbac(RbacAction::Allow, Permission::Any, Principal::PeerPrincipal(StringMatcher::regex(".+").unwrap()));
+    assert_eq!(decide(&anyone, &without_identity), RbacVerdict::Deny(None));
+}

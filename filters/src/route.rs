@@ -1,0 +1,211 @@
+//! Which route a request takes, and which of several clusters.
+//!
+//! Source: Envoy's router: virtual hosts by exact domain, then the longest suffix, the longest prefix, `*`;
+//! routes in order; paths without query and fragment.
+
+use std::sync::Arc;
+
+use model::route::{ClusterChoice, Domain, PathMatcher, QueryMatcher, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster};
+use model::stream_view::RequestHead;
+
+use crate::header_match::{self, path_only, query_only};
+
+/// The route of a request, and the virtual host it is in; none is a 404.
+#[must_use]
+pub fn select<'a>(table: &'a RouteTable, head: &RequestHead<'_>) -> Option<(&'a VirtualHost, &'a Arc<Route>)> {
+    let host = virtual_host(table, head.authority.unwrap_or_default())?;
+    let route = host.routes.iter().find(|route| matches(&route.matches, head))?;
+    Some((host, route))
+}
+
+fn virtual_host<'a>(table: &'a RouteTable, authority: &str) -> Option<&'a VirtualHost> {
+    if let [only] = table.virtual_hosts.as_slice()
+        && only.domains == [Domain::Any]
+    {
+        return Some(only);
+    }
+    let authority = authority.to_ascii_lowercase();
+    let rank = |domain: &Domain| match domain {
+        Domain::Exact(host) => (**host == *authority).then_some((3, host.len())),
+        Domain::Suffix(suffix) => (authority.len() > suffix.len() && authority.ends_with(&**suffix)).then_some((2, suffix.len())),
+        Domain::Prefix(prefix) => (authority.len() > prefix.len() && authority.starts_with(&**prefix)).then_some((1, prefix.len())),
+        Domain::Any => Some((0, 0)),
+    };
+    let best = |host: &&'a VirtualHost| host.domains.iter().filter_map(rank).max();
+    table.virtual_hosts.iter().filter(|host| best(host).is_some()).max_by_key(best)
+}
+
+/// Whether a request is what a route asks for.
+#[must_use]
+pub fn matches(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
+    path_matches(&wanted.path, wanted.case_sensitive, path_only(head.path))
+        && (!wanted.grpc_only || is_grpc(head))
+        && wanted.headers.iter().all(|matcher| header_match::matches(matcher, head))
+        && wanted.query.iter().all(|matcher| query_matches(matcher, query_only(head.path).unwrap_or_default()))
+}
+
+/// Whether the request's content type is gRPC's: `application/grpc`, alone or with `+` and a format.
+#[must_use]
+pub fn is_grpc(head: &RequestHead<'_>) -> bool {
+    let content_type = head.headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    content_type.and_then(|value| value.strip_prefix(b"application/grpc")).is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+}
+
+fn path_matches(wanted: &PathMatcher, case_sensitive: bool, path: &str) -> bool {
+    let begins = |prefix: &str| match path.as_bytes().get(..prefix.len()) {
+        Some(head) if case_sensitive => head == prefix.as_bytes(),
+        Some(head) => head.eq_ignore_ascii_case(prefix.as_bytes()),
+        None => false,
+    };
+    match wanted {
+        PathMatcher::Prefix(prefix) => begins(prefix),
+        PathMatcher::SeparatedPrefix(prefix) => begins(prefix) && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/')),
+        PathMatcher::Exact(exact) => path.len() == exact.len() && begins(exact),
+        PathMatcher::Regex(regex) => regex.matches(path.as_bytes()),
+    }
+}
+
+fn query_matches(wanted: &QueryMatcher, query: &str) -> bool {
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let found = pairs.find(|(name, _)| *name == &*wanted.name);
+    match (&wanted.value, found) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(test), Some((_, value))) => test.matches(value.as_bytes()),
+    }
+}
+
+/// The cluster that a draw of 64 random bits falls on.
+#[must_use]
+pub fn choose_cluster(choice: &ClusterChoice, draw: u64) -> (&Arc<str>, Option<&WeightedCluster>) {
+    match choice {
+        ClusterChoice::One(name) => (name, None),
+        ClusterChoice::Weighted(all) => {
+            let one = &all[weighted(all.iter().map(|one| one.weight), draw)];
+            (&one.name, Some(one))
+        }
+    }
+}
+
+/// The index that a draw falls on, each in proportion to its weight; the first if all are zero.
+pub fn weighted(weights: impl Iterator<Item = u32> + Clone, draw: u64) -> usize {
+    let total: u64 = weights.clone().map(u64::from).sum();
+    let mut left = draw % total.max(1);
+    for (index, weight) in weights.enumerate() {
+        if left < u64::from(weight) {
+            return index;
+        }
+        left -= u64::from(weight);
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use http::HeaderMap;
+    use model::headers::HeaderEdits;
+    use model::matcher::StringMatcher;
+    use model::route::{DirectResponse, HeaderMatcher, HeaderTest, MatchedHeader, RouteAction};
+
+    use super::*;
+
+    fn head<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestHead<'a> {
+        RequestHead { method: "GET", path, authority: Some("Web.shop:80"), scheme: "http", headers }
+    }
+
+    fn any(path: PathMatcher) -> RouteMatch {
+        RouteMatch { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false }
+    }
+
+    fn takes(path: PathMatcher, request: &str) -> bool {
+        matches(&any(path), &head(request, &HeaderMap::new()))
+    }
+
+    #[test]
+    fn a_separated_prefix_ends_at_a_slash() {
+        let old = || PathMatcher::SeparatedPrefix("/old".into());
+        assert!(takes(old(), "/old") && takes(old(), "/old/x") && takes(old(), "/old?q=/older"));
+        assert!(!takes(old(), "/older") && !takes(old(), "/ol") && !takes(old(), "/OLD"));
+    }
+
+    #[test]
+    fn paths_are_matched_without_query_and_fragment() {
+        assert!(takes(PathMatcher::Exact("/full".into()), "/full?a=1#b"));
+        assert!(!takes(PathMatcher::Exact("/full".into()), "/full/"));
+        assert!(takes(PathMatcher::Regex(StringMatcher::regex("/v[0-9]").unwrap()), "/v1?x"));
+    }
+
+    #[test]
+    fn lines_of_one_header_are_joined_and_a_missing_header_matches_no_text() {
+        let text = |invert, missing_as_empty| HeaderMatcher {
+            name: MatchedHeader::Name("x-group".parse().unwrap()),
+            test: HeaderTest::Text(StringMatcher::Exact((*b"a,b").into())),
+            invert,
+            missing_as_empty,
+        };
+        let mut headers = HeaderMap::new();
+        assert!(!header_match::matches(&text(false, false), &head("/", &headers)));
+        assert!(!header_match::matches(&text(true, false), &head("/", &headers)));
+        assert!(header_match::matches(&text(true, true), &head("/", &headers)));
+        headers.append("x-group", "a".parse().unwrap());
+        headers.append("x-group", "b".parse().unwrap());
+        assert!(header_match::matches(&text(false, false), &head("/", &headers)));
+    }
+
+    #[test]
+    fn the_first_query_parameter_of_a_name_counts() {
+        let with = |value: Option<&str>| {
+            let value = value.map(|text| StringMatcher::Exact(text.as_bytes().into()));
+            RouteMatch { query: vec![QueryMatcher { name: "debug".into(), value }], ..any(PathMatcher::Prefix("/".into())) }
+        };
+        let headers = HeaderMap::new();
+        assert!(matches(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
+        assert!(!matches(&with(Some("2")), &head("/?debug=1&debug=2", &headers)));
+        assert!(matches(&with(None), &head("/?debug", &headers)) && !matches(&with(None), &head("/?debugging", &headers)));
+    }
+
+    #[test]
+    fn routes_are_tried_in_order_in_the_virtual_host_that_fits_best() {
+        let route = |name: &str, prefix: &str| {
+            Arc::new(Route {
+                name: Some(name.into()),
+                matches: any(PathMatcher::Prefix(prefix.into())),
+                action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
+                request_headers: HeaderEdits::default(),
+                response_headers: HeaderEdits::default(),
+                operation: None,
+            })
+        };
+        let host = |name: &str, domains: Vec<Domain>, routes| VirtualHost {
+            name: name.into(),
+            domains,
+            routes,
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        };
+        let table = RouteTable {
+            name: "t".into(),
+            virtual_hosts: vec![
+                host("any", vec![Domain::Any], vec![route("any", "/")]),
+                host("suffix", vec![Domain::Suffix(".shop:80".into())], vec![route("a", "/a"), route("second", "/a"), route("rest", "/")]),
+                host("other", vec![Domain::Exact("other".into())], vec![route("other", "/")]),
+            ],
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        };
+        let headers = HeaderMap::new();
+        let name = |path| select(&table, &head(path, &headers)).and_then(|(_, route)| route.name.as_deref());
+        assert_eq!((name("/a"), name("/b")), (Some("a"), Some("rest")));
+    }
+
+    #[test]
+    fn weights_are_exact_over_one_round_of_draws() {
+        let mut counts = [0; 3];
+        for draw in 0..100 {
+            counts[weighted([70, 0, 30].into_iter(), draw)] += 1;
+        }
+        assert_eq!(counts, [70, 0, 30]);
+    }
+}
