@@ -1,1 +1,256 @@
-//! telemetry
+//! What happened: metrics, access logs and spans, as the consumers of an Istio waypoint expect them.
+//!
+//! Not for: deciding anything, or serving what is recorded. Invariant: telemetry never fails a request, and never makes one wait.
+//! Read from the bottom: [`Telemetry`] is the process's, [`WorkerTelemetry`] a worker's; a [`record::RequestRecord`] is filled
+//! while a request runs and handed over once.
+
+mod access_log;
+pub mod grpc;
+mod metrics;
+pub mod record;
+pub mod trace;
+
+use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use model::access_log::AccessLog;
+use model::metrics::Stats;
+use model::tracing::Tracing;
+use opentelemetry::InstrumentationScope;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use tokio::runtime::Handle;
+
+use crate::access_log::{LogCounters, WorkerLogs, Writers};
+use crate::metrics::{Gauge, Store, WorkerMetrics};
+use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
+use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
+
+pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
+pub use crate::metrics::SERIES_MAX;
+
+/// `Content-Type` of what [`Telemetry::write_exposition`] writes, as Envoy says it.
+pub const EXPOSITION_CONTENT_TYPE: &str = "text/plain; charset=UTF-8";
+
+/// What the process knows of itself, and how often it flushes.
+#[derive(Clone, Debug)]
+pub struct TelemetrySettings {
+    /// The xDS node's id, `waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local`; on every span.
+    pub node_id: Arc<str>,
+    /// The node's zone; empty if unknown.
+    pub zone: Arc<str>,
+    /// `%HOSTNAME%`.
+    pub hostname: Option<Arc<str>>,
+    /// `istio_build{tag}`.
+    pub istio_version: Arc<str>,
+    /// How late an access log line may be; 1 s with Envoy as Istio starts it.
+    pub log_flush_interval: Duration,
+    /// How late a span may be.
+    pub span_flush_interval: Duration,
+    /// Series at most; [`SERIES_MAX`] by default.
+    pub series_max: usize,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self {
+            node_id: Arc::from(""),
+            zone: Arc::from(""),
+            hostname: None,
+            istio_version: Arc::from("unknown"),
+            log_flush_interval: Duration::from_secs(1),
+            span_flush_interval: Duration::from_secs(1),
+            series_max: SERIES_MAX,
+        }
+    }
+}
+
+/// The process's telemetry.
+#[derive(Debug)]
+pub struct Telemetry {
+    settings: TelemetrySettings,
+    started: Instant,
+    draining: AtomicBool,
+    counts: AtomicBool,
+    workers: AtomicUsize,
+    registry: Registry,
+    series: IntGauge,
+    store: Arc<Store>,
+    writers: Arc<Writers>,
+    exporters: Arc<Exporters>,
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help).expect("a well-formed name"))
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}
+
+impl Telemetry {
+    /// Telemetry that exports spans from the runtime `control`, dialling collectors through `connector`.
+    #[must_use]
+    pub fn new(settings: TelemetrySettings, control: Handle, connector: Arc<dyn CollectorConnector>) -> Arc<Self> {
+        let registry = Registry::new();
+        let lines = LogCounters {
+            written: counter(&registry, "waypoint_access_log_lines_total", "Access log lines written."),
+            dropped: counter(&registry, "waypoint_access_log_lines_dropped_total", "Access log lines lost: no room, or a write failed."),
+        };
+        let dropped = Opts::new("waypoint_spans_dropped_total", "Spans lost, by reason.");
+        let dropped = register(&registry, IntCounterVec::new(dropped, &["reason"]).expect("a well-formed name"));
+        let spans = SpanCounters {
+            exported: counter(&registry, "waypoint_spans_exported_total", "Spans that a collector took."),
+            dropped_queue: dropped.with_label_values(&["queue_full"]),
+            dropped_export: dropped.with_label_values(&["export_failed"]),
+            dropped_provider: dropped.with_label_values(&["no_exporter"]),
+        };
+        let folded = counter(
+            &registry,
+            "waypoint_metric_series_folded_total",
+            "Times a series found no place and was counted in one named overflow.",
+        );
+        let series = IntGauge::new("waypoint_metric_series", "Series of Istio's standard metrics.").expect("a well-formed name");
+        Arc::new(Self {
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            counts: AtomicBool::new(false),
+            workers: AtomicUsize::new(0),
+            series: register(&registry, series),
+            registry,
+            store: Arc::new(Store::new(settings.series_max, folded)),
+            writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
+            exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),
+            settings,
+        })
+    }
+
+    /// Where the process registers metrics of its own, named `waypoint_*`.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What a chain measures, from its configuration. From the first chain that counts anything, `istio_build` is exposed.
+    #[must_use]
+    pub fn chain(
+        &self,
+        name: Arc<str>,
+        stats: Option<Stats>,
+        access_logs: Vec<AccessLog>,
+        tracing: Option<Tracing>,
+    ) -> Arc<ChainTelemetry> {
+        self.counts.fetch_or(stats.is_some(), Relaxed);
+        let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing);
+        chain.hostname.clone_from(&self.settings.hostname);
+        Arc::new(chain)
+    }
+
+    /// One worker's share; each worker has its own.
+    #[must_use]
+    pub fn worker(&self) -> WorkerTelemetry {
+        let worker = self.workers.fetch_add(1, Relaxed);
+        let scope = InstrumentationScope::builder("waypoint").with_version(env!("CARGO_PKG_VERSION")).build();
+        let identity = SpanIdentity { node_id: Arc::clone(&self.settings.node_id), zone: Arc::clone(&self.settings.zone), scope };
+        WorkerTelemetry {
+            metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
+            logs: WorkerLogs::new(Arc::clone(&self.writers)),
+            spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
+            random: fastrand::Rng::new(),
+            not_sync: PhantomData,
+        }
+    }
+
+    /// Says whether the process is draining, for `envoy_server_live` and `envoy_server_state`.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Relaxed);
+    }
+
+    /// Writes all metrics in the Prometheus text format, as Envoy prints it: Istio's, then the process's own.
+    ///
+    /// # Errors
+    /// Those of `out` only.
+    pub fn write_exposition(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        let draining = self.draining.load(Relaxed);
+        let gauge = |name, value| Gauge { name, labels: Vec::new(), value };
+        let mut gauges = vec![
+            gauge("envoy_server_live", u64::from(!draining)),
+            gauge("envoy_server_state", u64::from(draining)),
+            gauge("envoy_server_uptime", self.started.elapsed().as_secs()),
+        ];
+        if self.counts.load(Relaxed) {
+            let labels = vec![("component", "proxy".to_owned()), ("tag", self.settings.istio_version.to_string())];
+            gauges.push(Gauge { name: "istio_build", labels, value: 1 });
+        }
+        metrics::write(&self.store, &gauges, out)?;
+        self.series.set(i64::try_from(self.store.series_count()).unwrap_or(i64::MAX));
+        let own = TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(io::Error::other)?;
+        out.write_all(own.as_bytes())
+    }
+
+    /// Writes and exports what is buffered, and ends threads and tasks; waits at most `within`. What is recorded later is lost.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves threads and tasks to end by themselves.
+    pub async fn shutdown(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        let writers = Arc::clone(&self.writers);
+        let logs = tokio::task::spawn_blocking(move || writers.shutdown(deadline));
+        self.exporters.shutdown(deadline.into()).await;
+        if logs.await.is_err() {
+            tracing::error!("flushing the access logs was cut short");
+        }
+    }
+}
+
+/// One worker's telemetry. It may move to the worker's thread, and is used by one thread at a time.
+#[derive(Debug)]
+pub struct WorkerTelemetry {
+    metrics: WorkerMetrics,
+    logs: WorkerLogs,
+    spans: WorkerSpans,
+    random: fastrand::Rng,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl WorkerTelemetry {
+    /// Decides about a request's trace and id by its headers, as [`trace::begin`].
+    pub fn begin(&mut self, chain: &ChainTelemetry, headers: &http::HeaderMap, generate_request_id: bool) -> Decision {
+        trace::begin(chain.tracing.as_ref(), headers, generate_request_id, &mut self.random)
+    }
+
+    /// Records a request that ended: metrics, lines, and the span if it was sampled. To be called once per request.
+    pub fn record_request(&mut self, record: &mut RequestRecord) {
+        record.stream.ended();
+        self.metrics.record_request(record);
+        self.logs.record(&record.stream.chain, record);
+        self.spans.record(record);
+    }
+
+    /// Counts the messages of a gRPC stream since the last report: to be called every [`Stats::reporting_interval`] of a long one.
+    pub fn report_messages(&mut self, record: &mut RequestRecord) {
+        self.metrics.report_messages(record);
+    }
+
+    /// Counts a TCP connection's bytes since the last report: to be called every [`Stats::reporting_interval`]. Labels stay what
+    /// they were at the first report.
+    pub fn report_connection(&mut self, record: &mut ConnectionRecord) {
+        self.metrics.report_connection(record);
+    }
+
+    /// Records a TCP connection that closed: metrics and lines. To be called once per connection.
+    pub fn record_connection(&mut self, record: &mut ConnectionRecord) {
+        record.stream.ended();
+        self.metrics.record_connection(record);
+        self.logs.record(&record.stream.chain, record);
+    }
+}
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! Istio's standard metrics: counted per worker, resolved to series once, printed as Envoy prints them.
+//!
+//! Not for: the process's own metrics, which live in the `prometheus` registry.
+//! Invariant: recording a request whose series this worker knows formats no text and takes no lock.
+
+mod exposition;
+mod histogram;
+mod labels;
+mod store;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+
+use model::identity::SpiffeId;
+use model::metrics::{Metric, Reporter, Stats};
+use model::service::ServiceRef;
+use model::workload::Workload;
+
+use self::histogram::{Counter, Histogram};
+use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render};
+use self::store::Wanted;
+use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecord, StreamRecord, whole_milliseconds};
+
+pub(crate) use self::exposition::{Gauge, write};
+pub use self::store::SERIES_MAX;
+pub(crate) use self::store::Store;
+
+/// Resolved series that one worker remembers; then it forgets all and resolves anew.
+const REMEMBERED_MAX: usize = 4096;
+
+/// What tells series apart, by address where a thing is shared and immutable. [`Guards`] keep the addresses from being reused.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct SeriesKey {
+    chain: usize,
+    source: usize,
+    destination: usize,
+    service: usize,
+    principal: Option<SpiffeId>,
+    mutual_tls: bool,
+    stand_in: ServiceStandIn,
+    outcome: Outcome,
+}
+
+fn address<T>(shared: Option<&T>) -> usize {
+    shared.map_or(0, |shared| std::ptr::from_ref(shared).addr())
+}
+
+impl SeriesKey {
+    fn new(chain: &Arc<ChainTelemetry>, ends: &Ends<'_>, outcome: Outcome) -> Self {
+        Self {
+            chain: address(Some(&**chain)),
+            source: address(ends.source),
+            destination: address(ends.destination),
+            service: address(ends.service),
+            principal: ends.principal.cloned(),
+            mutual_tls: ends.mutual_tls,
+            stand_in: ends.stand_in,
+            outcome,
+        }
+    }
+}
+
+/// Keep the memory of what a key names by address, without keeping its contents.
+#[derive(Debug)]
+struct Guards {
+    _chain: Weak<ChainTelemetry>,
+    _source: Option<Weak<Workload>>,
+    _destination: Option<Weak<Workload>>,
+    _service: Option<Weak<ServiceRef>>,
+}
+
+impl Guards {
+    fn of(stream: &StreamRecord) -> Self {
+        Self {
+            _chain: Arc::downgrade(&stream.chain),
+            _source: stream.source.as_ref().map(Arc::downgrade),
+            _destination: stream.destination.as_ref().map(Arc::downgrade),
+            _service: stream.service.as_ref().map(Arc::downgrade),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Remembered<T> {
+    cells: HashMap<SeriesKey, (T, Guards), foldhash::fast::RandomState>,
+}
+
+impl<T> Default for Remembered<T> {
+    fn default() -> Self {
+        Self { cells: HashMap::default() }
+    }
+}
+
+impl<T> Remembered<T> {
+    fn get_or(&mut self, key: SeriesKey, stream: &StreamRecord, resolve: impl FnOnce() -> T) -> &T {
+        if self.cells.len() >= REMEMBERED_MAX && !self.cells.contains_key(&key) {
+            self.cells.clear();
+        }
+        &self.cells.entry(key).or_insert_with(|| (resolve(), Guards::of(stream))).0
+    }
+}
+
+/// What one request is counted in; none where the chain drops the metric.
+#[derive(Debug)]
+struct RequestCells {
+    requests: Option<Arc<Counter>>,
+    duration: Option<Arc<Histogram>>,
+    request_bytes: Option<Arc<Histogram>>,
+    response_bytes: Option<Arc<Histogram>>,
+}
+
+/// What the messages of a gRPC stream are counted in.
+#[derive(Debug)]
+struct MessageCells {
+    request: Option<Arc<Counter>>,
+    response: Option<Arc<Counter>>,
+}
+
+/// What one TCP connection is counted in.
+#[derive(Debug)]
+pub(crate) struct ConnectionCells {
+    /// Labels of the closing; its series begins to exist with the first connection that closes.
+    closed: Option<(Reporter, Arc<str>)>,
+    sent: Option<Arc<Counter>>,
+    received: Option<Arc<Counter>>,
+}
+
+/// Finds the cells of one set of labels; metrics with the same labels share their text.
+struct Resolver<'a> {
+    store: &'a Store,
+    worker: usize,
+    stats: &'a Stats,
+    ends: Ends<'a>,
+    outcome: Outcome,
+    last: Option<Arc<str>>,
+}
+
+impl Resolver<'_> {
+    fn labels(&mut self, metric: Metric) -> Arc<str> {
+        let text = render(self.stats, metric, &self.ends, &self.outcome);
+        match &self.last {
+            Some(last) if **last == *text => Arc::clone(last),
+            _ => Arc::clone(self.last.insert(text.into())),
+        }
+    }
+
+    fn resolve<C>(&mut self, metric: Metric, find: impl FnOnce(&Store, Wanted<'_>) -> Arc<C>) -> Option<Arc<C>> {
+        if !self.stats.records(metric) {
+            return None;
+        }
+        let labels = self.labels(metric);
+        Some(find(self.store, Wanted { metric, reporter: self.stats.reporter, labels: &labels, worker: self.worker }))
+    }
+
+    fn counter(&mut self, metric: Metric) -> Option<Arc<Counter>> {
+        self.resolve(metric, |store, wanted| store.counter(wanted))
+    }
+
+    fn histogram(&mut self, metric: Metric) -> Option<Arc<Histogram>> {
+        self.resolve(metric, |store, wanted| store.histogram(wanted))
+    }
+}
+
+fn count(counter: Option<&Arc<Counter>>, by: u64) {
+    if let Some(counter) = counter {
+        counter.add(by);
+    }
+}
+
+fn observe(histogram: Option<&Arc<Histogram>>, value: u64) {
+    if let Some(histogram) = histogram {
+        histogram.record(value);
+    }
+}
+
+/// One worker's way to its series.
+#[derive(Debug)]
+pub(crate) struct WorkerMetrics {
+    store: Arc<Store>,
+    worker: usize,
+    requests: Remembered<RequestCells>,
+    messages: Remembered<MessageCells>,
+}
+
+impl WorkerMetrics {
+    pub(crate) fn new(store: Arc<Store>, worker: usize) -> Self {
+        Self { store, worker, requests: Remembered::default(), messages: Remembered::default() }
+    }
+
+    /// Counts a request that ended.
+    pub(crate) fn record_request(&mut self, record: &mut RequestRecord) {
+        self.report_messages(record);
+        let stream = &record.stream;
+        let Some(stats) = &stream.chain.stats else { return };
+        let ends = Ends::of(stream, record.response_code != 0);
+        let outcome = Outcome::of_request(record);
+        let (store, worker) = (&*self.store, self.worker);
+        let cells = self.requests.get_or(SeriesKey::new(&stream.chain, &ends, outcome), stream, || {
+            let mut resolver = Resolver { store, worker, stats, ends, outcome, last: None };
+            RequestCells {
+                requests: resolver.counter(Metric::RequestsTotal),
+                duration: resolver.histogram(Metric::RequestDurationMilliseconds),
+                request_bytes: resolver.histogram(Metric::RequestBytes),
+                response_bytes: resolver.histogram(Metric::ResponseBytes),
+            }
+        });
+        count(cells.requests.as_ref(), 1);
+        observe(cells.duration.as_ref(), whole_milliseconds(stream.duration()));
+        observe(cells.request_bytes.as_ref(), record.wire_bytes_received);
+        observe(cells.response_bytes.as_ref(), record.wire_bytes_sent);
+    }
+
+    /// Counts the messages of a gRPC stream since the last report.
+    pub(crate) fn report_messages(&mut self, record: &mut RequestRecord) {
+        let stream = &record.stream;
+        let (Some(stats), Some(messages), true) = (&stream.chain.stats, record.grpc_messages, record.is_grpc) else { return };
+        let ends = Ends::of(stream, true);
+        // Message counters carry no outcome: one key whatever it will be.
+        let outcome = Outcome { protocol: Protocol::Grpc, code: 0, grpc: None, flags: model::flags::ResponseFlags::default() };
+        let (store, worker) = (&*self.store, self.worker);
+        let cells = self.messages.get_or(SeriesKey::new(&stream.chain, &ends, outcome), stream, || {
+            let mut resolver = Resolver { store, worker, stats, ends, outcome, last: None };
+            MessageCells {
+                request: resolver.counter(Metric::RequestMessagesTotal),
+                response: resolver.counter(Metric::ResponseMessagesTotal),
+            }
+        });
+        let GrpcMessages { request, response } = record.grpc_messages_reported;
+        count(cells.request.as_ref(), messages.request.saturating_sub(request));
+        count(cells.response.as_ref(), messages.response.saturating_sub(response));
+        record.grpc_messages_reported = messages;
+    }
+
+    /// Counts a connection's bytes since the last report; the first report also counts its opening, and fixes its labels.
+    pub(crate) fn report_connection(&mut self, record: &mut ConnectionRecord) {
+        let stream = &record.stream;
+        let Some(stats) = &stream.chain.stats else { return };
+        let cells = record.cells.get_or_insert_with(|| {
+            let outcome = Outcome::of_connection(stream.flags);
+            let mut resolver =
+                Resolver { store: &self.store, worker: self.worker, stats, ends: Ends::of(stream, true), outcome, last: None };
+            count(resolver.counter(Metric::TcpConnectionsOpenedTotal).as_ref(), 1);
+            ConnectionCells {
+                closed: stats
+                    .records(Metric::TcpConnectionsClosedTotal)
+                    .then(|| (stats.reporter, resolver.labels(Metric::TcpConnectionsClosedTotal))),
+                sent: resolver.counter(Metric::TcpSentBytesTotal),
+                received: resolver.counter(Metric::TcpReceivedBytesTotal),
+            }
+        });
+        count(cells.sent.as_ref(), stream.bytes_sent.saturating_sub(record.bytes_sent_reported));
+        count(cells.received.as_ref(), stream.bytes_received.saturating_sub(record.bytes_received_reported));
+        record.bytes_sent_reported = stream.bytes_sent;
+        record.bytes_received_reported = stream.bytes_received;
+    }
+
+    /// Counts a connection that closed.
+    pub(crate) fn record_connection(&mut self, record: &mut ConnectionRecord) {
+        self.report_connection(record);
+        if let Some((reporter, labels)) = record.cells.take().and_then(|cells| cells.closed) {
+            let metric = Metric::TcpConnectionsClosedTotal;
+            self.store.counter(Wanted { metric, reporter, labels: &labels, worker: self.worker }).add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! All series of the process. Recording touches a worker's own cells; this is where they are made, found and summed.
+//!
+//! Not for: hot paths; a worker comes here once per series and remembers. Invariants: no more than a fixed number of series exist,
+//! whatever peers send; a series lives as long as the process, so its counts never go back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use model::metrics::{Metric, Reporter};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use smallvec::SmallVec;
+
+use super::histogram::{Counter, Histogram};
+use super::labels;
+
+/// Series that are kept, of all metrics together; what comes later is counted in one series per metric, labelled `overflow`.
+pub const SERIES_MAX: usize = 50_000;
+
+/// Counters, sorted by name as they print.
+const COUNTERS: [Metric; 7] = [
+    Metric::RequestMessagesTotal,
+    Metric::RequestsTotal,
+    Metric::ResponseMessagesTotal,
+    Metric::TcpConnectionsClosedTotal,
+    Metric::TcpConnectionsOpenedTotal,
+    Metric::TcpReceivedBytesTotal,
+    Metric::TcpSentBytesTotal,
+];
+
+/// Histograms, sorted by name as they print.
+const HISTOGRAMS: [Metric; 3] = [Metric::RequestBytes, Metric::RequestDurationMilliseconds, Metric::ResponseBytes];
+
+/// A worker's number and its cell.
+type WorkerCell<C> = (usize, Arc<C>);
+
+/// One series: its labels, and a cell per worker that recorded it.
+#[derive(Debug)]
+pub(crate) struct Series<C> {
+    pub(crate) labels: Arc<str>,
+    cells: Mutex<SmallVec<[WorkerCell<C>; 2]>>,
+}
+
+impl<C: Default> Series<C> {
+    fn new(labels: Arc<str>) -> Self {
+        Self { labels, cells: Mutex::default() }
+    }
+
+    fn cell(&self, worker: usize) -> Arc<C> {
+        let mut cells = self.cells.lock();
+        if let Some((_, cell)) = cells.iter().find(|(of, _)| *of == worker) {
+            return Arc::clone(cell);
+        }
+        let cell = Arc::new(C::default());
+        cells.push((worker, Arc::clone(&cell)));
+        cell
+    }
+
+    pub(crate) fn fold<T>(&self, start: T, mut with: impl FnMut(&mut T, &C)) -> T {
+        let mut total = start;
+        for (_, cell) in self.cells.lock().iter() {
+            with(&mut total, cell);
+        }
+        total
+    }
+}
+
+/// All series of one metric, sorted by labels.
+#[derive(Debug)]
+pub(crate) struct Family<C> {
+    pub(crate) metric: Metric,
+    series: Mutex<BTreeMap<Arc<str>, Arc<Series<C>>>>,
+}
+
+impl<C> Family<C> {
+    fn new(metric: Metric) -> Self {
+        Self { metric, series: Mutex::default() }
+    }
+
+    /// The series there are, in the order in which they print. The lock is not held while they are printed.
+    pub(crate) fn snapshot(&self) -> Vec<Arc<Series<C>>> {
+        self.series.lock().values().cloned().collect()
+    }
+}
+
+/// Where a series' cell is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) metric: Metric,
+    pub(crate) reporter: Reporter,
+    pub(crate) labels: &'a Arc<str>,
+    pub(crate) worker: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) counters: [Family<Counter>; 7],
+    pub(crate) histograms: [Family<Histogram>; 3],
+    series_count: AtomicUsize,
+    series_max: usize,
+    folded: IntCounter,
+}
+
+impl Store {
+    /// A store of at most `series_max` series; `folded` counts how often one found no place.
+    pub(crate) fn new(series_max: usize, folded: IntCounter) -> Self {
+        Self {
+            counters: COUNTERS.map(Family::new),
+            histograms: HISTOGRAMS.map(Family::new),
+            series_count: AtomicUsize::new(0),
+            series_max,
+            folded,
+        }
+    }
+
+    pub(crate) fn counter(&self, wanted: Wanted<'_>) -> Arc<Counter> {
+        let family = self.counters.iter().find(|family| family.metric == wanted.metric);
+        self.cell(family.expect("asked for a counter"), wanted)
+    }
+
+    pub(crate) fn histogram(&self, wanted: Wanted<'_>) -> Arc<Histogram> {
+        let family = self.histograms.iter().find(|family| family.metric == wanted.metric);
+        self.cell(family.expect("asked for a histogram"), wanted)
+    }
+
+    pub(crate) fn series_count(&self) -> usize {
+        self.series_count.load(Relaxed)
+    }
+
+    fn cell<C: Default>(&self, family: &Family<C>, wanted: Wanted<'_>) -> Arc<C> {
+        let mut all = family.series.lock();
+        if let Some(series) = all.get(wanted.labels) {
+            return series.cell(wanted.worker);
+        }
+        let labels = if self.claim() {
+            Arc::clone(wanted.labels)
+        } else {
+            self.folded.inc();
+            labels::render_overflow(wanted.reporter, family.metric).into()
+        };
+        let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels)));
+        series.cell(wanted.worker)
+    }
+
+    /// Takes one of the places, if one is left.
+    fn claim(&self) -> bool {
+        self.series_count.fetch_update(Relaxed, Relaxed, |count| (count < self.series_max).then_some(count + 1)).is_ok()
+    }
+}

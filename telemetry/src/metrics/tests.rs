@@ -1,0 +1,407 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+
+use model::flags::ResponseFlag;
+use model::metrics::Label;
+use prometheus::core::Collector as _;
+use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, Opts, TextEncoder};
+
+use super::histogram::BOUNDS;
+use super::*;
+use crate::fixture::{self, LABELS};
+use crate::grpc::GrpcStatus;
+
+const OUTCOME: &str = "request_protocol=\"http\",response_code=\"200\",grpc_response_status=\"\",response_flags=\"-\",\
+    connection_security_policy=\"mutual_tls\"";
+
+struct Metrics {
+    worker: WorkerMetrics,
+    folded: prometheus::IntCounter,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        Self::bounded(SERIES_MAX)
+    }
+
+    fn bounded(series_max: usize) -> Self {
+        let folded = prometheus::IntCounter::new("folded", "folded").unwrap();
+        Self { worker: WorkerMetrics::new(Arc::new(Store::new(series_max, folded.clone())), 0), folded }
+    }
+
+    fn text(&self) -> String {
+        let mut out = Vec::new();
+        write(&self.worker.store, &[], &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        self.text().lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))).map(str::to_owned).collect()
+    }
+
+    /// The labels of the one series of `name`.
+    fn labels(&self, name: &str) -> Vec<(String, String)> {
+        let lines = self.lines(name);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        labels_of(&lines[0])
+    }
+}
+
+fn labels_of(line: &str) -> Vec<(String, String)> {
+    let inside = &line[line.find('{').unwrap() + 1..line.rfind('}').unwrap()];
+    let pairs = inside.strip_suffix('"').unwrap().split("\",");
+    pairs.map(|pair| pair.split_once("=\"").unwrap()).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn recorded(change: impl FnOnce(&mut RequestRecord)) -> Metrics {
+    let mut metrics = Metrics::new();
+    let mut record = fixture::request(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
+    change(&mut record);
+    metrics.worker.record_request(&mut record);
+    metrics
+}
+
+fn value<'a>(labels: &'a [(String, String)], name: &str) -> &'a str {
+    &labels.iter().find(|(label, _)| label == name).unwrap().1
+}
+
+fn values<'a>(labels: &'a [(String, String)], names: &[&str]) -> Vec<&'a str> {
+    names.iter().map(|name| value(labels, name)).collect()
+}
+
+#[test]
+fn a_normal_request_prints_the_golden_line() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    for _ in 0..100 {
+        metrics.worker.record_request(&mut fixture::request(&chain));
+    }
+    let expected = format!("# TYPE istio_requests_total counter\nistio_requests_total{{{LABELS},{OUTCOME}}} 100\n");
+    assert!(metrics.text().starts_with(&expected), "{}", metrics.text());
+}
+
+#[test]
+fn histograms_count_whole_milliseconds_and_wire_bytes() {
+    let text = recorded(|_| {}).text();
+    for (name, below, first, sum) in [
+        ("istio_request_duration_milliseconds", "5", "10", 7),
+        ("istio_request_bytes", "50", "100", 66),
+        ("istio_response_bytes", "100", "250", 232),
+    ] {
+        for (suffix, value) in [
+            (format!("_bucket{{{LABELS},{OUTCOME},le=\"{below}\"}}"), 0),
+            (format!("_bucket{{{LABELS},{OUTCOME},le=\"{first}\"}}"), 1),
+            (format!("_bucket{{{LABELS},{OUTCOME},le=\"+Inf\"}}"), 1),
+            (format!("_sum{{{LABELS},{OUTCOME}}}"), sum),
+            (format!("_count{{{LABELS},{OUTCOME}}}"), 1),
+        ] {
+            assert!(text.contains(&format!("\n{name}{suffix} {value}\n")), "{name}{suffix}");
+        }
+    }
+}
+
+#[test]
+fn one_edge_with_one_status_is_sixty_seven_lines_and_names_come_in_order() {
+    let text = recorded(|_| {}).text();
+    let (types, series): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('#'));
+    assert_eq!(series.len(), 67);
+    assert_eq!(
+        types,
+        [
+            "# TYPE istio_requests_total counter",
+            "# TYPE istio_request_bytes histogram",
+            "# TYPE istio_request_duration_milliseconds histogram",
+            "# TYPE istio_response_bytes histogram",
+        ]
+    );
+}
+
+#[test]
+fn a_client_that_discovery_does_not_know_is_unknown_but_its_revision_is_latest() {
+    let labels = recorded(|record| record.stream.source = None).labels("istio_requests_total");
+    let names = ["source_workload", "source_canonical_service", "source_app", "source_version", "source_cluster"];
+    assert_eq!(values(&labels, &names), ["unknown"; 5]);
+    assert_eq!(value(&labels, "source_canonical_revision"), "latest");
+    assert_eq!(value(&labels, "source_workload_namespace"), "emojivoto");
+    assert_eq!(value(&labels, "source_principal"), "spiffe://cluster.local/ns/emojivoto/sa/default");
+    assert_eq!(value(&labels, "connection_security_policy"), "mutual_tls");
+}
+
+#[test]
+fn an_endpoint_that_discovery_does_not_know_is_unknown_and_so_is_its_revision() {
+    let labels = recorded(|record| record.stream.destination = None).labels("istio_requests_total");
+    let names = [
+        "destination_workload",
+        "destination_workload_namespace",
+        "destination_principal",
+        "destination_app",
+        "destination_version",
+        "destination_canonical_service",
+        "destination_canonical_revision",
+        "destination_cluster",
+    ];
+    assert_eq!(values(&labels, &names), ["unknown"; 8]);
+    let service = ["destination_service", "destination_service_name", "destination_service_namespace"];
+    assert_eq!(values(&labels, &service), ["web-svc.emojivoto.svc.cluster.local", "web-svc", "emojivoto"]);
+}
+
+#[test]
+fn the_certificate_names_the_source_namespace_before_discovery_does() {
+    let id = |namespace| Some(SpiffeId::new("cluster.local", namespace, "default").unwrap());
+    let labels = recorded(|record| record.stream.source_identity = id("a")).labels("istio_requests_total");
+    assert_eq!(value(&labels, "source_workload_namespace"), "a");
+    let labels = recorded(|record| record.stream.source_identity = None).labels("istio_requests_total");
+    assert_eq!(values(&labels, &["source_workload_namespace", "source_principal"]), ["emojivoto", "unknown"]);
+    assert_eq!(value(&labels, "connection_security_policy"), "none");
+}
+
+#[test]
+fn a_service_without_a_name_is_called_what_its_host_begins_with() {
+    let service = ServiceRef { host: "web-svc.emojivoto.svc.cluster.local".into(), name: "".into(), namespace: "".into() };
+    let labels = recorded(|record| record.stream.service = Some(Arc::new(service))).labels("istio_requests_total");
+    assert_eq!(values(&labels, &["destination_service_name", "destination_service_namespace"]), ["web-svc", "unknown"]);
+}
+
+#[test]
+fn a_cluster_without_a_service_is_unknown_unless_it_is_a_well_known_one() {
+    let names = ["destination_service", "destination_service_name", "destination_service_namespace"];
+    let without = |route: Option<&str>, cluster: Option<&str>| {
+        recorded(|record| {
+            record.stream.service = None;
+            record.stream.route_name = route.map(Arc::from);
+            record.stream.cluster = cluster.map(Arc::from);
+        })
+        .labels("istio_requests_total")
+    };
+    assert_eq!(values(&without(Some("default"), Some("encap")), &names), ["unknown"; 3]);
+    assert_eq!(values(&without(Some("block_all"), None), &names), ["unknown", "BlackHoleCluster", "unknown"]);
+    assert_eq!(values(&without(Some("allow_any"), Some("PassthroughCluster")), &names), ["unknown", "PassthroughCluster", "unknown"]);
+    assert_eq!(value(&without(None, Some("InboundPassthroughClusterIpv4")), names[1]), "InboundPassthroughClusterIpv4");
+}
+
+#[test]
+fn a_client_that_went_away_leaves_code_0_and_no_destination_workload() {
+    let metrics = recorded(|record| {
+        record.response_code = 0;
+        record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+    });
+    let labels = metrics.labels("istio_requests_total");
+    let names = ["response_code", "response_flags", "destination_workload", "destination_service_name"];
+    assert_eq!(values(&labels, &names), ["0", "DC", "unknown", "web-svc"]);
+    assert!(metrics.lines("istio_request_duration_milliseconds_count")[0].ends_with(" 1"));
+}
+
+#[test]
+fn flags_print_in_the_order_they_were_set() {
+    let labels = recorded(|record| {
+        record.response_code = 503;
+        record.stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        record.stream.flags.insert(ResponseFlag::UpstreamConnectionFailure);
+    })
+    .labels("istio_requests_total");
+    assert_eq!(values(&labels, &["response_code", "response_flags"]), ["503", "URX,UF"]);
+}
+
+#[test]
+fn grpc_requests_carry_their_status_received_or_derived() {
+    let names = ["request_protocol", "response_code", "grpc_response_status"];
+    let grpc = |code, status: Option<GrpcStatus>| {
+        recorded(|record| {
+            record.is_grpc = true;
+            record.response_code = code;
+            record.grpc_status = status;
+        })
+        .labels("istio_requests_total")
+    };
+    assert_eq!(values(&grpc(200, Some(GrpcStatus::OK)), &names), ["grpc", "200", "0"]);
+    assert_eq!(values(&grpc(404, None), &names), ["grpc", "404", "12"]);
+    assert_eq!(values(&grpc(0, None), &names), ["grpc", "0", ""]);
+}
+
+#[test]
+fn a_grpc_request_denied_before_the_stats_filter_counts_as_http() {
+    let labels = recorded(|record| record.grpc_status = Some(GrpcStatus::new(7))).labels("istio_requests_total");
+    assert_eq!(values(&labels, &["request_protocol", "grpc_response_status"]), ["http", ""]);
+}
+
+#[test]
+fn grpc_messages_are_counted_as_they_come_with_the_first_twenty_labels() {
+    let mut metrics = Metrics::new();
+    let mut record = fixture::request(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
+    record.is_grpc = true;
+    record.grpc_messages = Some(GrpcMessages { request: 1, response: 0 });
+    metrics.worker.report_messages(&mut record);
+    assert_eq!(metrics.lines("istio_request_messages_total"), [format!("istio_request_messages_total{{{LABELS}}} 1")]);
+    assert_eq!(metrics.lines("istio_response_messages_total"), [format!("istio_response_messages_total{{{LABELS}}} 0")]);
+    assert!(metrics.lines("istio_requests_total").is_empty());
+    record.grpc_messages = Some(GrpcMessages { request: 1, response: 3 });
+    metrics.worker.record_request(&mut record);
+    assert_eq!(metrics.lines("istio_request_messages_total"), [format!("istio_request_messages_total{{{LABELS}}} 1")]);
+    assert_eq!(metrics.lines("istio_response_messages_total"), [format!("istio_response_messages_total{{{LABELS}}} 3")]);
+    assert_eq!(metrics.lines("istio_requests_total").len(), 1);
+}
+
+#[test]
+fn tcp_metrics_carry_no_codes_and_count_since_the_last_report() {
+    let labels = format!("{LABELS},request_protocol=\"tcp\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"");
+    let mut metrics = Metrics::new();
+    let mut record = fixture::connection(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
+    metrics.worker.report_connection(&mut record);
+    let opened = format!("istio_tcp_connections_opened_total{{{labels}}} 1");
+    assert_eq!(
+        metrics.text(),
+        format!(
+            "# TYPE istio_tcp_connections_opened_total counter\n{opened}\n\
+             # TYPE istio_tcp_received_bytes_total counter\nistio_tcp_received_bytes_total{{{labels}}} 0\n\
+             # TYPE istio_tcp_sent_bytes_total counter\nistio_tcp_sent_bytes_total{{{labels}}} 0\n"
+        )
+    );
+    (record.stream.bytes_received, record.stream.bytes_sent) = (6, 5);
+    metrics.worker.report_connection(&mut record);
+    record.stream.flags.insert(ResponseFlag::UpstreamRemoteReset);
+    record.stream.bytes_sent = 8;
+    metrics.worker.record_connection(&mut record);
+    assert_eq!(metrics.lines("istio_tcp_connections_opened_total"), [opened]);
+    for (name, value) in
+        [("istio_tcp_connections_closed_total", 1), ("istio_tcp_received_bytes_total", 6), ("istio_tcp_sent_bytes_total", 8)]
+    {
+        assert_eq!(metrics.lines(name), [format!("{name}{{{labels}}} {value}")], "labels stay what they were at the first report");
+    }
+}
+
+#[test]
+fn removed_labels_and_dropped_metrics_are_left_out_where_they_are_configured() {
+    let mut metrics = Metrics::new();
+    let mut stats = fixture::stats();
+    stats.removed_labels = vec![(Some(Metric::RequestsTotal), Label::SourcePrincipal)];
+    stats.dropped = vec![Metric::RequestDurationMilliseconds];
+    metrics.worker.record_request(&mut fixture::request(&fixture::chain(Some(stats), Vec::new(), None)));
+    let has = |name| metrics.labels(name).iter().any(|(label, _)| label == "source_principal");
+    assert!(!has("istio_requests_total") && has("istio_request_bytes_count"));
+    assert!(metrics.lines("istio_request_duration_milliseconds_count").is_empty());
+}
+
+#[test]
+fn a_chain_without_stats_counts_nothing() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(None, Vec::new(), None);
+    metrics.worker.record_request(&mut fixture::request(&chain));
+    metrics.worker.record_connection(&mut fixture::connection(&chain));
+    assert_eq!(metrics.text(), "");
+}
+
+#[test]
+fn quotes_backslashes_and_newlines_are_escaped() {
+    let odd = fixture::workload("a\"b\\c\nd\té", "default", ("x", "y"));
+    let line = recorded(|record| record.stream.source = Some(odd)).lines("istio_requests_total").remove(0);
+    assert!(line.contains("source_workload=\"a\\\"b\\\\c\\nd\té\","), "{line}");
+}
+
+#[test]
+fn workers_are_summed_and_a_replaced_workload_with_equal_labels_is_the_same_series() {
+    let mut metrics = Metrics::new();
+    let mut other = WorkerMetrics::new(Arc::clone(&metrics.worker.store), 1);
+    for _ in 0..3 {
+        // Each has workloads, a service and a chain of its own, with equal contents.
+        let record = || fixture::request(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
+        metrics.worker.record_request(&mut record());
+        other.record_request(&mut record());
+    }
+    assert_eq!(metrics.lines("istio_requests_total"), [format!("istio_requests_total{{{LABELS},{OUTCOME}}} 6")]);
+    assert!(metrics.lines("istio_request_bytes_sum")[0].ends_with(" 396"));
+}
+
+#[test]
+fn a_new_revision_of_a_workload_is_seen_by_the_next_request() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    let mut record = fixture::request(&chain);
+    metrics.worker.record_request(&mut record);
+    record.stream.destination = Some(fixture::workload("web", "web", ("web-svc", "v12")));
+    metrics.worker.record_request(&mut record);
+    let revisions: Vec<_> = metrics
+        .lines("istio_requests_total")
+        .iter()
+        .map(|line| value(&labels_of(line), "destination_canonical_revision").to_owned())
+        .collect();
+    assert_eq!(revisions, ["v11", "v12"]);
+}
+
+#[test]
+fn series_beyond_the_limit_are_counted_in_one_named_overflow() {
+    let mut metrics = Metrics::bounded(4);
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    for code in 200..300 {
+        let mut record = fixture::request(&chain);
+        record.response_code = code;
+        metrics.worker.record_request(&mut record);
+    }
+    let lines = metrics.lines("istio_requests_total");
+    assert_eq!(lines.len(), 2);
+    let overflow = lines.iter().find(|line| line.contains("response_code=\"overflow\"")).unwrap();
+    assert!(overflow.starts_with("istio_requests_total{reporter=\"waypoint\",source_workload=\"overflow\",") && overflow.ends_with(" 99"));
+    assert_eq!(labels_of(overflow).len(), 25);
+    assert_eq!(metrics.folded.get(), 99 * 4);
+}
+
+#[test]
+fn a_worker_forgets_series_without_losing_counts() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    let rounds = u16::try_from(REMEMBERED_MAX).unwrap() + 10;
+    for round in 0..2 {
+        for code in 0..rounds {
+            let mut record = fixture::request(&chain);
+            record.response_code = code;
+            metrics.worker.record_request(&mut record);
+            assert!(metrics.worker.requests.cells.len() <= REMEMBERED_MAX, "{round}");
+        }
+    }
+    let lines = metrics.lines("istio_requests_total");
+    assert!(lines.len() == usize::from(rounds) && lines.iter().all(|line| line.ends_with(" 2")));
+}
+
+/// Series of a text, without regard to the order of lines.
+fn parsed(text: &str) -> BTreeMap<String, f64> {
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    series.map(|line| line.rsplit_once(' ').unwrap()).map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn the_text_agrees_with_the_prometheus_crates_for_the_same_numbers() {
+    let metrics = recorded(|record| record.stream.source = Some(fixture::workload("a\"b\\c\nd", "default", ("x", "y"))));
+    let labels = metrics.labels("istio_requests_total");
+    let unescape = |value: &str| value.replace("\\n", "\n").replace("\\\"", "\"").replace("\\\\", "\\");
+    let values: Vec<_> = labels.iter().map(|(_, value)| unescape(value)).collect();
+    let values: Vec<_> = values.iter().map(String::as_str).collect();
+    let names: Vec<_> = labels.iter().map(|(name, _)| name.as_str()).collect();
+
+    let mut families = Vec::new();
+    let counter = IntCounterVec::new(Opts::new("istio_requests_total", "h"), &names).unwrap();
+    counter.with_label_values(&values).inc();
+    families.extend(counter.collect());
+    let bounds: Vec<_> = BOUNDS.iter().map(|(_, text)| text.parse::<f64>().unwrap()).collect();
+    for (name, value) in [("istio_request_duration_milliseconds", 7.0), ("istio_request_bytes", 66.0), ("istio_response_bytes", 232.0)] {
+        let histogram = HistogramVec::new(HistogramOpts::new(name, "h").buckets(bounds.clone()), &names).unwrap();
+        histogram.with_label_values(&values).observe(value);
+        families.extend(histogram.collect());
+    }
+    let mut theirs = Vec::new();
+    TextEncoder::new().encode(&families, &mut theirs).unwrap();
+
+    // The crate sorts labels by name; ours are in Istio's order. Compared as sets of pairs.
+    let sorted = |text: &str| -> BTreeMap<(String, Vec<(String, String)>), f64> {
+        parsed(text)
+            .into_iter()
+            .map(|(series, value)| {
+                let mut labels = labels_of(&series);
+                labels.sort();
+                ((series[..series.find('{').unwrap()].to_owned(), labels), value)
+            })
+            .collect()
+    };
+    let (ours, theirs) = (sorted(&metrics.text()), sorted(&String::from_utf8(theirs).unwrap()));
+    assert_eq!(ours.len(), 67);
+    assert_eq!(ours, theirs);
+}

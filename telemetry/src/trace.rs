@@ -1,0 +1,97 @@
+//! Tracing: whose trace a request belongs to, what goes on to the endpoint, and the one SERVER span at its end.
+//!
+//! Not for: spans of our own code. Source: Envoy's OpenTelemetry tracer and UUID request ids, with `parent-decides`: the flag of an
+//! incoming `traceparent` decides alone. Invariant: a malformed `traceparent` means no span, and is passed on as it came.
+
+mod export;
+mod propagation;
+mod sampling;
+mod span;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue};
+use model::tracing::{OtlpProvider, Tracing};
+
+use crate::record::{RequestRecord, X_REQUEST_ID};
+
+use self::export::SpanQueue;
+pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX, SPAN_BATCH, SPAN_QUEUE_MAX};
+pub(crate) use self::export::{Exporters, SpanCounters};
+use self::propagation::Incoming;
+pub use self::propagation::{TRACEPARENT, TRACESTATE, TraceContext};
+pub(crate) use self::span::SpanIdentity;
+
+/// What was decided about a request when it arrived.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Its span, sampled or not; none without tracing or with a malformed `traceparent`.
+    pub trace: Option<TraceContext>,
+    /// `x-request-id` as it is to be forwarded and logged.
+    pub request_id: Option<HeaderValue>,
+    changed_request_id: bool,
+}
+
+impl Decision {
+    /// Writes what changes into the headers that are forwarded: `x-request-id` if it is new, `traceparent` and `tracestate` if there
+    /// is a span. Everything else, a malformed `traceparent` too, stays as it came.
+    pub fn inject(&self, headers: &mut HeaderMap) {
+        if let Some(id) = self.request_id.as_ref().filter(|_| self.changed_request_id) {
+            headers.insert(X_REQUEST_ID, id.clone());
+        }
+        if let Some(trace) = &self.trace {
+            trace.inject(headers);
+        }
+    }
+}
+
+/// Decides about a request by its headers. `tracing` is the chain's; `generate_request_id` gives requests without an id one.
+#[must_use]
+pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id: bool, random: &mut fastrand::Rng) -> Decision {
+    let received = headers.get(X_REQUEST_ID);
+    let generated = received.is_none() && generate_request_id;
+    let mut request_id = if generated { Some(sampling::new_request_id(random)) } else { received.cloned() };
+    let Some(tracing) = tracing else {
+        return Decision { trace: None, request_id, changed_request_id: generated };
+    };
+    let verdict = sampling::decide(tracing, request_id.as_ref(), headers);
+    let rewritten = verdict.request_id.is_some();
+    request_id = verdict.request_id.or(request_id);
+    let trace = match propagation::extract(headers) {
+        Incoming::None => Some(TraceContext::root(verdict.sampled, propagation::tracestate(headers), random)),
+        Incoming::Parent(parent) => Some(TraceContext::child(parent, propagation::tracestate(headers), random)),
+        Incoming::Malformed => None,
+    };
+    Decision { trace, request_id, changed_request_id: generated || rewritten }
+}
+
+/// One worker's way to the collectors.
+#[derive(Debug)]
+pub(crate) struct WorkerSpans {
+    exporters: Arc<Exporters>,
+    identity: SpanIdentity,
+    queues: Vec<(OtlpProvider, Option<SpanQueue>)>,
+}
+
+impl WorkerSpans {
+    pub(crate) fn new(exporters: Arc<Exporters>, identity: SpanIdentity) -> Self {
+        Self { exporters, identity, queues: Vec::new() }
+    }
+
+    /// Hands over the request's span, if it was sampled and its chain names a collector.
+    pub(crate) fn record(&mut self, record: &RequestRecord) {
+        let (Some(trace), Some(tracing)) = (&record.trace, &record.stream.chain.tracing) else { return };
+        let (true, Some(provider)) = (trace.sampled, &tracing.provider) else { return };
+        let at = self.queues.iter().position(|(known, _)| known == provider).unwrap_or_else(|| {
+            self.queues.push((provider.clone(), self.exporters.queue(provider)));
+            self.queues.len() - 1
+        });
+        match &self.queues[at].1 {
+            Some(queue) => queue.push(span::finished(record, trace, tracing, &self.identity)),
+            None => self.exporters.count_refused(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! `traceparent` and `tracestate` (W3C Trace Context, version 00), read and written as Envoy's OpenTelemetry tracer does.
+//!
+//! Not for: B3 headers, which pass through untouched.
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue};
+
+/// `traceparent`.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// `tracestate`.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Bytes of a `traceparent`: version, trace id, parent id and flags in hexadecimal, and the dashes between them.
+const TRACEPARENT_BYTES: usize = 55;
+const FLAG_SAMPLED: u8 = 1;
+
+/// A request's span before it has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// The trace; never 0.
+    pub trace_id: u128,
+    /// This request's span; never 0.
+    pub span_id: u64,
+    /// The caller's span.
+    pub parent: Option<u64>,
+    /// Whether it is exported.
+    pub sampled: bool,
+    /// Passed on as it came; several lines joined by commas, empty if there was none.
+    pub tracestate: HeaderValue,
+}
+
+/// The caller's span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parent {
+    trace_id: u128,
+    span_id: u64,
+    sampled: bool,
+}
+
+/// What `traceparent` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    None,
+    Parent(Parent),
+    Malformed,
+}
+
+impl TraceContext {
+    pub(super) fn root(sampled: bool, tracestate: HeaderValue, random: &mut fastrand::Rng) -> Self {
+        Self { trace_id: random.u128(1..), span_id: random.u64(1..), parent: None, sampled, tracestate }
+    }
+
+    pub(super) fn child(parent: Parent, tracestate: HeaderValue, random: &mut fastrand::Rng) -> Self {
+        Self { trace_id: parent.trace_id, span_id: random.u64(1..), parent: Some(parent.span_id), sampled: parent.sampled, tracestate }
+    }
+
+    /// Replaces `traceparent` and `tracestate` by this span's; the latter is written even when it is empty, as Envoy does.
+    pub fn inject(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, self.traceparent());
+        headers.insert(TRACESTATE, self.tracestate.clone());
+    }
+
+    fn traceparent(&self) -> HeaderValue {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        write_hex(&mut text[3..35], &self.trace_id.to_be_bytes());
+        write_hex(&mut text[36..52], &self.span_id.to_be_bytes());
+        write_hex(&mut text[53..55], &[u8::from(self.sampled)]);
+        HeaderValue::from_bytes(&text).expect("digits and dashes")
+    }
+}
+
+/// Reads `traceparent`. Several of them are as malformed as a wrong one.
+pub(super) fn extract(headers: &HeaderMap) -> Incoming {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Incoming::None,
+        (Some(value), None) => parse(value.as_bytes()).map_or(Incoming::Malformed, Incoming::Parent),
+        (Some(_), Some(_)) => Incoming::Malformed,
+    }
+}
+
+fn parse(value: &[u8]) -> Option<Parent> {
+    if value.len() != TRACEPARENT_BYTES || value[2] != b'-' || value[35] != b'-' || value[52] != b'-' {
+        return None;
+    }
+    let version: [u8; 1] = read_hex(&value[..2])?;
+    let trace_id = u128::from_be_bytes(read_hex(&value[3..35])?);
+    let span_id = u64::from_be_bytes(read_hex(&value[36..52])?);
+    let flags: [u8; 1] = read_hex(&value[53..])?;
+    // Version 255 is forbidden; later versions begin like this one.
+    (version != [0xff] && trace_id != 0 && span_id != 0).then_some(Parent { trace_id, span_id, sampled: flags[0] & FLAG_SAMPLED != 0 })
+}
+
+/// All `tracestate` lines as one; empty if there is none.
+pub(super) fn tracestate(headers: &HeaderMap) -> HeaderValue {
+    let mut values = headers.get_all(TRACESTATE).iter();
+    let (Some(first), second) = (values.next(), values.next()) else { return HeaderValue::from_static("") };
+    if second.is_none() {
+        return first.clone();
+    }
+    let lines: Vec<_> = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&lines.join(&b',')).expect("values joined by a comma are a value")
+}
+
+fn read_hex<const BYTES: usize>(digits: &[u8]) -> Option<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// The value of a hexadecimal digit of either case.
+pub(super) fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// Writes bytes as lower-case hexadecimal digits, two each.
+pub(super) fn write_hex(out: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
+    }
+}
