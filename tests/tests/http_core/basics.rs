@@ -7,7 +7,7 @@ use http::{HeaderMap, Request};
 use tokio::io::duplex;
 use waypoint::http::{Protocol, ServerOptions, serve};
 
-use crate::forward::Forward;
+use crate::forward::{ClientEngine, Forward};
 use crate::wire::{Do, PIPE_BYTES, act, send};
 
 const REQUEST: &str = "POST /a?b HTTP/1.1\r\nhost: web\r\ncontent-length: 2\r\n\r\nhi";
@@ -15,7 +15,7 @@ const RESPONSE: &str = "HTTP/1.1 200 OK\r\ndate: Tue, 01 Jan 2019 00:00:00 GMT\r
 
 #[tokio::test(start_paused = true)]
 async fn http1_to_http1_round_trip() {
-    let (forward, mut upstreams) = Forward::new(Protocol::Http1);
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
     let (client, ours) = duplex(PIPE_BYTES);
     tokio::spawn(async move { serve(ours, Protocol::Http1, forward, &ServerOptions::default(), pending()).await });
     let client = tokio::spawn(act(client, vec![send(REQUEST), Do::Quiet]));
@@ -27,7 +27,7 @@ async fn http1_to_http1_round_trip() {
 
 #[tokio::test(start_paused = true)]
 async fn http2_to_http2_round_trip_with_trailers_both_ways() {
-    let (forward, mut upstreams) = Forward::new(Protocol::Http2);
+    let (forward, mut upstreams) = Forward::new(Protocol::Http2, ClientEngine::Hyper);
     let (client, ours) = duplex(PIPE_BYTES);
     tokio::spawn(async move { serve(ours, Protocol::Http2, forward, &ServerOptions::default(), pending()).await });
     let upstream = tokio::spawn(async move {

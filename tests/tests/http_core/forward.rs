@@ -3,13 +3,22 @@
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
+use pingora_core::protocols::Stream;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Mutex, mpsc};
 use waypoint::http::{
     Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, Protocol, SendError, SendErrorKind,
 };
 
+use crate::pingora;
 use crate::wire::PIPE_BYTES;
+
+/// Which codec speaks to an HTTP/1.1 upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientEngine {
+    Hyper,
+    Pingora,
+}
 
 /// Requests that were tried on a connection that turned out to be closed are tried once more.
 const TRIES_MAX: usize = 2;
@@ -19,16 +28,25 @@ pub struct Forward(Arc<Inner>);
 
 struct Inner {
     protocol: Protocol,
+    engine: ClientEngine,
     session: Mutex<Option<ClientSession>>,
+    stream: std::sync::Mutex<Option<Stream>>,
     dialed: mpsc::UnboundedSender<DuplexStream>,
     malformed: std::sync::Mutex<Vec<Malformed>>,
 }
 
 impl Forward {
     /// Upstream ends of the connections that are dialed come out of the receiver.
-    pub fn new(protocol: Protocol) -> (Forward, mpsc::UnboundedReceiver<DuplexStream>) {
+    pub fn new(protocol: Protocol, engine: ClientEngine) -> (Forward, mpsc::UnboundedReceiver<DuplexStream>) {
         let (dialed, upstreams) = mpsc::unbounded_channel();
-        let inner = Inner { protocol, session: Mutex::default(), dialed, malformed: std::sync::Mutex::default() };
+        let inner = Inner {
+            protocol,
+            engine,
+            session: Mutex::default(),
+            stream: std::sync::Mutex::default(),
+            dialed,
+            malformed: std::sync::Mutex::default(),
+        };
         (Forward(Arc::new(inner)), upstreams)
     }
 
@@ -40,6 +58,14 @@ impl Forward {
         let (ours, theirs) = duplex(PIPE_BYTES);
         self.0.dialed.send(theirs).unwrap();
         ours
+    }
+
+    pub fn kept_stream(&self) -> Option<Stream> {
+        self.0.stream.lock().unwrap().take()
+    }
+
+    pub fn keep_stream(&self, stream: Stream) {
+        *self.0.stream.lock().unwrap() = Some(stream);
     }
 
     async fn session(&self) -> ClientSession {
@@ -73,6 +99,9 @@ impl Forward {
 
 impl Exchange for Forward {
     async fn exchange(&self, request: Request<Body>, interim: Interim) -> Result<Response<Body>, Abort> {
+        if self.0.engine == ClientEngine::Pingora {
+            return pingora::send(self, request, interim).await;
+        }
         match self.send(request, interim).await {
             Ok(response) => Ok(response),
             Err(error) => Ok(status_of(error.kind)),

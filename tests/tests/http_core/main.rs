@@ -9,4 +9,7 @@
 
 mod basics;
 mod forward;
+mod pingora;
+mod rows;
+mod table;
 mod wire;

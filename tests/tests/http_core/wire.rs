@@ -49,8 +49,7 @@ pub async fn act(mut io: DuplexStream, script: Vec<Do>) -> Seen {
     for step in script {
         match step {
             Do::Send(bytes) => {
-                // The other side may have closed already; the row's expectations say if it should have.
-                let _ = timeout(QUIET, io.write_all(&bytes)).await;
+                write(&mut io, &bytes).await;
             }
             Do::Until(text) => {
                 let from = seen.bytes.len();
@@ -67,7 +66,12 @@ pub async fn act(mut io: DuplexStream, script: Vec<Do>) -> Seen {
     seen
 }
 
-async fn read_some(io: &mut DuplexStream, seen: &mut Seen) -> bool {
+/// The other side may have closed already, or read no more; the row's expectations say if it should have.
+pub async fn write(io: &mut DuplexStream, bytes: &[u8]) {
+    let _ = timeout(QUIET, io.write_all(bytes)).await;
+}
+
+pub async fn read_some(io: &mut DuplexStream, seen: &mut Seen) -> bool {
     if seen.ended {
         return false;
     }

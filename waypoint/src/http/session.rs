@@ -79,13 +79,23 @@ enum Way {
     None,
     Http1(Arc<Gate>),
     Http2(Arc<Mutex<SendResponse<Bytes>>>),
+    Custom(Arc<Send1xx>),
 }
+
+/// Sends an interim response; false if it cannot.
+type Send1xx = dyn Fn(StatusCode, &HeaderMap) -> bool + Send + Sync;
 
 impl Interim {
     /// To nobody.
     #[must_use]
     pub const fn none() -> Interim {
         Interim(Way::None)
+    }
+
+    /// To whoever this calls, for instance to look at what passes on. It is called on the task of the upstream's
+    /// connection, and must not block.
+    pub fn custom(send: impl Fn(StatusCode, &HeaderMap) -> bool + Send + Sync + 'static) -> Interim {
+        Interim(Way::Custom(Arc::new(send)))
     }
 
     pub(super) fn http1(gate: Arc<Gate>) -> Interim {
@@ -103,7 +113,7 @@ impl Interim {
         match self.0 {
             Way::None => false,
             Way::Http1(_) => status == StatusCode::CONTINUE,
-            Way::Http2(_) => status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS,
+            Way::Http2(_) | Way::Custom(_) => status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS,
         }
     }
 
@@ -114,6 +124,7 @@ impl Interim {
         }
         match &self.0 {
             Way::None => false,
+            Way::Custom(send) => send(status, headers),
             Way::Http1(gate) => {
                 gate.open();
                 true
@@ -135,6 +146,7 @@ impl fmt::Debug for Interim {
             Way::None => "none",
             Way::Http1(_) => "http1",
             Way::Http2(_) => "http2",
+            Way::Custom(_) => "custom",
         };
         f.debug_tuple("Interim").field(&way).finish()
     }
