@@ -1,1 +1,168 @@
-//! sniff
+//! What a stream speaks, from its first bytes: HTTP/1, HTTP/2 with prior knowledge, or neither.
+//!
+//! Decides as early as the bytes allow, and never waits for a number of them: `GET / HTTP/1.0` and a blank line is shorter than the
+//! HTTP/2 preface. The rules are those of Envoy's `http_inspector` (preface, else a request line), except that a registered
+//! method and a target in origin form decide without the rest of the line, so that a client which pauses there is no riddle.
+//!
+//! Not here: how long to wait for the first bytes, and what to do when the server speaks first.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes within which a request line that does not begin with a registered method and `/` has to end.
+pub const SNIFF_BYTES_MAX: usize = 8 * 1024;
+/// Bytes read at once while sniffing.
+const READ_BYTES: usize = 1024;
+
+/// RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// RFC 9110 §9.1 and RFC 5789.
+const METHODS: [&[u8]; 9] = [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"];
+
+/// What a stream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sniffed {
+    Http1,
+    Http2,
+    NotHttp,
+}
+
+/// Decides from everything a stream has sent so far. `None`: it may still become HTTP.
+#[must_use]
+pub fn decide(bytes: &[u8]) -> Option<Sniffed> {
+    if bytes.starts_with(PREFACE) {
+        return Some(Sniffed::Http2);
+    }
+    if PREFACE.starts_with(bytes) {
+        return None;
+    }
+    let method_end = bytes.iter().position(|byte| !is_token(*byte));
+    let Some(method_end) = method_end else { return None };
+    let (method, rest) = bytes.split_at(method_end);
+    if method.is_empty() || rest[0] != b' ' {
+        return Some(Sniffed::NotHttp);
+    }
+    let rest = &rest[1..];
+    if METHODS.contains(&method) && rest.first() == Some(&b'/') {
+        return Some(Sniffed::Http1);
+    }
+    decide_line(rest)
+}
+
+/// The rest of a request line: `target SP HTTP/1.x`, ended by CRLF or LF (RFC 9112 §2.2, §3).
+fn decide_line(rest: &[u8]) -> Option<Sniffed> {
+    let line_end = rest.iter().position(|byte| !is_in_line(*byte));
+    let Some(line_end) = line_end else { return None };
+    let line = match &rest[line_end..] {
+        [b'\n', ..] | [b'\r', b'\n', ..] => &rest[..line_end],
+        [b'\r'] => return None,
+        _ => return Some(Sniffed::NotHttp),
+    };
+    let mut fields = line.split(|byte| *byte == b' ');
+    let (target, version, more) = (fields.next(), fields.next(), fields.next());
+    let is_target = target.is_some_and(|target| !target.is_empty());
+    let is_version = matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0"));
+    Some(if is_target && is_version && more.is_none() { Sniffed::Http1 } else { Sniffed::NotHttp })
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_in_line(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f
+}
+
+/// A stream whose first bytes were read, and are read again.
+#[derive(Debug)]
+pub struct Replay<I> {
+    io: I,
+    ahead: BytesMut,
+}
+
+impl<I> Replay<I> {
+    pub fn new(io: I) -> Replay<I> {
+        Replay { io, ahead: BytesMut::new() }
+    }
+
+    /// What was read and not yet read again.
+    #[must_use]
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// The stream under it.
+    pub fn get_ref(&self) -> &I {
+        &self.io
+    }
+}
+
+impl<I: AsyncRead + Unpin> Replay<I> {
+    /// Reads until the bytes decide, at most `bytes_max` of them ([`SNIFF_BYTES_MAX`]). A stream that ends before, or sends
+    /// more without deciding, is [`Sniffed::NotHttp`].
+    ///
+    /// # Errors
+    /// From reading.
+    ///
+    /// # Cancel safety
+    /// Safe: what was read is kept, and the next call goes on from there.
+    pub async fn sniff(&mut self, bytes_max: usize) -> io::Result<Sniffed> {
+        loop {
+            if let Some(decision) = decide(&self.ahead) {
+                return Ok(decision);
+            }
+            if self.ahead.len() >= bytes_max {
+                return Ok(Sniffed::NotHttp);
+            }
+            self.ahead.reserve(READ_BYTES);
+            if self.io.read_buf(&mut self.ahead).await? == 0 {
+                return Ok(Sniffed::NotHttp);
+            }
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let n_bytes = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..n_bytes]);
+        self.ahead.advance(n_bytes);
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Replay<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

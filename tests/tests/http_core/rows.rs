@@ -1,0 +1,65 @@
+//! The rows over HTTP/1.1, and for each engine the rows it fails.
+
+mod framing;
+mod messages;
+mod smuggling;
+
+use crate::forward::ClientEngine;
+use crate::table::{Row, ServerEngine, misses, run};
+
+/// Virtual time a row may take at most.
+const ROW_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+fn all() -> Vec<Row> {
+    messages::rows().into_iter().chain(framing::rows()).chain(smuggling::rows()).collect()
+}
+
+/// The names of the rows that fail, after printing what each missed.
+async fn failing(server: ServerEngine, client: ClientEngine) -> Vec<&'static str> {
+    let mut failing = Vec::new();
+    for row in all() {
+        let outcome = tokio::time::timeout(ROW_TIME_MAX, run(&row, server, client)).await;
+        let Ok(outcome) = outcome else {
+            println!("{}: never ended", row.name);
+            failing.push(row.name);
+            continue;
+        };
+        let misses = misses(&row, &outcome);
+        if !misses.is_empty() {
+            println!("{} ({})\n  misses {misses:?}", row.name, row.source);
+            println!("  client saw {:.800} ended {}", format!("{:?}", outcome.client.text()), outcome.client.ended);
+            let upstream = format!("{:?}", outcome.upstream.text());
+            println!("  upstream saw {upstream:.800} ended {} connections {}", outcome.upstream.ended, outcome.n_connections);
+            failing.push(row.name);
+        }
+    }
+    failing
+}
+
+#[test]
+fn names_of_rows_are_unique() {
+    let mut names: Vec<_> = all().iter().map(|row| row.name).collect();
+    let n_rows = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), n_rows);
+}
+
+#[tokio::test(start_paused = true)]
+async fn table_over_hyper_on_both_sides() {
+    assert_eq!(failing(ServerEngine::Hyper, ClientEngine::Hyper).await, FAILS_HYPER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn table_over_pingoras_server_session() {
+    assert_eq!(failing(ServerEngine::Pingora, ClientEngine::Hyper).await, FAILS_PINGORA_SERVER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn table_over_pingoras_client_session() {
+    assert_eq!(failing(ServerEngine::Hyper, ClientEngine::Pingora).await, FAILS_PINGORA_CLIENT);
+}
+
+const FAILS_HYPER: &[&str] = &[];
+const FAILS_PINGORA_SERVER: &[&str] = &[];
+const FAILS_PINGORA_CLIENT: &[&str] = &[];

@@ -1,0 +1,212 @@
+//! One downstream HTTP/1.1 connection.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body as HttpBody;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::BUFFER_BYTES_MAX;
+use super::expect::{AnswerBeforeBody, Gate, GateOwner, Gated};
+use super::watched::{Gone, watch};
+use crate::http::body::Body;
+use crate::http::normalize::{self, Malformed};
+use crate::http::session::{Abort, Exchange, HEAD_FIELDS_MAX, HalfClose, Interim, Protocol, ServeError, ServerOptions};
+use crate::http::upgrade;
+
+/// What the service and the connection tell each other.
+#[derive(Default)]
+struct Connection {
+    n_in_flight: AtomicUsize,
+    upgrade: Mutex<Option<upgrade::Pending>>,
+}
+
+pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Exchange,
+    D: Future<Output = ()> + Send,
+{
+    let connection = Arc::new(Connection::default());
+    let (io, handle) = watch(io);
+    let service = {
+        let (connection, exchange, path) = (Arc::clone(&connection), exchange.clone(), options.path);
+        service_fn(move |request| {
+            let (connection, exchange) = (Arc::clone(&connection), exchange.clone());
+            async move { answer(request, &exchange, &connection, &path).await }
+        })
+    };
+    let http = builder(options).serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut http = pin!(http);
+    let mut drain = pin!(drain);
+    let mut is_draining = false;
+    let half_close = options.half_close;
+    let ended = poll_fn(|cx| {
+        if !is_draining && drain.as_mut().poll(cx).is_ready() {
+            is_draining = true;
+            http.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(ended) = http.as_mut().poll(cx) {
+            return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
+        }
+        if connection.n_in_flight.load(Ordering::Relaxed) > 0 {
+            match handle.poll_gone(cx) {
+                Poll::Ready(Gone::Reset(_)) => return Poll::Ready(Err(ServeError::ClientGone)),
+                Poll::Ready(Gone::HalfClosed) if half_close == HalfClose::Cancel => return Poll::Ready(Err(ServeError::ClientGone)),
+                Poll::Ready(Gone::HalfClosed) | Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    let upgrade = connection.upgrade.lock().take();
+    if let (Ok(()), Some(upgrade)) = (&ended, upgrade) {
+        upgrade.join().await;
+    }
+    ended
+}
+
+fn builder(options: &ServerOptions) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.idle_timeout)
+        .max_header_size(options.head_bytes_max)
+        .max_buf_size(BUFFER_BYTES_MAX.max(options.head_bytes_max));
+    if options.head_fields_max != HEAD_FIELDS_MAX {
+        // hyper allocates for every head if it is told a number, even its own default.
+        builder.max_headers(options.head_fields_max);
+    }
+    builder
+}
+
+fn serve_error<E: Exchange>(error: &hyper::Error, exchange: &E) -> ServeError {
+    let problem = if error.is_parse_too_large() {
+        Malformed::HeadTooLarge
+    } else if error.is_parse() {
+        Malformed::Syntax
+    } else if error.is_timeout() {
+        return ServeError::IdleTimeout;
+    } else if error.is_user() {
+        return ServeError::Cut;
+    } else if error.is_incomplete_message() {
+        return ServeError::ClientGone;
+    } else {
+        return ServeError::Io(io_kind(error));
+    };
+    exchange.malformed(&problem);
+    ServeError::Malformed(problem)
+}
+
+fn io_kind(error: &hyper::Error) -> std::io::ErrorKind {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return io.kind();
+        }
+        cause = inner.source();
+    }
+    std::io::ErrorKind::Other
+}
+
+/// Counts a request as in flight until its answer is known.
+struct InFlight<'a>(&'a Connection);
+
+impl<'a> InFlight<'a> {
+    fn new(connection: &'a Connection) -> InFlight<'a> {
+        connection.n_in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(connection)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.n_in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn answer<E: Exchange>(
+    mut request: Request<Incoming>,
+    exchange: &E,
+    connection: &Connection,
+    path: &normalize::PathOptions,
+) -> Result<Response<Body>, Abort> {
+    let _in_flight = InFlight::new(connection);
+    let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, incoming) = request.into_parts();
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, path) {
+        exchange.malformed(&problem);
+        return Ok(refuse(problem));
+    }
+    let expected = expects_continue(&parts, &incoming).then(|| GateOwner::new(Arc::new(Gate::default())));
+    let (body, interim) = match &expected {
+        Some(owner) => {
+            let gate = owner.gate();
+            (Body::gated(Gated::new(incoming, Arc::clone(gate))), Interim::http1(Arc::clone(gate)))
+        }
+        None => (Body::http1(incoming), Interim::none()),
+    };
+    let mut response = exchange.exchange(Request::from_parts(parts, body), interim).await?;
+    normalize::strip_hop_by_hop(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(response, client_half, connection);
+    }
+    if let Some(owner) = expected
+        && owner.gate().answered()
+    {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response = response.map(|answer| Body::wrap(AnswerBeforeBody::new(answer, owner)));
+    }
+    Ok(announce_length(response))
+}
+
+fn refuse(problem: Malformed) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = problem.status();
+    // What follows on this connection may be the rest of what we refused.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn expects_continue(parts: &http::request::Parts, incoming: &Incoming) -> bool {
+    let is_expected = parts.headers.get(header::EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    is_expected && parts.version == Version::HTTP_11 && !incoming.is_end_stream()
+}
+
+/// The 101 to the client, with `connection` and `upgrade` as the upstream chose.
+fn switch(
+    mut response: Response<Body>,
+    client_half: Option<hyper::upgrade::OnUpgrade>,
+    connection: &Connection,
+) -> Result<Response<Body>, Abort> {
+    let refused = Abort { reason: ::h2::Reason::PROTOCOL_ERROR };
+    let protocol = response.extensions_mut().remove::<normalize::UpgradeRequested>().ok_or(refused)?;
+    let pending = client_half.and_then(|client| upgrade::Pending::new(client, &mut response)).ok_or(refused)?;
+    response.headers_mut().insert(header::UPGRADE, protocol.0);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    *connection.upgrade.lock() = Some(pending);
+    Ok(response.map(|_none| Body::empty()))
+}
+
+/// hyper drops the `content-length` of a 304 unless its body claims that length.
+fn announce_length(response: Response<Body>) -> Response<Body> {
+    if response.status() != StatusCode::NOT_MODIFIED {
+        return response;
+    }
+    match normalize::content_length(response.headers()) {
+        Some(length) => response.map(|_none| Body::announced(length)),
+        None => response,
+    }
+}

@@ -1,0 +1,117 @@
+//! One downstream HTTP/2 connection: a task for each stream.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use ::h2::server::{Builder, SendResponse};
+use ::h2::{Reason, RecvStream};
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::Body as HttpBody;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::pump::Pump;
+use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, list_bytes};
+use crate::http::body::Body;
+use crate::http::normalize::{self, PathOptions};
+use crate::http::session::{Abort, Exchange, Interim, Protocol, ServeError, ServerOptions};
+
+pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Exchange,
+    D: Future<Output = ()> + Send,
+{
+    let mut http = builder(options).handshake::<_, Bytes>(io).await.map_err(|error| serve_error(&error))?;
+    let mut drain = pin!(drain);
+    let mut is_draining = false;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !is_draining && drain.as_mut().poll(cx).is_ready() {
+                is_draining = true;
+                http.graceful_shutdown();
+            }
+            http.poll_accept(cx)
+        })
+        .await;
+        match accepted {
+            None => return Ok(()),
+            Some(Err(error)) => return Err(serve_error(&error)),
+            Some(Ok((request, respond))) => {
+                tokio::spawn(stream(request, respond, exchange.clone(), options.path));
+            }
+        }
+    }
+}
+
+fn builder(options: &ServerOptions) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .max_header_list_size(list_bytes(options.head_bytes_max))
+        .max_concurrent_streams(options.streams_max);
+    builder
+}
+
+fn serve_error(error: &::h2::Error) -> ServeError {
+    match error.get_io() {
+        Some(io) => ServeError::Io(io.kind()),
+        None => ServeError::Http2(error.reason().unwrap_or(Reason::INTERNAL_ERROR)),
+    }
+}
+
+/// One request, from its head to the end of its response.
+async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse<Bytes>, exchange: E, path: PathOptions) {
+    let (mut parts, incoming) = request.into_parts();
+    let respond = Arc::new(Mutex::new(respond));
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &path) {
+        exchange.malformed(&problem);
+        let mut response = Response::new(());
+        *response.status_mut() = problem.status();
+        // The stream may be gone by now, which is as good.
+        let _refused = respond.lock().send_response(response, true);
+        return;
+    }
+    let body = Body::http2(incoming, normalize::content_length(&parts.headers));
+    let interim = Interim::http2(Arc::clone(&respond));
+    let mut answer = pin!(exchange.exchange(Request::from_parts(parts, body), interim));
+    let answered = poll_fn(|cx| {
+        if respond.lock().poll_reset(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        answer.as_mut().poll(cx).map(Some)
+    })
+    .await;
+    match answered {
+        // The client reset the stream, or is gone: dropping the answer cancels what it waited for.
+        None => {}
+        Some(Err(Abort { reason })) => respond.lock().send_reset(reason),
+        Some(Ok(response)) => send(response, &respond).await,
+    }
+}
+
+async fn send(response: Response<Body>, respond: &Mutex<SendResponse<Bytes>>) {
+    let (mut parts, body) = response.into_parts();
+    normalize::strip_hop_by_hop(&mut parts.headers);
+    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        // RFC 9113 §8.6: there is no 101 in HTTP/2.
+        respond.lock().send_reset(Reason::PROTOCOL_ERROR);
+        return;
+    }
+    parts.version = Version::HTTP_2;
+    let is_end = body.is_end_stream();
+    let Ok(stream) = respond.lock().send_response(Response::from_parts(parts, ()), is_end) else {
+        return;
+    };
+    if is_end {
+        return;
+    }
+    let mut pump = Pump::new(stream, body);
+    // A body that failed has reset the stream; a peer that is gone wants nothing more.
+    let _ended = poll_fn(|cx| pump.poll(cx)).await;
+}

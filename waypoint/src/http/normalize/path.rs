@@ -1,0 +1,127 @@
+//! Paths as rules and upstreams are to see them.
+//!
+//! Follows what istiod asks of Envoy: `BASE` (RFC 3986 §6.2.2: dot segments, escapes of unreserved characters, and `\` read
+//! as `/`), `MERGE_SLASHES`, `DECODE_AND_MERGE_SLASHES`. A query is never touched.
+
+use super::Malformed;
+
+/// How far paths are normalised (`meshConfig.pathNormalization`, and `normalize_path`, `merge_slashes` and
+/// `path_with_escaped_slashes_action` of the connection manager).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathOptions {
+    /// Resolve dot segments, decode escapes of unreserved characters, read `\` as `/`.
+    pub normalize: bool,
+    /// `//` becomes `/`.
+    pub merge_slashes: bool,
+    /// `%2F` and `%5C` become `/` first.
+    pub decode_slashes: bool,
+}
+
+impl Default for PathOptions {
+    /// Istio's default, `BASE`: `//` and `%2F` stay.
+    fn default() -> PathOptions {
+        PathOptions { normalize: true, merge_slashes: false, decode_slashes: false }
+    }
+}
+
+/// The normalised path, or `None` if it is normal already.
+///
+/// # Errors
+/// [`Malformed::PathInvalid`] if dot segments leave the root, or a `%` is not followed by two hexadecimal digits.
+pub fn normalize_path(path: &str, options: &PathOptions) -> Result<Option<String>, Malformed> {
+    if is_normal(path, options) {
+        return Ok(None);
+    }
+    let decoded = if options.normalize || options.decode_slashes { decode(path, options)? } else { path.as_bytes().to_vec() };
+    let resolved = if options.normalize { resolve_dots(&decoded)? } else { decoded };
+    let merged = if options.merge_slashes { merge_slashes(resolved) } else { resolved };
+    let text = String::from_utf8(merged).map_err(|_invalid| Malformed::PathInvalid)?;
+    Ok((text != path).then_some(text))
+}
+
+/// The common case, decided in one pass without allocation: nothing in it that any option touches.
+fn is_normal(path: &str, options: &PathOptions) -> bool {
+    let mut before = 0_u8;
+    for byte in path.bytes() {
+        let is_special = match byte {
+            b'%' | b'\\' => options.normalize || options.decode_slashes,
+            b'.' => options.normalize && before == b'/',
+            b'/' => options.merge_slashes && before == b'/',
+            _ => false,
+        };
+        if is_special {
+            return false;
+        }
+        before = byte;
+    }
+    true
+}
+
+fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
+    let bytes = path.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'%' => {
+                let escape = bytes.get(at..at + 3).ok_or(Malformed::PathInvalid)?;
+                let byte = hex(escape[1])? << 4 | hex(escape[2])?;
+                let is_slash = matches!(byte, b'/' | b'\\') && options.decode_slashes;
+                let is_unreserved = options.normalize && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
+                if is_slash {
+                    decoded.push(b'/');
+                } else if is_unreserved {
+                    decoded.push(byte);
+                } else {
+                    decoded.extend_from_slice(escape);
+                }
+                at += 3;
+                continue;
+            }
+            b'\\' if options.normalize => decoded.push(b'/'),
+            byte => decoded.push(byte),
+        }
+        at += 1;
+    }
+    Ok(decoded)
+}
+
+fn hex(digit: u8) -> Result<u8, Malformed> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        b'A'..=b'F' => Ok(digit - b'A' + 10),
+        _ => Err(Malformed::PathInvalid),
+    }
+}
+
+/// RFC 3986 §5.2.4, except that a path which leaves the root is an error, and empty segments count.
+fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let Some(path) = path.strip_prefix(b"/") else { return Ok(path.to_vec()) };
+    let mut resolved: Vec<u8> = Vec::with_capacity(path.len() + 1);
+    let mut segments = path.split(|byte| *byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            b"." | b".." => {
+                if segment == b".." {
+                    let parent = resolved.iter().rposition(|byte| *byte == b'/').ok_or(Malformed::PathInvalid)?;
+                    resolved.truncate(parent);
+                }
+                if is_last {
+                    resolved.push(b'/');
+                }
+            }
+            _ => {
+                resolved.push(b'/');
+                resolved.extend_from_slice(segment);
+            }
+        }
+    }
+    Ok(resolved)
+}
+
+fn merge_slashes(mut path: Vec<u8>) -> Vec<u8> {
+    path.dedup_by(|next, before| *next == b'/' && *before == b'/');
+    path
+}

@@ -1,0 +1,124 @@
+//! A connection that stops being HTTP/1.1: the client's and the upstream's raw streams, joined after a 101.
+//!
+//! The request loop forwards the request and returns the upstream's 101 as it is. The upstream's stream travels in the
+//! response's extensions; the downstream connection joins both once the 101 is written, and ends when they do.
+//! Whoever wants to know takes [`watch`] first.
+//!
+//! Not here: extended CONNECT (RFC 8441), so an upgrade goes from HTTP/1.1 to HTTP/1.1 only.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use http::Response;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+
+use super::body::Body;
+
+/// Bytes buffered each way between the two streams.
+const COPY_BYTES: usize = 16 * 1024;
+
+/// How a joined pair of streams ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Bytes from the client to the upstream.
+    pub n_bytes_up: u64,
+    /// Bytes from the upstream to the client.
+    pub n_bytes_down: u64,
+    /// `None`: both sides ended theirs.
+    pub error: Option<io::ErrorKind>,
+}
+
+/// Tells when the streams that this 101 joins have ended, and how much they carried.
+///
+/// The receiver fails if they were never joined: the client went away before, or the response is no upgrade.
+pub fn watch(response: &mut Response<Body>) -> oneshot::Receiver<Ended> {
+    let (sender, receiver) = oneshot::channel();
+    response.extensions_mut().insert(Watcher(Arc::new(Mutex::new(Some(sender)))));
+    receiver
+}
+
+/// Extensions are cloned with their response; only one of the clones tells.
+#[derive(Clone)]
+struct Watcher(Arc<Mutex<Option<oneshot::Sender<Ended>>>>);
+
+/// The upstream's half, in the extensions of its 101.
+#[derive(Clone)]
+pub(super) struct UpstreamHalf(pub OnUpgrade);
+
+/// Both halves, while the 101 is on its way.
+pub(super) struct Pending {
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    watcher: Option<Watcher>,
+}
+
+impl Pending {
+    /// Takes the upstream's half and the watcher out of a 101. `None` if there is no upstream's half.
+    pub(super) fn new(client: OnUpgrade, response: &mut Response<Body>) -> Option<Pending> {
+        let UpstreamHalf(upstream) = response.extensions_mut().remove()?;
+        let watcher = response.extensions_mut().remove();
+        Some(Pending { client, upstream, watcher })
+    }
+
+    /// Copies both ways until both have ended, passing each end on (half-close).
+    pub(super) async fn join(self) {
+        let (Ok(client), Ok(upstream)) = (self.client.await, self.upstream.await) else { return };
+        let counts = Arc::new(Counts::default());
+        let mut client = Counted { io: TokioIo::new(client), n_bytes: Arc::clone(&counts), read: |counts| &counts.up };
+        let mut upstream = Counted { io: TokioIo::new(upstream), n_bytes: Arc::clone(&counts), read: |counts| &counts.down };
+        let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BYTES, COPY_BYTES).await;
+        let ended = Ended {
+            n_bytes_up: counts.up.load(Ordering::Relaxed),
+            n_bytes_down: counts.down.load(Ordering::Relaxed),
+            error: copied.err().map(|error| error.kind()),
+        };
+        if let Some(sender) = self.watcher.and_then(|watcher| watcher.0.lock().take()) {
+            // Nobody has to listen.
+            let _ = sender.send(ended);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+/// Counts what is read from one side: `copy_bidirectional` forgets its counts when it fails.
+struct Counted {
+    io: TokioIo<Upgraded>,
+    n_bytes: Arc<Counts>,
+    read: fn(&Counts) -> &AtomicU64,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        let n_bytes = buffer.filled().len() - before;
+        (self.read)(&self.n_bytes).fetch_add(u64::try_from(n_bytes).expect("a usize fits in 64 bits"), Ordering::Relaxed);
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
