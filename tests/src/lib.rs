@@ -1,1 +1,6 @@
 //! tests
+
+pub mod istiod;
+pub mod net;
+pub mod pod;
+pub mod wait;
