@@ -39,8 +39,9 @@ mount -t tmpfs -o mode=1777 pod-shm dev/shm
 cat /etc/hosts >etc/hosts
 echo "hosts: files dns" >etc/nsswitch.conf
 printf '%s\n' "search svc.cluster.local cluster.local" "nameserver 10.96.0.10" "options ndots:5" >etc/resolv.conf
-for file in ld.so.cache ld.so.conf ld.so.conf.d ssl ca-certificates; do
-  [ ! -e "/etc/$file" ] || cp -rP "/etc/$file" etc/
+mkdir etc/ssl
+for file in ld.so.cache ld.so.conf ld.so.conf.d ssl/certs; do
+  [ ! -e "/etc/$file" ] || cp -rP "/etc/$file" "etc/$file"
 done
 touch waypoint
 mount --bind "$binary" waypoint
@@ -66,7 +67,9 @@ while [ "$1" != -- ]; do
   shift
 done
 shift
-[ "$mode" = writable ] || mount -o remount,ro "$root"
+[ "$mode" = writable ] || mount -o remount,bind,ro "$root"
 
-exec chroot "$root" /usr/bin/setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all -- \
+groups=--clear-groups
+[ "$(cat /proc/self/setgroups)" = allow ] || groups=--keep-groups # an ordinary user's namespace: groups cannot be changed
+exec chroot "$root" /usr/bin/setpriv --reuid "$uid" --regid "$gid" $groups --no-new-privs --inh-caps=-all --bounding-set=-all -- \
   /usr/bin/env -i "${environment[@]}" /waypoint "$@"

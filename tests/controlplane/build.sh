@@ -10,7 +10,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-out=${WAYPOINT_CONTROLPLANE:-$root/.build/controlplane}
+out=$root/.build/controlplane
 go_needed=1.26
 go_minimum=1.21 # from here on, Go fetches the toolchain that go.mod names by itself
 progress_interval=10

@@ -2,7 +2,7 @@
 //! istiod renders from them, and a container started from it. Not the test of the waypoint: the container here is a script that
 //! prints what it was given.
 //!
-//! `cargo run -p tests --example controlplane`
+//! `cargo run -p tests --example controlplane [-- --dual-stack]`
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -23,6 +23,20 @@ const NAMESPACE_YAML: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: fresh, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: waypoint}}
+";
+
+/// An image for one waypoint that wins over the class defaults, as k8s/manifests/README.md describes it.
+const ONE_WAYPOINT_PARAMETERS: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: waypoint-parameters}
+data:
+  deployment: |
+    spec: {template: {spec: {containers: [{name: istio-proxy, image: 'IMAGE'}]}}}
+";
+
+const ONE_WAYPOINT_REFERENCE: &str = "
+  infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: waypoint-parameters}}
 ";
 
 const PRINTER: &str = r#"#!/bin/sh
@@ -78,6 +92,13 @@ async fn shows_images(plane: &ControlPlane) -> Result<Value> {
     plane.apply(&manifest("mesh/class-defaults.yaml")?).await?;
     plane.rendered_deployment(NAMESPACE, "waypoint", |deployment| image(deployment) == Some(ours)).await?;
     println!("both: class defaults win");
+    let own = "registry.example/waypoint:own";
+    let parameters = ONE_WAYPOINT_PARAMETERS.replace("IMAGE", own);
+    let referring = format!("{}{ONE_WAYPOINT_REFERENCE}", gateway.trim_end());
+    plane.apply_in(NAMESPACE, &parameters).await?;
+    plane.apply_in(NAMESPACE, &referring).await?;
+    plane.rendered_deployment(NAMESPACE, "waypoint", |deployment| image(deployment) == Some(own)).await?;
+    println!("the Gateway's own parameters: {NAMESPACE}/waypoint runs {own}, whatever the class defaults say");
     Ok(rendered)
 }
 
@@ -107,7 +128,8 @@ async fn starts_a_container(plane: &ControlPlane, deployment: &Value) -> Result<
 }
 
 async fn run(folder: &Path) -> Result<()> {
-    let options = Options { mesh_config: mesh_config_of_manifests()?, ..Options::default() };
+    let dual_stack = std::env::args().any(|argument| argument == "--dual-stack");
+    let options = Options { mesh_config: mesh_config_of_manifests()?, dual_stack, ..Options::default() };
     let mut plane = ControlPlane::start(folder, options).await?;
     for (step, took) in plane.steps() {
         println!("{step}: {:.1} s", took.as_secs_f64());
@@ -121,6 +143,10 @@ async fn run(folder: &Path) -> Result<()> {
     let pod_monitor = istiod::kube::documents(&manifest("mesh/podmonitor.yaml")?)?;
     ensure!(matches!(pod_monitor.as_slice(), [one] if one["kind"] == "PodMonitor"), "not one PodMonitor");
     let deployment = shows_images(&plane).await?;
+    let service = plane.get("v1", "Service", NAMESPACE, "waypoint").await?.unwrap_or_default();
+    let addresses = service["spec"]["clusterIPs"].as_array().map_or(0, Vec::len);
+    println!("the Service that istiod rendered has {addresses} addresses: {}", service["spec"]["clusterIPs"]);
+    ensure!(addresses == if dual_stack { 2 } else { 1 }, "the Service has the wrong addresses: {service}");
     starts_a_container(&plane, &deployment).await?;
     let (root, since) = (plane.root_cert().to_owned(), Instant::now());
     plane.restart_istiod().await?;
@@ -133,11 +159,11 @@ async fn run(folder: &Path) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    if !net::is_inside() {
-        if let Err(error) = istiod::build() {
-            eprintln!("{error:#}");
-            return ExitCode::FAILURE;
-        }
+    if !net::is_inside()
+        && let Err(error) = istiod::build()
+    {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
     }
     net::enter_or_reexec(&[("fresh-waypoint", ADDRESS)]);
     let outcome = tempfile::tempdir().map_err(anyhow::Error::from).and_then(|folder| {
@@ -150,7 +176,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

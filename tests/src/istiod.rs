@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use http::Method;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use http::Method;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 use crate::net;
 use crate::wait::{Look, until};
 use kube::{Kube, documents};
-pub(crate) use process::tail;
 use process::Server;
+pub(crate) use process::tail;
 
 /// The mesh that tests start from; its head lists names and addresses.
 pub const MESH: &str = include_str!("../controlplane/mesh.yaml");
@@ -303,8 +303,7 @@ impl ControlPlane {
         stopwatch.lap("etcd");
         let kube_apiserver = start_kube_apiserver(&run, options.dual_stack)?;
         let kube = Kube::new(loopback(API_PORT), tls_that_trusts(&root_pem)?, token.to_owned());
-        let mut plane =
-            Self { istiod: None, kube_apiserver, _etcd: etcd, kube, run, options, root_cert: String::new(), steps: Vec::new() };
+        let mut plane = Self { istiod: None, kube_apiserver, _etcd: etcd, kube, run, options, root_cert: String::new(), steps: Vec::new() };
         plane.wait_for_kube_apiserver().await?;
         stopwatch.lap("kube-apiserver");
         apply_crds(&plane.kube).await?;

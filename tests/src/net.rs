@@ -44,13 +44,7 @@ pub fn enter_or_reexec(pods: &[(&str, &str)]) {
                     exit(1);
                 }
             };
-            let error = Command::new("bash")
-                .arg(SCRIPT)
-                .args(wanted)
-                .arg("--")
-                .arg(program)
-                .args(std::env::args_os().skip(1))
-                .exec();
+            let error = Command::new("bash").arg(SCRIPT).args(wanted).arg("--").arg(program).args(std::env::args_os().skip(1)).exec();
             eprintln!("cannot run bash {SCRIPT}: {error}");
             exit(1);
         }

@@ -30,6 +30,9 @@ use crate::wait::{Look, until};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/pod.sh");
 
+/// How long a ConfigMap may be missing: istiod writes its root certificate to a new namespace by itself.
+const CONFIG_MAP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// A running container and the files it was given.
 #[derive(Debug)]
 pub struct Pod {
@@ -110,9 +113,6 @@ async fn write_volume(plane: &ControlPlane, container: &Container, mount: &Mount
     }
     Ok(true)
 }
-
-/// istiod writes its root certificate to new namespaces on its own.
-const CONFIG_MAP_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Pod {
     /// Resolves the Deployment, writes its volumes and starts the binary. Output goes to `RUN/pod-NAME/{stdout,stderr}`.

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio_rustls::TlsConnector;
 
 /// From the first SYN to the last byte of the answer.
@@ -39,7 +39,7 @@ pub async fn get(url: &str) -> Result<Answer> {
         .header(header::HOST, authority.as_str())
         .body(Full::default())?;
     within_time(async {
-        let stream = TcpStream::connect((host, port)).await?;
+        let stream = connect((host, port)).await?;
         exchange(stream, request).await
     })
     .await
@@ -48,7 +48,7 @@ pub async fn get(url: &str) -> Result<Answer> {
 /// Asks over TLS, as `localhost`.
 pub async fn send_over_tls(address: SocketAddr, tls: Arc<rustls::ClientConfig>, request: Request<Full<Bytes>>) -> Result<Answer> {
     within_time(async {
-        let stream = TcpStream::connect(address).await?;
+        let stream = connect(address).await?;
         let name = ServerName::try_from("localhost").expect("localhost is a name");
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
         exchange(stream, request).await
@@ -56,10 +56,15 @@ pub async fn send_over_tls(address: SocketAddr, tls: Arc<rustls::ClientConfig>, 
     .await
 }
 
+async fn connect(address: impl ToSocketAddrs) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // Head and body are two writes: the second would wait for a delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 async fn within_time(exchange: impl Future<Output = Result<Answer>>) -> Result<Answer> {
-    tokio::time::timeout(EXCHANGE_TIMEOUT, exchange)
-        .await
-        .map_err(|_| anyhow!("no whole answer within {EXCHANGE_TIMEOUT:?}"))?
+    tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_| anyhow!("no whole answer within {EXCHANGE_TIMEOUT:?}"))?
 }
 
 async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, request: Request<Full<Bytes>>) -> Result<Answer> {

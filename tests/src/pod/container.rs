@@ -64,8 +64,16 @@ fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
 }
 
 /// Kubernetes' binary and decimal suffixes.
-const SUFFIXES: [(&str, u64); 8] =
-    [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40), ("k", 1_000), ("M", 1_000_000), ("G", 1_000_000_000), ("T", 1_000_000_000_000)];
+const SUFFIXES: [(&str, u64); 8] = [
+    ("Ki", 1 << 10),
+    ("Mi", 1 << 20),
+    ("Gi", 1 << 30),
+    ("Ti", 1 << 40),
+    ("k", 1_000),
+    ("M", 1_000_000),
+    ("G", 1_000_000_000),
+    ("T", 1_000_000_000_000),
+];
 
 /// A resource quantity in units of one, rounded up, as the downward API gives it with divisor 1.
 fn quantity(text: &str) -> Result<u64> {
@@ -94,9 +102,8 @@ fn expand(text: &str, environment: &[(String, String)]) -> String {
             continue;
         }
         let reference = from.strip_prefix("$(").and_then(|inner| inner.split_once(')'));
-        let value = reference.and_then(|(name, after)| {
-            environment.iter().rev().find(|(known, _)| known == name).map(|(_, value)| (value, after))
-        });
+        let value =
+            reference.and_then(|(name, after)| environment.iter().rev().find(|(known, _)| known == name).map(|(_, value)| (value, after)));
         match (value, reference) {
             (Some((value, after)), _) => {
                 out.push_str(value);
@@ -323,9 +330,16 @@ mod tests {
     #[test]
     fn references_expand_as_in_kubernetes() {
         let environment = [("A".to_owned(), "1".to_owned()), ("A".to_owned(), "2".to_owned())];
-        for (text, expected) in
-            [("$(A)", "2"), ("x$(A)y", "x2y"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$", "$"), ("$A", "$A"), ("$(A", "$(A"), ("$$$(A)", "$2")]
-        {
+        for (text, expected) in [
+            ("$(A)", "2"),
+            ("x$(A)y", "x2y"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$", "$"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("$$$(A)", "$2"),
+        ] {
             assert_eq!(expand(text, &environment), expected, "{text}");
         }
     }
