@@ -2,11 +2,17 @@
 //! istiod renders from them, and a container started from it. Not the test of the waypoint: the container here is a script that
 //! prints what it was given.
 //!
-//! `cargo run -p tests --example controlplane [-- --dual-stack]`
+//! ```text
+//! cargo run -p tests --example controlplane [-- --dual-stack]
+//! cargo run -p tests --example controlplane -- exec COMMAND...     the mesh alone, for a command: kubectl, a debugger, a shell
+//! ```
+//!
+//! The command finds KUBECONFIG, RUN (the folder of logs), ISTIOD, ROOT_CERT (a file) and TOKEN (of shop/waypoint, audience istio-ca) in its
+//! environment.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -158,6 +164,26 @@ async fn run(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command beside the mesh.
+async fn run_beside(folder: &Path, command: &[String]) -> Result<()> {
+    let plane = ControlPlane::start(folder, Options::default()).await?;
+    plane.rendered_deployment("shop", "waypoint", |_| true).await?;
+    let root_cert = plane.run().join("root-cert.pem");
+    std::fs::write(&root_cert, plane.root_cert())?;
+    let (program, arguments) = command.split_first().context("exec needs a command")?;
+    let status = Command::new(program)
+        .args(arguments)
+        .env("KUBECONFIG", plane.run().join("kubeconfig"))
+        .env("RUN", plane.run())
+        .env("ISTIOD", plane.istiod_ads_address().to_string())
+        .env("ROOT_CERT", root_cert)
+        .env("TOKEN", plane.token("shop", "waypoint").await?)
+        .status()
+        .with_context(|| program.clone())?;
+    ensure!(status.success(), "{program}: {status}");
+    Ok(())
+}
+
 fn main() -> ExitCode {
     if !net::is_inside()
         && let Err(error) = istiod::build()
@@ -168,7 +194,11 @@ fn main() -> ExitCode {
     net::enter_or_reexec(&[("fresh-waypoint", ADDRESS)]);
     let outcome = tempfile::tempdir().map_err(anyhow::Error::from).and_then(|folder| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(run(folder.path()))
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        match arguments.split_first() {
+            Some((word, command)) if word == "exec" => runtime.block_on(run_beside(folder.path(), command)),
+            _ => runtime.block_on(run(folder.path())),
+        }
     });
     match outcome {
         Ok(()) => {
