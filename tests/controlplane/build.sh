@@ -67,7 +67,7 @@ step() {
   next=$((SECONDS + progress_interval))
   while kill -0 "$pid" 2>/dev/null; do
     if [ "$SECONDS" -ge "$next" ]; then
-      say "$title: $((SECONDS - start)) s, $(wc -l <"$log") lines, now $(tail -n1 "$log" | cut -c1-80)"
+      say "$title: $((SECONDS - start)) s, $(wc -l <"$log") packages, now $(tail -n1 "$log" | cut -c1-80)"
       next=$((SECONDS + progress_interval))
     fi
     sleep 0.2
@@ -112,6 +112,7 @@ mkdir -p "$out/bin"
 exec 9>"$out/lock"
 flock -n 9 || { say "waiting for another build of the control plane"; flock 9; }
 up_to_date && exit 0
+trap 'rm -f "$out"/build.??????' EXIT
 need_go
 began=$SECONDS
 say "building etcd, kube-apiserver and istiod with $(cd "$here/istio" && go env GOVERSION); about six minutes the first time"
