@@ -87,7 +87,7 @@ fn captured(file: PathBuf, user: u32, group: u32) -> Result<PipeWriter> {
     Ok(writer)
 }
 
-/// Writes a volume's files; `None` for one that is empty and writable.
+/// Writes a volume's files to `folder`; false for a volume that is empty and writable, which has none.
 async fn write_volume(plane: &ControlPlane, container: &Container, mount: &Mount, folder: &Path) -> Result<bool> {
     let files = match &mount.volume {
         Volume::Empty => return Ok(false),

@@ -63,6 +63,9 @@ fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// User and group of the image (`Containerfile`), which count where the Deployment names none.
+const IMAGE_USER: u64 = 1337;
+
 /// Kubernetes' binary and decimal suffixes.
 const SUFFIXES: [(&str, u64); 8] = [
     ("Ki", 1 << 10),
@@ -229,8 +232,8 @@ impl Resolver<'_> {
 
     fn id(&self, name: &str) -> Result<u32> {
         let pointer = format!("/securityContext/{name}");
-        let id = self.container.pointer(&pointer).and_then(Value::as_u64);
-        u32::try_from(id.unwrap_or(0)).map_err(|_| anyhow!("{name} {id:?} is out of range"))
+        let id = self.container.pointer(&pointer).and_then(Value::as_u64).unwrap_or(IMAGE_USER);
+        u32::try_from(id).map_err(|_| anyhow!("{name} {id} is out of range"))
     }
 }
 
