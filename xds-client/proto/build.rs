@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use prost::Message;
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
 use protox::{Compiler, Error};
 
@@ -64,8 +63,8 @@ fn main() {
     for file in roots.chain(OWN) {
         descriptors.open_file(Path::new(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
-    let encoded = descriptors.file_descriptor_set().encode_to_vec();
-    fs::write(out.join("descriptors.binpb"), encoded).expect("OUT_DIR is writable");
+    // Encoded by protox, which keeps the options that are extensions: `(validate.required)` of a oneof.
+    fs::write(out.join("descriptors.binpb"), descriptors.encode_file_descriptor_set()).expect("OUT_DIR is writable");
 
     let mut own = compiler(&shipped);
     own.include_source_info(true);

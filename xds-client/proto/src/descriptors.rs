@@ -19,6 +19,7 @@ pub fn message_name(type_url: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
@@ -39,6 +40,14 @@ mod tests {
         ] {
             assert!(descriptors().get_message_by_name(name).is_some(), "{name} has no descriptor");
         }
+    }
+
+    #[test]
+    fn options_that_are_extensions_are_kept() {
+        let required = descriptors().get_extension_by_name("validate.required").unwrap();
+        let principal = descriptors().get_message_by_name("envoy.config.rbac.v3.Principal").unwrap();
+        let identifier = principal.oneofs().next().unwrap();
+        assert_eq!(identifier.options().get_extension(&required).as_bool(), Some(true));
     }
 
     #[test]
