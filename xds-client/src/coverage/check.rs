@@ -1,0 +1,225 @@
+//! Which values of a field are obeyed, where that is not all of them.
+use std::borrow::Cow;
+
+use prost_reflect::{DynamicMessage, ReflectMessage, Value};
+
+use super::rule::Site;
+
+/// Where an `envoy_internal_address` may lead: HBONE to the endpoint, and the plumbing of Envoy that we do without.
+const INTERNAL_LISTENERS: [&str; 2] = ["connect_originate", "main_internal"];
+/// Secrets that mean our own certificate and our own roots.
+const OWN_SECRETS: [&str; 2] = ["default", "ROOTCA"];
+/// Filter state that an Envoy waypoint hands from one internal listener to the next, and where it comes from. We keep the same in a
+/// connection's context.
+const FILTER_STATE: [(&str, &str); 6] = [
+    ("envoy.filters.listener.original_dst.local_ip", "%REQ(:AUTHORITY)%"),
+    ("envoy.filters.listener.original_dst.local_ip", "%FILTER_STATE(envoy.filters.listener.original_dst.local_ip:PLAIN)%"),
+    ("io.istio.connect_authority", "%REQ(:AUTHORITY)%"),
+    ("envoy.filters.listener.original_dst.remote_ip", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+    ("io.istio.peer_principal", "%DOWNSTREAM_PEER_URI_SAN%"),
+    ("io.istio.local_principal", "%DOWNSTREAM_LOCAL_URI_SAN%"),
+];
+
+const FORWARD_ONLY: i32 = 1;
+const ALWAYS_FORWARD_ONLY: i32 = 4;
+const ORIGINAL_DST: i32 = 4;
+const CLUSTER_PROVIDED: i32 = 6;
+
+/// The field of this name, or its default; none if the message has no such field.
+fn field<'a>(message: &'a DynamicMessage, name: &str) -> Option<Cow<'a, Value>> {
+    message.get_field_by_name(name)
+}
+
+fn text(message: &DynamicMessage, name: &str) -> String {
+    field(message, name).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// What a wrapper such as `google.protobuf.BoolValue` wraps, or the value itself.
+fn unwrapped(value: &Value) -> Cow<'_, Value> {
+    match value {
+        Value::Message(message) if message.descriptor().full_name().starts_with("google.protobuf.") => {
+            field(message, "value").unwrap_or(Cow::Borrowed(value))
+        }
+        _ => Cow::Borrowed(value),
+    }
+}
+
+/// Name of the resource that is walked.
+fn resource_name(site: &Site<'_>) -> String {
+    let mut outermost = site;
+    while let Some(holder) = outermost.holder {
+        outermost = holder;
+    }
+    text(outermost.message, "name")
+}
+
+fn is_one_of(value: &Value, numbers: &[i32]) -> bool {
+    value.as_enum_number().is_some_and(|number| numbers.contains(&number))
+}
+
+pub(super) fn is_false(value: &Value, _: &Site<'_>) -> bool {
+    unwrapped(value).as_bool() == Some(false)
+}
+
+pub(super) fn is_true(value: &Value, _: &Site<'_>) -> bool {
+    unwrapped(value).as_bool() == Some(true)
+}
+
+/// A breaker that never breaks.
+pub(super) fn is_unlimited(value: &Value, _: &Site<'_>) -> bool {
+    unwrapped(value).as_u32() == Some(u32::MAX)
+}
+
+/// A `google.protobuf.Duration` of nothing.
+pub(super) fn is_zero_duration(value: &Value, _: &Site<'_>) -> bool {
+    value.as_message().is_some_and(|duration| duration.fields().next().is_none())
+}
+
+/// An `envoy.type.v3.Percent` of nothing.
+pub(super) fn is_zero_percent(value: &Value, _: &Site<'_>) -> bool {
+    value.as_message().is_some_and(|percent| percent.fields().next().is_none())
+}
+
+/// An `envoy.type.v3.Percent` of everything.
+pub(super) fn is_hundred_percent(value: &Value, _: &Site<'_>) -> bool {
+    let share = value.as_message().and_then(|percent| field(percent, "value").and_then(|value| value.as_f64()));
+    share.is_some_and(|share| share >= 100.0)
+}
+
+/// `type`: EDS and STATIC everywhere, ORIGINAL_DST where Envoy's plumbing has it.
+pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))
+}
+
+/// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED with ORIGINAL_DST.
+pub(super) fn is_known_balance(value: &Value, site: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 1, 3]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_originating(value, site))
+}
+
+/// In the cluster through which an Envoy waypoint dials HBONE.
+pub(super) fn is_originating(_: &Value, site: &Site<'_>) -> bool {
+    resource_name(site) == "connect_originate"
+}
+
+/// Tunnelling is obeyed where Envoy's plumbing has it: the connection to an ambient pod.
+pub(super) fn is_hbone_tunnel(value: &Value, site: &Site<'_>) -> bool {
+    let plain = value.as_message().is_some_and(|tunnel| tunnel.fields().all(|(field, _)| field.name() == "hostname"));
+    plain && text(site.message, "cluster") == "connect_originate"
+}
+
+pub(super) fn is_known_internal_listener(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str().is_some_and(|name| INTERNAL_LISTENERS.contains(&name))
+}
+
+pub(super) fn is_own_secret(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str().is_some_and(|name| OWN_SECRETS.contains(&name))
+}
+
+pub(super) fn is_h2_only(value: &Value, _: &Site<'_>) -> bool {
+    value.as_list().is_some_and(|protocols| protocols.len() == 1 && protocols.first().and_then(Value::as_str) == Some("h2"))
+}
+
+/// TLS 1.3, or left to the implementation.
+pub(super) fn is_tls_1_3(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 4])
+}
+
+/// A subject alternative name of kind URI.
+pub(super) fn is_uri_name(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[3])
+}
+
+pub(super) fn is_peer_principal(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str() == Some("io.istio.peer_principal")
+}
+
+/// ALLOW, DENY and LOG.
+pub(super) fn is_known_action(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 1, 2])
+}
+
+/// A dry run that nothing but metadata shows. With the prefix of a CUSTOM policy, the result decides whether a provider is asked.
+pub(super) fn is_dry_run(_: &Value, site: &Site<'_>) -> bool {
+    !text(site.message, "shadow_rules_stat_prefix").starts_with("istio_ext_authz_")
+}
+
+/// Filter state that we keep in another way; see [`FILTER_STATE`].
+pub(super) fn is_connection_context(value: &Value, _: &Site<'_>) -> bool {
+    let known = |value: &Value| {
+        let Some(state) = value.as_message() else { return false };
+        let format = field(state, "format_string").and_then(|format| Some(inline_format(format.as_message()?)));
+        let key = text(state, "object_key");
+        format.is_some_and(|format| FILTER_STATE.contains(&(key.as_str(), format.as_str())))
+    };
+    value.as_list().is_some_and(|states| states.iter().all(known))
+}
+
+fn inline_format(format: &DynamicMessage) -> String {
+    field(format, "text_format_source").and_then(|source| Some(text(source.as_message()?, "inline_string"))).unwrap_or_default()
+}
+
+/// `upgrade_type`: WebSocket, and CONNECT where a tunnel is terminated.
+pub(super) fn is_known_upgrade(value: &Value, site: &Site<'_>) -> bool {
+    let Some(upgrade) = value.as_str() else { return false };
+    let terminating = || site.holder.is_some_and(|manager| terminates(manager.message));
+    upgrade.eq_ignore_ascii_case("websocket") || (upgrade.eq_ignore_ascii_case("connect") && terminating())
+}
+
+/// In the connection manager that terminates tunnels, where no header of a tunnel's request reaches anyone.
+pub(super) fn is_terminating(_: &Value, site: &Site<'_>) -> bool {
+    terminates(site.message)
+}
+
+/// Whether a connection manager has a route to what is inside its tunnels.
+fn terminates(manager: &DynamicMessage) -> bool {
+    let in_any = |message: &DynamicMessage, list: &str, test: &dyn Fn(&DynamicMessage) -> bool| {
+        field(message, list).is_some_and(|items| items.as_list().is_some_and(|items| items.iter().filter_map(Value::as_message).any(test)))
+    };
+    let route_leads_inside = |route: &DynamicMessage| {
+        route.has_field_by_name("route") && field(route, "route").is_some_and(|action| action.as_message().is_some_and(leads_inside))
+    };
+    let routes = field(manager, "route_config");
+    routes.is_some_and(|routes| {
+        routes.as_message().is_some_and(|routes| in_any(routes, "virtual_hosts", &|host| in_any(host, "routes", &route_leads_inside)))
+    })
+}
+
+/// An incoming `x-forwarded-client-cert` is kept as it is; on the tunnel it may be anything, see [`is_terminating`].
+pub(super) fn is_known_certificate_forwarding(value: &Value, site: &Site<'_>) -> bool {
+    is_one_of(value, &[FORWARD_ONLY, ALWAYS_FORWARD_ONLY]) || is_terminating(value, site)
+}
+
+/// `connect_matcher` in the route from the tunnel to what is inside.
+pub(super) fn is_match_of_tunnel(_: &Value, site: &Site<'_>) -> bool {
+    let action = site.holder.and_then(|route| field(route.message, "route"));
+    action.is_some_and(|action| action.as_message().is_some_and(leads_inside))
+}
+
+/// `upgrade_configs` of the route from the tunnel to what is inside.
+pub(super) fn is_action_of_tunnel(_: &Value, site: &Site<'_>) -> bool {
+    leads_inside(site.message)
+}
+
+fn leads_inside(action: &DynamicMessage) -> bool {
+    text(action, "cluster") == "main_internal"
+}
+
+/// An escaped slash stays as it came (KEEP_UNCHANGED), or becomes one before anything looks at it (UNESCAPE_AND_FORWARD).
+pub(super) fn is_known_slash_action(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[1, 4])
+}
+
+/// Endpoint metadata that does not ask for a transport which is not spoken: Istio's mutual TLS outside HBONE.
+pub(super) fn is_reachable(value: &Value, _: &Site<'_>) -> bool {
+    let Some(metadata) = value.as_message().and_then(|metadata| field(metadata, "filter_metadata")) else { return true };
+    let Some(Value::Message(transport)) =
+        metadata.as_map().and_then(|keys| keys.get(&prost_reflect::MapKey::String("envoy.transport_socket_match".to_owned())))
+    else {
+        return true;
+    };
+    let has = |name: &str| {
+        field(transport, "fields")
+            .is_some_and(|fields| fields.as_map().is_some_and(|map| map.contains_key(&prost_reflect::MapKey::String(name.to_owned()))))
+    };
+    has("tunnel") || !has("tlsMode")
+}

@@ -1,0 +1,49 @@
+//! The table: what is done about every field that istiod can set, one line a field, by subject.
+//!
+//! It says what this version does, not what it should do. A feature that is added changes its lines here, and the generated
+//! `docs/coverage.md` with them.
+mod cluster;
+mod http;
+mod listener;
+mod rbac;
+mod route;
+mod telemetry;
+mod tls;
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use super::rule::{Entry, Rule};
+
+/// A subject's part of the table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Section {
+    pub(super) title: &'static str,
+    pub(super) entries: &'static [Entry],
+}
+
+/// The table, in the order in which it is documented.
+pub(super) const SECTIONS: [Section; 7] = [
+    Section { title: "Listeners and the dispatch of connections", entries: listener::ENTRIES },
+    Section { title: "HTTP and TCP chains", entries: http::ENTRIES },
+    Section { title: "Routes", entries: route::ENTRIES },
+    Section { title: "Authorization", entries: rbac::ENTRIES },
+    Section { title: "Clusters and endpoints", entries: cluster::ENTRIES },
+    Section { title: "TLS", entries: tls::ENTRIES },
+    Section { title: "Telemetry and workload discovery", entries: telemetry::ENTRIES },
+];
+
+/// The part for a message; none if the table does not have it.
+pub(super) fn entry(message: &str) -> Option<&'static Entry> {
+    static BY_MESSAGE: OnceLock<HashMap<&'static str, &'static Entry>> = OnceLock::new();
+    let by_message =
+        BY_MESSAGE.get_or_init(|| SECTIONS.iter().flat_map(|section| section.entries).map(|entry| (entry.message, entry)).collect());
+    by_message.get(message).copied()
+}
+
+impl Entry {
+    /// The rule of a field; none if the table does not name it.
+    pub(super) fn rule(&self, field: &str) -> Option<&'static Rule> {
+        self.fields.iter().find(|(name, _)| *name == field).map(|(_, rule)| rule)
+    }
+}

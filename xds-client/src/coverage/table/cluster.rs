@@ -1,0 +1,239 @@
+//! Clusters, how they are balanced and reached, and their endpoints.
+use super::super::check;
+use super::super::rule::Kind::{Part, Routing, Tuning};
+use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
+use super::super::rule::{Entry, entry, listed, refused, walked, walked_when, when, whole_when};
+
+const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
+const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+const NO_TLS: &str = "TLS would be spoken to the application";
+const NO_PROXY_PROTOCOL: &str = "the PROXY protocol would be spoken to the application";
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry(
+        Routing,
+        "envoy.config.cluster.v3.Cluster",
+        &[
+            ("name", Honoured),
+            ("alt_stat_name", Honoured),
+            (
+                "type",
+                when(
+                    "EDS, STATIC; ORIGINAL_DST of connect_originate",
+                    check::is_known_discovery,
+                    "endpoints would be found by DNS or be where the client wanted to go",
+                ),
+            ),
+            ("cluster_type", Extension(CLUSTER_TYPES)),
+            ("eds_cluster_config", Honoured),
+            ("load_assignment", Honoured),
+            ("connect_timeout", Honoured),
+            (
+                "lb_policy",
+                when(
+                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED of connect_originate",
+                    check::is_known_balance,
+                    "like requests would go to the same endpoint",
+                ),
+            ),
+            ("load_balancing_policy", Refused("an extension would choose the endpoint")),
+            ("lb_subset_config", Refused("only some endpoints would be chosen")),
+            ("least_request_lb_config", Listed("two endpoints are compared; no slow start, no active request bias")),
+            ("round_robin_lb_config", Listed("no slow start")),
+            ("ring_hash_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
+            ("maglev_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
+            (
+                "original_dst_lb_config",
+                whole_when("of connect_originate", check::is_originating, "requests would go where the client wanted to go"),
+            ),
+            ("common_lb_config", Honoured),
+            ("circuit_breakers", Honoured),
+            ("outlier_detection", Listed("no endpoint is ejected")),
+            ("health_checks", Refused("unhealthy endpoints would be left out")),
+            ("transport_socket", Extension(TRANSPORT_SOCKETS)),
+            ("transport_socket_matches", Honoured),
+            ("typed_extension_protocol_options", Extension(&[walked("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")])),
+            ("filters", Extension(UPSTREAM_FILTERS)),
+            ("metadata", Whole),
+            ("upstream_connection_options", Listed("TCP keepalive is our own")),
+            ("per_connection_buffer_limit_bytes", Listed("buffers have our own bounds")),
+            ("cleanup_interval", Unused("belongs to ORIGINAL_DST")),
+            ("close_connections_on_host_health_failure", Listed("connections end when the endpoint goes")),
+            ("ignore_health_on_host_removal", Listed("a removed endpoint is not used any more")),
+            ("max_requests_per_connection", Listed("connections are reused without a limit")),
+            ("preconnect_policy", Listed("connections are made when they are needed")),
+            ("wait_for_warm_on_init", Unused("clusters wait for nothing")),
+            ("track_cluster_stats", Unused("Envoy's own statistics")),
+            ("track_timeout_budgets", Unused("Envoy's own statistics")),
+            ("dns_refresh_rate", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("dns_failure_refresh_rate", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("dns_jitter", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("dns_lookup_family", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("respect_dns_ttl", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("typed_dns_resolver_config", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("upstream_bind_config", Refused("connections would come from another address")),
+        ],
+    ),
+    entry(Part, "envoy.config.cluster.v3.Cluster.CustomClusterType", &[("name", Whole)]),
+    entry(Part, "envoy.config.cluster.v3.Filter", &[("name", Whole), ("config_discovery", Refused("an extension would see traffic"))]),
+    entry(Routing, "envoy.config.cluster.v3.Cluster.EdsClusterConfig", &[("eds_config", Whole), ("service_name", Honoured)]),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.Cluster.CommonLbConfig",
+        &[
+            ("healthy_panic_threshold", when("0", check::is_zero_percent, "endpoints that are not healthy are never chosen")),
+            ("locality_weighted_lb_config", Listed("localities count by their endpoints, not by their weights")),
+            ("zone_aware_lb_config", Listed("zones are not preferred")),
+            ("override_host_status", Refused("a session would stay with its endpoint")),
+        ],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.CircuitBreakers",
+        &[("thresholds", Honoured), ("per_host_thresholds", Listed("endpoints have no breakers of their own"))],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
+        &[
+            ("max_connections", when("unlimited", check::is_unlimited, "connections are not limited")),
+            ("max_pending_requests", when("unlimited", check::is_unlimited, "waiting requests are not limited")),
+            ("max_requests", when("unlimited", check::is_unlimited, "requests are not limited")),
+            ("max_retries", when("unlimited", check::is_unlimited, "retries at a time are not limited")),
+            ("retry_budget", Listed("retries at a time are not limited")),
+            ("priority", Listed("requests have no priority")),
+            ("track_remaining", Unused("Envoy's own statistics")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.cluster.v3.Cluster.TransportSocketMatch",
+        &[("name", Whole), ("match", Whole), ("transport_socket", Extension(MATCHED_SOCKETS))],
+    ),
+    entry(Part, "envoy.config.core.v3.TransportSocket", &[("name", Whole)]),
+    entry(
+        Routing,
+        INTERNAL,
+        &[
+            ("passthrough_metadata", Unused("what endpoints say reaches the connection anyway")),
+            ("transport_socket", Extension(&[walked(RAW), refused(TLS, NO_TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)])),
+        ],
+    ),
+    entry(Routing, RAW, &[]),
+    // What is spoken to the application.
+    entry(
+        Routing,
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        &[
+            ("explicit_http_config", Honoured),
+            ("use_downstream_protocol_config", Honoured),
+            ("auto_config", Refused("the protocol would be agreed on in the TLS handshake")),
+            ("common_http_protocol_options", Honoured),
+            ("upstream_http_protocol_options", Unused("belongs to TLS to the application, which is refused")),
+            ("http_filters", Refused("requests would pass other filters")),
+            ("outlier_detection", Listed("no endpoint is ejected")),
+            ("header_validation_config", Refused("headers would be validated by an extension")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
+        &[
+            ("http_protocol_options", Honoured),
+            ("http2_protocol_options", Honoured),
+            ("http3_protocol_options", Refused("HTTP/3 would be spoken to the application")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",
+        &[
+            ("http_protocol_options", Honoured),
+            ("http2_protocol_options", Honoured),
+            ("http3_protocol_options", Unused("no client speaks HTTP/3 to a waypoint")),
+        ],
+    ),
+    // Endpoints.
+    entry(
+        Routing,
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        &[
+            ("cluster_name", Honoured),
+            ("endpoints", Honoured),
+            ("policy", Honoured),
+            ("named_endpoints", Refused("endpoints would be shared between localities")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
+        &[
+            ("drop_overloads", Refused("a share of requests would be dropped")),
+            ("overprovisioning_factor", Listed("a priority is left when all its endpoints are unhealthy")),
+            ("weighted_priority_health", Listed("a priority is left when all its endpoints are unhealthy")),
+            ("endpoint_stale_after", Listed("endpoints do not expire")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.endpoint.v3.LocalityLbEndpoints",
+        &[
+            ("lb_endpoints", Honoured),
+            ("priority", Honoured),
+            ("locality", Whole),
+            ("load_balancing_weight", Unused("counts only with locality weights, which are listed")),
+            ("metadata", Unused("not read by anything")),
+            ("proximity", Unused("Envoy does not use it either")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.endpoint.v3.LbEndpoint",
+        &[
+            ("endpoint", Honoured),
+            ("health_status", Honoured),
+            ("load_balancing_weight", Honoured),
+            (
+                "metadata",
+                whole_when(
+                    "without tlsMode, or with tunnel",
+                    check::is_reachable,
+                    "Istio's mutual TLS would be spoken to a pod without HBONE",
+                ),
+            ),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.endpoint.v3.Endpoint",
+        &[
+            ("address", Honoured),
+            ("additional_addresses", Listed("the first address is used")),
+            ("hostname", Unused("belongs to DNS and to host rewriting")),
+            ("health_check_config", Unused("belongs to health checks, which are refused")),
+        ],
+    ),
+];
+
+const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
+    refused("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig", "the host would be resolved when asked for"),
+    refused("envoy.extensions.clusters.dns.v3.DnsCluster", "endpoints would be found by DNS"),
+];
+
+const TRANSPORT_SOCKETS: &[super::super::rule::Extension] = &[
+    walked(INTERNAL),
+    walked(RAW),
+    walked_when(TLS, "connect_originate", check::is_originating, NO_TLS),
+    refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL),
+];
+
+/// Which one is used follows from an endpoint; endpoints that need TLS are refused one by one.
+const MATCHED_SOCKETS: &[super::super::rule::Extension] =
+    &[walked(INTERNAL), walked(RAW), listed(TLS, "Istio's mutual TLS outside HBONE is not spoken; endpoints that need it are refused")];
+
+const UPSTREAM_FILTERS: &[super::super::rule::Extension] = &[
+    walked("envoy.tcp.metadataexchange.config.MetadataExchange"),
+    listed("envoy.extensions.network_filters.peer_metadata.UpstreamConfig", "the peer is known from workload discovery"),
+];

@@ -1,0 +1,234 @@
+//! Access logs, tracing, metrics, and the workloads that peers are described by.
+use super::super::check;
+use super::super::rule::Kind::{Observability, Part};
+use super::super::rule::Rule::{Extension, Honoured, Listed, Unused, Whole};
+use super::super::rule::{Entry, entry, listed, walked, when};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry(Observability, "envoy.config.accesslog.v3.AccessLog", &[("name", Whole), ("filter", Honoured)]),
+    entry(
+        Observability,
+        "envoy.config.accesslog.v3.AccessLogFilter",
+        &[
+            ("status_code_filter", Honoured),
+            ("response_flag_filter", Honoured),
+            ("and_filter", Honoured),
+            ("extension_filter", Listed("expressions are not evaluated: what they would leave out is logged")),
+            ("or_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("duration_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("header_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("runtime_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("traceable_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("not_health_check_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("grpc_status_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("metadata_filter", Listed("not evaluated: what it would leave out is logged")),
+            ("log_type_filter", Listed("not evaluated: what it would leave out is logged")),
+        ],
+    ),
+    entry(Observability, "envoy.config.accesslog.v3.AndFilter", &[("filters", Honoured)]),
+    entry(Observability, "envoy.config.accesslog.v3.ResponseFlagFilter", &[("flags", Honoured)]),
+    entry(Observability, "envoy.config.accesslog.v3.StatusCodeFilter", &[("comparison", Honoured)]),
+    entry(Observability, "envoy.config.accesslog.v3.ComparisonFilter", &[("op", Honoured), ("value", Honoured)]),
+    entry(Part, "envoy.config.core.v3.RuntimeUInt32", &[("default_value", Honoured), ("runtime_key", Unused("there is no runtime"))]),
+    entry(
+        Observability,
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        &[
+            ("path", Honoured),
+            ("log_format", Honoured),
+            ("format", Listed("deprecated; log_format is its successor")),
+            ("json_format", Listed("deprecated; log_format is its successor")),
+            ("typed_json_format", Listed("deprecated; log_format is its successor")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.config.core.v3.SubstitutionFormatString",
+        &[
+            ("text_format_source", Honoured),
+            ("json_format", Whole),
+            ("text_format", Listed("deprecated; text_format_source is its successor")),
+            ("omit_empty_values", Honoured),
+            ("json_format_options", Unused("the order of properties is our own")),
+            ("formatters", Listed("operators of extensions are null")),
+            ("content_type", Unused("belongs to replies")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing",
+        &[
+            ("provider", Extension(TRACERS)),
+            ("random_sampling", Honoured),
+            ("overall_sampling", Honoured),
+            ("client_sampling", when("100", check::is_hundred_percent, "a client that forces tracing always gets it")),
+            ("custom_tags", Honoured),
+            ("max_path_tag_length", Honoured),
+            ("verbose", Listed("no events of the stream in spans")),
+            ("spawn_upstream_span", Listed("one span per request")),
+            ("no_context_propagation", Listed("context is propagated")),
+            ("operation", Listed("spans are named after the route's decorator")),
+            ("upstream_operation", Listed("one span per request")),
+        ],
+    ),
+    entry(Observability, "envoy.config.trace.v3.Tracing.Http", &[("name", Whole)]),
+    entry(Observability, "envoy.type.v3.Percent", &[("value", Honoured)]),
+    entry(
+        Observability,
+        "envoy.type.tracing.v3.CustomTag",
+        &[
+            ("tag", Honoured),
+            ("literal", Honoured),
+            ("request_header", Honoured),
+            ("value", Honoured),
+            ("metadata", Listed("nothing writes metadata of requests, so the tag is left out")),
+            ("environment", Listed("the tag is left out")),
+        ],
+    ),
+    entry(Observability, "envoy.type.tracing.v3.CustomTag.Literal", &[("value", Honoured)]),
+    entry(Observability, "envoy.type.tracing.v3.CustomTag.Header", &[("name", Honoured), ("default_value", Honoured)]),
+    entry(
+        Observability,
+        "envoy.config.trace.v3.OpenTelemetryConfig",
+        &[
+            ("grpc_service", Honoured),
+            ("service_name", Honoured),
+            ("http_service", Listed("spans are exported by gRPC only, so these are not")),
+            ("resource_detectors", Listed("the resource has its service name only")),
+            ("sampler", Listed("sampling is the chain's")),
+            ("max_cache_size", Listed("the queue's bound is our own")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.config.core.v3.GrpcService",
+        &[
+            ("envoy_grpc", Honoured),
+            ("google_grpc", Listed("spans are exported through a cluster only, so these are not")),
+            ("timeout", Listed("export has our own time limit")),
+            ("initial_metadata", Listed("no metadata is sent")),
+            ("retry_policy", Listed("export is not retried")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.config.core.v3.GrpcService.EnvoyGrpc",
+        &[
+            ("cluster_name", Honoured),
+            ("authority", Honoured),
+            ("retry_policy", Listed("export is not retried")),
+            ("max_receive_message_length", Listed("answers have our own bound")),
+        ],
+    ),
+    // Metrics, and who the peers are.
+    entry(
+        Observability,
+        "stats.PluginConfig",
+        &[
+            ("reporter", Honoured),
+            ("disable_host_header_fallback", Honoured),
+            ("metrics", Honoured),
+            ("tcp_reporting_duration", Honoured),
+            ("definitions", Listed("no metrics beside Istio's own")),
+            ("rotation_interval", Listed("series are kept")),
+            ("graceful_deletion_interval", Listed("series are kept")),
+            ("debug", Unused("deprecated")),
+            ("max_peer_cache_size", Unused("deprecated")),
+            ("stat_prefix", Unused("deprecated")),
+            ("field_separator", Unused("deprecated")),
+            ("value_separator", Unused("deprecated")),
+        ],
+    ),
+    entry(
+        Observability,
+        "stats.MetricConfig",
+        &[
+            ("name", Honoured),
+            ("drop", Honoured),
+            ("tags_to_remove", Honoured),
+            ("dimensions", Listed("expressions are not evaluated: the label is missing or as it was")),
+            ("match", Unused("Istio does not obey it either")),
+        ],
+    ),
+    entry(
+        Observability,
+        "io.istio.http.peer_metadata.Config",
+        &[
+            ("downstream_discovery", Honoured),
+            ("upstream_discovery", Honoured),
+            ("shared_with_upstream", Whole),
+            ("downstream_propagation", Listed("what we know of a peer is told to nobody")),
+            ("upstream_propagation", Listed("what we know of a peer is told to nobody")),
+            ("additional_labels", Listed("not read")),
+        ],
+    ),
+    entry(
+        Observability,
+        "io.istio.http.peer_metadata.Config.DiscoveryMethod",
+        &[
+            ("workload_discovery", Whole),
+            ("baggage", Listed("baggage is not read")),
+            ("istio_headers", Listed("Istio's headers are not read")),
+            ("upstream_filter_state", Listed("not read")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.tcp.metadataexchange.config.MetadataExchange",
+        &[
+            ("protocol", Unused("metadata is exchanged only where ALPN says so, and a waypoint's connections do not")),
+            ("enable_discovery", Honoured),
+            ("additional_labels", Listed("not read")),
+        ],
+    ),
+    entry(
+        Observability,
+        "istio.workload.Workload",
+        &[
+            ("uid", Honoured),
+            ("name", Honoured),
+            ("namespace", Honoured),
+            ("addresses", Honoured),
+            ("trust_domain", Honoured),
+            ("service_account", Honoured),
+            ("canonical_name", Honoured),
+            ("canonical_revision", Honoured),
+            ("workload_name", Honoured),
+            ("workload_type", Honoured),
+            ("cluster_id", Honoured),
+            ("locality", Whole),
+            ("network", Unused(NOT_READ)),
+            ("tunnel_protocol", Unused(NOT_READ)),
+            ("waypoint", Unused(NOT_READ)),
+            ("network_gateway", Unused(NOT_READ)),
+            ("node", Unused(NOT_READ)),
+            ("native_tunnel", Unused(NOT_READ)),
+            ("application_tunnel", Unused(NOT_READ)),
+            ("authorization_policies", Unused(NOT_READ)),
+            ("status", Unused(NOT_READ)),
+            ("hostname", Unused(NOT_READ)),
+            ("services", Unused(NOT_READ)),
+            ("network_mode", Unused(NOT_READ)),
+            ("extensions", Unused(NOT_READ)),
+            ("capacity", Unused(NOT_READ)),
+        ],
+    ),
+];
+
+const NOT_READ: &str = "a waypoint reads who a workload is, not how it is reached";
+
+/// Loggers, wherever a message has them.
+pub(super) const ACCESS_LOGS: &[super::super::rule::Extension] = &[
+    walked("envoy.extensions.access_loggers.file.v3.FileAccessLog"),
+    listed("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", "nothing is logged by it"),
+    listed("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "nothing is logged by it"),
+    listed("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", "nothing is logged by it"),
+    listed("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig", "nothing is logged by it"),
+];
+
+const TRACERS: &[super::super::rule::Extension] = &[
+    walked("envoy.config.trace.v3.OpenTelemetryConfig"),
+    listed("envoy.config.trace.v3.ZipkinConfig", "spans are not exported"),
+    listed("envoy.config.trace.v3.DatadogConfig", "spans are not exported"),
+    listed("envoy.config.trace.v3.SkyWalkingConfig", "spans are not exported"),
+];
