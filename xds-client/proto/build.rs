@@ -93,15 +93,11 @@ fn compiler(shipped: &Path) -> Compiler {
     compiler
 }
 
-/// The `proto` folder of the `envoy-types` that the lockfile names. Offline: cargo has fetched it before it runs this.
+/// The `proto` folder of the `envoy-types` that the lockfile names.
 fn shipped_protos() -> PathBuf {
-    let target = env::var("TARGET").expect("cargo sets TARGET");
-    let output = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
-        .args(["metadata", "--format-version=1", "--offline", "--filter-platform", &target])
-        .output()
-        .expect("cargo metadata runs");
-    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    // Offline is enough once everything is fetched. A build of one package on a new machine fetches only what that package needs,
+    // and `cargo metadata` looks at all of the workspace.
+    let metadata = cargo_metadata(&["--offline"]).or_else(|_| cargo_metadata(&[])).unwrap_or_else(|error| panic!("{error}"));
     let workspace = metadata["workspace_root"].as_str().expect("a workspace root");
     println!("cargo:rerun-if-changed={workspace}/Cargo.lock");
     let manifest = metadata["packages"]
@@ -112,4 +108,17 @@ fn shipped_protos() -> PathBuf {
         .and_then(|package| package["manifest_path"].as_str())
         .expect("envoy-types is a dependency");
     Path::new(manifest).with_file_name("proto")
+}
+
+fn cargo_metadata(options: &[&str]) -> Result<serde_json::Value, String> {
+    let target = env::var("TARGET").expect("cargo sets TARGET");
+    let output = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform", &target])
+        .args(options)
+        .output()
+        .map_err(|error| format!("cargo metadata does not run: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo metadata prints no JSON: {error}"))
 }
