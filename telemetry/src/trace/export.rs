@@ -105,11 +105,17 @@ pub(crate) struct SpanQueue {
 }
 
 impl SpanQueue {
-    pub(crate) fn push(&self, span: SpanData) {
+    /// Hands over the span that `make` makes, if there is room for it: while a collector is down, none is made.
+    pub(crate) fn push(&self, make: impl FnOnce() -> SpanData) {
         if self.shared.closed.load(Acquire) {
             self.counters.dropped_provider.inc();
             return;
         }
+        if self.shared.spans.lock().len() >= SPAN_QUEUE_MAX {
+            self.counters.dropped_queue.inc();
+            return;
+        }
+        let span = make();
         let mut spans = self.shared.spans.lock();
         if spans.len() >= SPAN_QUEUE_MAX {
             drop(spans);

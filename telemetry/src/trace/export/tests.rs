@@ -83,7 +83,7 @@ async fn spans_reach_the_collector_through_the_given_connector() {
     let counters = counters();
     let exporters = Exporters::new(Handle::current(), Arc::new(InProcess { received, asked }), Duration::from_millis(10), counters.clone());
     let span = span();
-    exporters.queue(&provider()).unwrap().push(span.clone());
+    exporters.queue(&provider()).unwrap().push(|| span.clone());
 
     let (authority, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     assert_eq!(clusters.recv().await.unwrap(), "outbound|4317||tempo.tempo.svc.cluster.local");
@@ -111,11 +111,11 @@ async fn a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
     let exporters = Exporters::new(Handle::current(), Arc::new(InProcess { received, asked }), NEVER, counters.clone());
     let queue = exporters.queue(&provider()).unwrap();
     let span = span();
-    (0..SPAN_BATCH).for_each(|_| queue.push(span.clone()));
+    (0..SPAN_BATCH).for_each(|_| queue.push(|| span.clone()));
     let spans = |request: ExportTraceServiceRequest| request.resource_spans[0].scope_spans[0].spans.len();
     let (_, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     assert_eq!(spans(request), SPAN_BATCH);
-    (0..3).for_each(|_| queue.push(span.clone()));
+    (0..3).for_each(|_| queue.push(|| span.clone()));
     exporters.shutdown(soon()).await;
     assert_eq!(spans(requests.recv().await.unwrap().1), 3);
     assert_eq!(counters.exported.get(), u64::try_from(SPAN_BATCH + 3).unwrap());
@@ -126,7 +126,8 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
     let counters = counters();
     let queue = SpanQueue { shared: Arc::default(), counters: counters.clone() };
     let span = span();
-    (0..SPAN_QUEUE_MAX + 7).for_each(|_| queue.push(span.clone()));
+    (0..SPAN_QUEUE_MAX).for_each(|_| queue.push(|| span.clone()));
+    (0..7).for_each(|_| queue.push(|| panic!("made without room")));
     assert_eq!(queue.shared.spans.lock().len(), SPAN_QUEUE_MAX);
     assert_eq!(counters.dropped_queue.get(), 7);
 }
@@ -143,13 +144,13 @@ async fn spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_are_tr
     let counters = counters();
     let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters.clone());
     let queue = exporters.queue(&provider()).unwrap();
-    queue.push(span());
+    queue.push(span);
     while counters.dropped_export.get() == 0 {
         tokio::time::advance(Duration::from_millis(100)).await;
         tokio::task::yield_now().await;
     }
     up.store(true, Release);
-    queue.push(span());
+    queue.push(span);
     assert!(requests.recv().await.is_some());
     assert_eq!(counters.dropped_export.get(), 1);
 }
@@ -167,12 +168,12 @@ async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
     };
     let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters());
     let queue = exporters.queue(&provider()).unwrap();
-    queue.push(span());
+    queue.push(span);
     let received = async {
         loop {
             tokio::select! {
                 request = requests.recv() => return request,
-                () = sleep(Duration::from_secs(5)) => queue.push(span()),
+                () = sleep(Duration::from_secs(5)) => queue.push(span),
             }
         }
     };
@@ -185,9 +186,9 @@ async fn an_authority_that_is_none_exports_nothing_and_counts() {
     let counters = counters();
     let exporters = Exporters::new(Handle::current(), Arc::new(fixture::unreachable), NEVER, counters.clone());
     let queue = exporters.queue(&OtlpProvider { authority: "not an authority".into(), ..provider() }).unwrap();
-    queue.push(span());
+    queue.push(span);
     exporters.shutdown(soon()).await;
-    queue.push(span());
+    queue.push(span);
     assert_eq!(counters.dropped_provider.get(), 2);
 }
 
