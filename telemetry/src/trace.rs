@@ -87,7 +87,7 @@ impl WorkerSpans {
             self.queues.len() - 1
         });
         match &self.queues[at].1 {
-            Some(queue) => queue.push(span::finished(record, trace, tracing, &self.identity)),
+            Some(queue) => queue.push(|| span::finished(record, trace, tracing, &self.identity)),
             None => self.exporters.count_refused(),
         }
     }

@@ -1,1 +1,152 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use http::Method;
+use http::uri::Scheme;
+use model::access_log::{AccessLog, LogFilter, LogFormat};
+use model::flags::ResponseFlag;
+use model::stream_view::StreamView;
+
+use crate::fixture::{self, headers, text_format};
+use crate::record::{Head, RequestRecord, UpstreamLocal};
+use crate::trace::begin;
+
+fn log(format: LogFormat) -> AccessLog {
+    AccessLog { target: model::access_log::LogTarget::Stdout, format, filters: Vec::new() }
+}
+
+fn render(log: &AccessLog, view: &dyn StreamView) -> String {
+    let mut out = Vec::new();
+    log.render(view, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+/// A request through a chain that logs in the seed's format.
+fn seed(change: impl FnOnce(&mut RequestRecord)) -> String {
+    let log = log(fixture::seed_format());
+    let chain = fixture::chain(None, vec![log.clone()], None);
+    let mut record = fixture::request(&chain);
+    change(&mut record);
+    render(&log, &record)
+}
+
+#[test]
+fn the_seeds_format_prints_the_golden_line_with_both_ids_filled() {
+    let parent = headers(&[("traceparent", "00-944465e02249c3cd2ea8d5505aca32a2-00f067aa0ba902b7-01")]);
+    let trace = begin(Some(&fixture::tracing()), &parent, true, &mut fastrand::Rng::with_seed(1)).trace.unwrap();
+    let span_id = format!("{:016x}", trace.span_id);
+    let line = seed(|record| record.trace = Some(trace));
+    assert_eq!(
+        line,
+        format!(
+            "{{\"authority\":\"web-svc.emojivoto\",\"bytes_received\":0,\"bytes_sent\":5,\"duration_ms\":7,\"method\":\"GET\",\
+             \"path\":\"/ok?a=1\",\"protocol\":\"HTTP/1.1\",\"request_id\":\"fb02baa0-d9f3-9e14-8eb6-1b4dd37b51ad\",\
+             \"response_code\":200,\"response_flags\":\"-\",\"span_id\":\"{span_id}\",\"timestamp\":\"2026-11-23T20:31:46.500Z\",\
+             \"trace_id\":\"944465e02249c3cd2ea8d5505aca32a2\",\
+             \"upstream_cluster\":\"inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local;\",\
+             \"upstream_host\":\"envoy://connect_originate/10.42.0.74:8080\",\"user_agent\":\"t/1\"}}\n"
+        )
+    );
+}
+
+#[test]
+fn without_a_span_both_ids_are_null() {
+    let line = seed(|_| {});
+    assert!(line.contains("\"span_id\":null") && line.contains("\"trace_id\":null"), "{line}");
+}
+
+#[test]
+fn no_route_leaves_host_and_cluster_null() {
+    let line = seed(|record| {
+        record.response_code = 404;
+        record.stream.flags.insert(ResponseFlag::NoRouteFound);
+        (record.stream.cluster, record.stream.cluster_stat_name, record.stream.upstream_host) = (None, None, None);
+    });
+    for part in ["\"upstream_cluster\":null", "\"upstream_host\":null", "\"response_code\":404", "\"response_flags\":\"NR\""] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
+#[test]
+fn what_was_no_request_prints_no_method_and_no_path() {
+    let line = seed(|record| {
+        record.head = None;
+        record.response_code = 400;
+        record.stream.flags.insert(ResponseFlag::DownstreamProtocolError);
+    });
+    for part in ["\"method\":null", "\"path\":null", "\"authority\":null", "\"response_code\":400", "\"response_flags\":\"DPE\""] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
+#[test]
+fn a_tcp_connection_prints_byte_counts_and_no_request() {
+    let log = log(fixture::seed_format());
+    let mut record = fixture::connection(&fixture::chain(None, vec![log.clone()], None));
+    (record.stream.bytes_received, record.stream.bytes_sent) = (6, 5);
+    let line = render(&log, &record);
+    for name in ["protocol", "method", "path", "authority", "request_id", "trace_id"] {
+        assert!(line.contains(&format!("\"{name}\":null")), "{name} in {line}");
+    }
+    assert!(line.contains("\"response_code\":0") && line.contains("\"bytes_received\":6,\"bytes_sent\":5"), "{line}");
+}
+
+#[test]
+fn istios_default_text_format_prints_as_envoy_prints_it() {
+    let format = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
+                  %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% \
+                  %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
+                  \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% \
+                  %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
+    let log = log(text_format(format));
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    record.capture_response(&headers(&[("x-envoy-upstream-service-time", "1")]));
+    assert_eq!(
+        render(&log, &record),
+        "[2026-11-23T20:31:46.500Z] \"GET /ok?a=1 HTTP/1.1\" 200 - via_upstream - \"-\" 0 5 7 1 \"-\" \"t/1\" \
+         \"fb02baa0-d9f3-9e14-8eb6-1b4dd37b51ad\" \"web-svc.emojivoto\" \"envoy://connect_originate/10.42.0.74:8080\" \
+         inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local envoy://internal_client_address/ 10.43.7.9:80 10.42.0.51:33952 - \
+         default\n"
+    );
+}
+
+#[test]
+fn causes_print_underscores_for_spaces_and_plain_endpoints_their_addresses() {
+    let log =
+        log(text_format("%RESPONSE_CODE_DETAILS% %UPSTREAM_TRANSPORT_FAILURE_REASON% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_REMOTE_ADDRESS%"));
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    record.stream.details = Some("a b".into());
+    record.stream.failure_reason = Some("delayed connect error: Connection refused".into());
+    record.stream.upstream_host = Some("10.0.0.9:80".into());
+    record.stream.upstream_local = Some(UpstreamLocal::Socket("[::1]:7".parse().unwrap()));
+    assert_eq!(render(&log, &record), "a_b delayed_connect_error:_Connection_refused [::1]:7 10.0.0.9:80");
+}
+
+#[test]
+fn grpc_status_prints_by_name_and_number_and_only_for_grpc() {
+    let log = log(text_format("%GRPC_STATUS% %GRPC_STATUS_NUMBER% %TRAILER(GRPC-MESSAGE)%"));
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    assert_eq!(render(&log, &record), "- - -");
+    record.is_grpc = true;
+    record.capture_trailers(&headers(&[("grpc-status", "5"), ("grpc-message", "none")]));
+    assert_eq!(render(&log, &record), "NotFound 5 none");
+}
+
+#[test]
+fn only_the_headers_that_formats_name_are_kept() {
+    let record = fixture::request(&fixture::chain(None, vec![log(fixture::seed_format())], None));
+    let kept: Vec<_> = record.request().unwrap().headers.keys().map(http::HeaderName::as_str).collect();
+    assert!(kept.contains(&"user-agent") && kept.contains(&"x-request-id") && !kept.contains(&"x-other"), "{kept:?}");
+}
+
+#[test]
+fn a_hop_that_logs_only_failures_stays_silent_about_others() {
+    let mut log = log(text_format("%REQ(:METHOD)% %RESPONSE_CODE% %RESPONSE_FLAGS%\n"));
+    log.filters = vec![LogFilter::CodeAtLeast(400)];
+    let mut record = RequestRecord::new(fixture::chain(None, vec![log.clone()], None), "HTTP/2");
+    record.head = Some(Head { method: Method::CONNECT, path: None, authority: "10.43.7.9:80".parse().ok(), scheme: Scheme::HTTP });
+    record.response_code = 200;
+    assert_eq!(render(&log, &record), "");
+    record.response_code = 404;
+    record.stream.flags.insert(ResponseFlag::NoRouteFound);
+    assert_eq!(render(&log, &record), "CONNECT 404 NR\n");
+}

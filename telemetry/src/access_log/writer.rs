@@ -20,8 +20,9 @@ use prometheus::IntCounter;
 
 /// Bytes in a worker's buffer from which its target writes at once; Envoy's threshold.
 pub const FLUSH_BYTES: usize = 64 * 1024;
-/// Bytes in a worker's buffer at most, per target; lines beyond are dropped and counted.
-pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes in a worker's buffer at most, per target; lines beyond are dropped and counted. Enough for ten thousand lines while the
+/// process is throttled.
+pub const BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Targets, and so threads, at most; lines for others are dropped and counted.
 pub const TARGETS_MAX: usize = 16;
 /// How long to wait before writing again to a target that would block.

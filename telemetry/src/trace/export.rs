@@ -40,6 +40,9 @@ pub const EXPORTERS_MAX: usize = 16;
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long dialling a collector may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may see no frame of the collector before it is asked for one, and how long it may then take: a connection
+/// that is only half there must not swallow call after call.
+const KEEPALIVE: Duration = Duration::from_secs(3);
 /// Between two complaints about one collector.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -102,11 +105,17 @@ pub(crate) struct SpanQueue {
 }
 
 impl SpanQueue {
-    pub(crate) fn push(&self, span: SpanData) {
+    /// Hands over the span that `make` makes, if there is room for it: while a collector is down, none is made.
+    pub(crate) fn push(&self, make: impl FnOnce() -> SpanData) {
         if self.shared.closed.load(Acquire) {
             self.counters.dropped_provider.inc();
             return;
         }
+        if self.shared.spans.lock().len() >= SPAN_QUEUE_MAX {
+            self.counters.dropped_queue.inc();
+            return;
+        }
+        let span = make();
         let mut spans = self.shared.spans.lock();
         if spans.len() >= SPAN_QUEUE_MAX {
             drop(spans);
@@ -187,11 +196,47 @@ impl Exporters {
         for mut exporter in running {
             if timeout_at(deadline, &mut exporter.task).await.is_err() {
                 exporter.task.abort();
+                // Ends at its next turn, and counts what it had taken.
+                let _cancelled = exporter.task.await;
             }
-            let left = exporter.queue.shared.spans.lock().len();
-            self.counters.dropped_export.inc_by(u64::try_from(left).expect("a length fits"));
+            exporter.queue.shared.closed.store(true, Release);
+            drop(Taken::all(&exporter.queue.shared, &self.counters));
         }
     }
+}
+
+/// Spans taken from a queue. What is not said to be exported counts as lost when this is dropped, also in mid-call.
+struct Taken<'a> {
+    waiting: VecDeque<SpanData>,
+    in_flight: usize,
+    counters: &'a SpanCounters,
+}
+
+impl<'a> Taken<'a> {
+    fn all(shared: &Shared, counters: &'a SpanCounters) -> Self {
+        Self { waiting: std::mem::take(&mut *shared.spans.lock()), in_flight: 0, counters }
+    }
+
+    /// The next batch; the one before is lost unless it was exported.
+    fn next_batch(&mut self) -> Option<Vec<SpanData>> {
+        self.counters.dropped_export.inc_by(length(self.in_flight));
+        self.in_flight = self.waiting.len().min(SPAN_BATCH);
+        (self.in_flight > 0).then(|| self.waiting.drain(..self.in_flight).collect())
+    }
+
+    fn exported(&mut self) {
+        self.counters.exported.inc_by(length(std::mem::take(&mut self.in_flight)));
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.counters.dropped_export.inc_by(length(self.in_flight + self.waiting.len()));
+    }
+}
+
+fn length(length: usize) -> u64 {
+    u64::try_from(length).expect("a length fits")
 }
 
 /// A collector's task.
@@ -208,7 +253,7 @@ async fn run(
             tracing::error!(cluster = %provider.cluster, %error, "no spans are exported");
             shared.closed.store(true, Release);
             let lost = std::mem::take(&mut *shared.spans.lock()).len();
-            counters.dropped_provider.inc_by(u64::try_from(lost).expect("a length fits"));
+            counters.dropped_provider.inc_by(length(lost));
             return;
         }
     };
@@ -220,19 +265,15 @@ async fn run(
         }
         // Read before the queue is taken: what was pushed before the shutdown is exported.
         let stopping = shared.stopping.load(Acquire);
-        let mut spans = std::mem::take(&mut *shared.spans.lock());
-        while !spans.is_empty() {
-            let batch: Vec<_> = spans.drain(..spans.len().min(SPAN_BATCH)).collect();
-            let count = u64::try_from(batch.len()).expect("a length fits");
+        let mut taken = Taken::all(&shared, &counters);
+        while let Some(batch) = taken.next_batch() {
             match exporter.export(batch).await {
-                Ok(()) => counters.exported.inc_by(count),
-                Err(error) => {
-                    counters.dropped_export.inc_by(count);
-                    if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
-                        complained = Some(Instant::now());
-                        tracing::warn!(cluster = %provider.cluster, %error, "spans are lost");
-                    }
+                Ok(()) => taken.exported(),
+                Err(error) if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) => {
+                    complained = Some(Instant::now());
+                    tracing::warn!(cluster = %provider.cluster, %error, "spans are lost");
                 }
+                Err(_) => {}
             }
         }
         if stopping {
@@ -267,5 +308,13 @@ fn channel(provider: &OtlpProvider, connector: Arc<dyn CollectorConnector>) -> R
         let connecting = connector.connect(&cluster);
         async move { connecting.await.map(TokioIo::new) }
     });
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(EXPORT_TIMEOUT).connect_with_connector_lazy(dial))
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(EXPORT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE);
+    Ok(endpoint.connect_with_connector_lazy(dial))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,356 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use model::flags::ResponseFlag;
+use model::tracing::{CustomTag, Sampling, TagSource};
+use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId};
+use opentelemetry::{InstrumentationScope, Value};
+use opentelemetry_sdk::trace::SpanData;
+
+use super::*;
+use crate::fixture::{self, headers};
+use crate::grpc::GrpcStatus;
+
+const TRACE: &str = "944465e02249c3cd2ea8d5505aca32a2";
+const PARENT: &str = "00f067aa0ba902b7";
+
+fn traceparent(flags: &str) -> String {
+    format!("00-{TRACE}-{PARENT}-{flags}")
+}
+
+fn sampling(percent: f64) -> Tracing {
+    Tracing { random_sampling: Sampling::percent(percent), ..fixture::tracing() }
+}
+
+/// What the endpoint sees of a request that came with these headers.
+fn pass(tracing: Option<&Tracing>, pairs: &[(&'static str, &str)]) -> (Decision, HeaderMap) {
+    let mut headers = headers(pairs);
+    let decision = begin(tracing, &headers, true, &mut fastrand::Rng::with_seed(7));
+    decision.inject(&mut headers);
+    (decision, headers)
+}
+
+#[test]
+fn a_request_without_a_trace_begins_one() {
+    let (decision, headers) = pass(Some(&sampling(100.0)), &[]);
+    let trace = decision.trace.unwrap();
+    assert_eq!((trace.parent, trace.sampled), (None, true));
+    assert_eq!(headers[TRACEPARENT], format!("00-{:032x}-{:016x}-01", trace.trace_id, trace.span_id));
+    assert_eq!(headers[TRACESTATE], "", "always written, as Envoy does");
+}
+
+#[test]
+fn an_unsampled_request_goes_on_with_its_ids_and_no_flag() {
+    let (decision, headers) = pass(Some(&sampling(0.0)), &[]);
+    let trace = decision.trace.unwrap();
+    assert!(!trace.sampled);
+    assert_eq!(headers[TRACEPARENT], format!("00-{:032x}-{:016x}-00", trace.trace_id, trace.span_id));
+}
+
+#[test]
+fn a_sampled_parent_decides_whatever_the_percentage() {
+    for percent in [0.0, 100.0] {
+        let (decision, headers) = pass(Some(&sampling(percent)), &[("traceparent", &traceparent("01"))]);
+        let trace = decision.trace.unwrap();
+        assert_eq!((format!("{:032x}", trace.trace_id), format!("{:016x}", trace.parent.unwrap())), (TRACE.into(), PARENT.into()));
+        assert!(trace.sampled);
+        assert_eq!(headers[TRACEPARENT], format!("00-{TRACE}-{:016x}-01", trace.span_id));
+        assert_ne!(trace.span_id, trace.parent.unwrap());
+    }
+}
+
+#[test]
+fn an_unsampled_parent_decides_whatever_the_percentage() {
+    let (decision, headers) = pass(Some(&sampling(100.0)), &[("traceparent", &traceparent("00"))]);
+    let trace = decision.trace.unwrap();
+    assert!(!trace.sampled);
+    assert_eq!(headers[TRACEPARENT], format!("00-{TRACE}-{:016x}-00", trace.span_id));
+}
+
+#[test]
+fn a_malformed_traceparent_makes_no_span_and_is_forwarded_unchanged() {
+    let good = traceparent("01");
+    let zero_trace = format!("00-{}-{PARENT}-01", "0".repeat(32));
+    let zero_parent = format!("00-{TRACE}-{}-01", "0".repeat(16));
+    let malformed = [
+        &good[..54],
+        &format!("{good}0"),
+        &good.replace('9', "g"),
+        &good.replacen('-', "_", 1),
+        &zero_trace,
+        &zero_parent,
+        &good.replacen("00", "ff", 1),
+        "",
+    ];
+    for value in malformed {
+        let (decision, headers) = pass(Some(&sampling(100.0)), &[("traceparent", value), ("tracestate", "a=1")]);
+        assert_eq!(decision.trace, None, "{value}");
+        assert_eq!((headers[TRACEPARENT].to_str().unwrap(), headers[TRACESTATE].to_str().unwrap()), (value, "a=1"));
+    }
+}
+
+#[test]
+fn two_traceparents_are_malformed() {
+    let mut headers = headers(&[("traceparent", &traceparent("01"))]);
+    headers.append(TRACEPARENT, traceparent("00").parse().unwrap());
+    assert_eq!(begin(Some(&sampling(100.0)), &headers, true, &mut fastrand::Rng::new()).trace, None);
+}
+
+#[test]
+fn several_tracestates_are_joined() {
+    let mut headers = headers(&[("traceparent", &traceparent("01")), ("tracestate", "a=1")]);
+    headers.append(TRACESTATE, "b=2,c=3".parse().unwrap());
+    begin(Some(&sampling(100.0)), &headers, true, &mut fastrand::Rng::new()).inject(&mut headers);
+    assert_eq!(headers.get_all(TRACESTATE).iter().collect::<Vec<_>>(), ["a=1,b=2,c=3"]);
+}
+
+#[test]
+fn b3_headers_are_ignored_and_pass_through() {
+    let (decision, headers) = pass(Some(&sampling(100.0)), &[("x-b3-traceid", TRACE), ("x-b3-spanid", PARENT)]);
+    assert_ne!(format!("{:032x}", decision.trace.unwrap().trace_id), TRACE);
+    assert_eq!((headers["x-b3-traceid"].to_str().unwrap(), headers["x-b3-spanid"].to_str().unwrap()), (TRACE, PARENT));
+}
+
+#[test]
+fn without_tracing_all_headers_pass_through_and_an_id_is_made() {
+    let (decision, headers) = pass(None, &[("traceparent", &traceparent("01"))]);
+    assert_eq!(decision.trace, None);
+    assert_eq!(headers[TRACEPARENT], traceparent("01"));
+    assert!(!headers.contains_key(TRACESTATE));
+    assert_eq!(headers[X_REQUEST_ID].as_bytes()[14], b'4');
+}
+
+#[test]
+fn a_request_id_is_a_version_4_uuid_whose_digit_says_that_it_is_traced() {
+    for (percent, digit) in [(0.0, b'4'), (100.0, b'9')] {
+        let (decision, headers) = pass(Some(&sampling(percent)), &[]);
+        let id = headers[X_REQUEST_ID].as_bytes();
+        assert_eq!(decision.request_id.as_ref().unwrap(), headers[X_REQUEST_ID]);
+        assert_eq!((id.len(), id[8], id[13], id[18], id[23]), (36, b'-', b'-', b'-', b'-'));
+        assert_eq!(id[14], digit);
+        assert!(matches!(id[19], b'8' | b'9' | b'a' | b'b'));
+    }
+}
+
+#[test]
+fn no_id_is_made_where_none_is_wanted_and_then_nothing_is_sampled() {
+    let headers = HeaderMap::new();
+    let decision = begin(Some(&sampling(100.0)), &headers, false, &mut fastrand::Rng::new());
+    assert_eq!(decision.request_id, None);
+    assert!(!decision.trace.unwrap().sampled);
+}
+
+#[test]
+fn an_incoming_request_id_decides_and_says_so() {
+    for (percent, id, extra, sampled, forwarded) in [
+        (1.0, "00000063-2222-4333-8444-555555555555", None, true, "00000063-2222-9333-8444-555555555555"),
+        (1.0, "00000064-2222-4333-8444-555555555555", None, false, "00000064-2222-4333-8444-555555555555"),
+        (100.0, "abc", None, false, "abc"),
+        (100.0, "00000063", None, true, "00000063"),
+        (100.0, "zzzzzzzz-2222-4333-8444-555555555555", None, false, "zzzzzzzz-2222-4333-8444-555555555555"),
+        (0.0, "00000064-2222-9333-8444-555555555555", None, true, "00000064-2222-9333-8444-555555555555"),
+        (0.0, "00000064-2222-4333-8444-555555555555", Some("x-client-trace-id"), true, "00000064-2222-b333-8444-555555555555"),
+        (0.0, "00000064-2222-4333-8444-555555555555", Some("x-envoy-force-trace"), true, "00000064-2222-a333-8444-555555555555"),
+    ] {
+        let mut pairs = vec![("x-request-id", id)];
+        pairs.extend(extra.map(|name| (name, "1")));
+        let (decision, headers) = pass(Some(&sampling(percent)), &pairs);
+        assert_eq!(decision.trace.unwrap().sampled, sampled, "{percent} {id} {extra:?}");
+        assert_eq!(headers[X_REQUEST_ID], forwarded);
+    }
+}
+
+#[test]
+fn overall_sampling_bounds_every_reason_and_takes_the_digit_back() {
+    let tracing = Tracing { overall_sampling: Sampling::percent(0.0), ..sampling(100.0) };
+    let (decision, headers) = pass(Some(&tracing), &[("x-request-id", "00000064-2222-9333-8444-555555555555")]);
+    assert!(!decision.trace.unwrap().sampled);
+    assert_eq!(headers[X_REQUEST_ID], "00000064-2222-4333-8444-555555555555");
+}
+
+fn identity() -> SpanIdentity {
+    SpanIdentity {
+        node_id: "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local".into(),
+        zone: "".into(),
+        scope: InstrumentationScope::builder("waypoint").build(),
+    }
+}
+
+fn span_with(tracing: Tracing, change: impl FnOnce(&mut RequestRecord)) -> SpanData {
+    let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
+    let parent = headers(&[("traceparent", &traceparent("01")), ("tracestate", "a=1")]);
+    record.trace = begin(Some(&tracing), &parent, true, &mut fastrand::Rng::with_seed(1)).trace;
+    record.operation = Some("web-svc.emojivoto.svc.cluster.local:80/*".into());
+    change(&mut record);
+    span::finished(&record, record.trace.as_ref().unwrap(), &tracing, &identity())
+}
+
+fn span(change: impl FnOnce(&mut RequestRecord)) -> SpanData {
+    span_with(fixture::tracing(), change)
+}
+
+fn attributes(span: &SpanData) -> Vec<(&str, &str)> {
+    span.attributes
+        .iter()
+        .map(|pair| match &pair.value {
+            Value::String(text) => (pair.key.as_str(), text.as_str()),
+            other => panic!("{} is not a text: {other:?}", pair.key),
+        })
+        .collect()
+}
+
+fn by_name(span: &SpanData) -> BTreeMap<&str, &str> {
+    attributes(span).into_iter().collect()
+}
+
+#[test]
+fn a_normal_requests_span_has_envoys_attributes_in_envoys_order_all_texts() {
+    let span = span(|_| {});
+    assert_eq!(
+        attributes(&span),
+        [
+            ("node_id", "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local"),
+            ("zone", ""),
+            ("guid:x-request-id", "fb02baa0-d9f3-9e14-8eb6-1b4dd37b51ad"),
+            ("http.url", "http://web-svc.emojivoto/ok?a=1"),
+            ("http.method", "GET"),
+            ("http.protocol", "HTTP/1.1"),
+            ("downstream_cluster", "-"),
+            ("user_agent", "t/1"),
+            ("peer.address", "10.42.0.51"),
+            ("request_size", "0"),
+            ("response_size", "5"),
+            ("component", "proxy"),
+            ("upstream_cluster", "inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local"),
+            ("upstream_cluster.name", "inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local;"),
+            ("http.status_code", "200"),
+            ("response_flags", "-"),
+            ("istio.mesh_id", "cluster.local"),
+            ("istio.source_workload", "vote-bot"),
+            ("istio.destination_workload", "web"),
+        ]
+    );
+    assert_eq!(
+        (span.name.as_ref(), span.span_kind.clone(), span.status.clone()),
+        ("web-svc.emojivoto.svc.cluster.local:80/*", SpanKind::Server, Status::Unset)
+    );
+    assert_eq!(span.end_time.duration_since(span.start_time).unwrap(), Duration::from_micros(7_900));
+}
+
+#[test]
+fn a_span_continues_its_callers_trace() {
+    let span = span(|_| {});
+    assert_eq!(span.span_context.trace_id(), TraceId::from_hex(TRACE).unwrap());
+    assert_eq!(span.parent_span_id, SpanId::from_hex(PARENT).unwrap());
+    assert!(span.parent_span_is_remote && span.span_context.is_sampled());
+    assert_eq!(span.span_context.trace_state().header(), "a=1");
+    let root = fixture::chain(None, Vec::new(), Some(fixture::tracing()));
+    let mut record = fixture::request(&root);
+    record.trace = begin(Some(&fixture::tracing()), &HeaderMap::new(), true, &mut fastrand::Rng::new()).trace;
+    let span = span::finished(&record, record.trace.as_ref().unwrap(), &fixture::tracing(), &identity());
+    assert!(span.parent_span_id == SpanId::INVALID && !span.parent_span_is_remote);
+    assert_eq!(span.name, "ingress", "no decorator");
+}
+
+#[test]
+fn status_and_error_follow_the_http_status_or_the_grpc_one() {
+    let failed = Status::error("");
+    for (code, grpc, status, error) in [
+        (200, None, Status::Unset, false),
+        (404, None, Status::Unset, false),
+        (500, None, failed.clone(), true),
+        (503, None, failed.clone(), true),
+        (0, None, Status::Unset, true),
+        (200, Some(0), Status::Unset, false),
+        (200, Some(2), failed.clone(), true),
+        (200, Some(4), failed.clone(), true),
+        (200, Some(5), Status::Unset, false),
+        (200, Some(8), Status::Unset, true),
+        (200, Some(12), failed.clone(), true),
+        (200, Some(13), failed.clone(), true),
+        (200, Some(14), failed.clone(), true),
+        (200, Some(15), failed, true),
+    ] {
+        let span = span(|record| {
+            record.response_code = code;
+            record.is_grpc = grpc.is_some();
+            record.grpc_status = grpc.map(GrpcStatus::new);
+        });
+        assert_eq!(span.status, status, "{code} {grpc:?}");
+        assert_eq!(by_name(&span).get("error"), error.then_some(&"true"), "{code} {grpc:?}");
+        assert_eq!(by_name(&span)["http.status_code"], code.to_string());
+    }
+}
+
+#[test]
+fn no_route_leaves_the_cluster_out() {
+    let span = span(|record| {
+        record.response_code = 404;
+        record.stream.flags.insert(ResponseFlag::NoRouteFound);
+        (record.stream.cluster, record.stream.cluster_stat_name, record.stream.destination) = (None, None, None);
+        record.operation = None;
+    });
+    let names = by_name(&span);
+    for absent in ["upstream_cluster", "upstream_cluster.name", "error", "istio.destination_workload"] {
+        assert!(!names.contains_key(absent), "{absent}");
+    }
+    assert_eq!((names["response_flags"], span.name.as_ref(), span.status.clone()), ("NR", "ingress", Status::Unset));
+}
+
+#[test]
+fn grpc_requests_have_their_attributes_even_when_a_filter_denied_them() {
+    let span = span(|record| {
+        record.capture_request(&headers(&[("content-type", "application/grpc"), ("grpc-timeout", "1S")]));
+        record.capture_trailers(&headers(&[("grpc-status", "14"), ("grpc-message", "no")]));
+    });
+    let names = by_name(&span);
+    assert_eq!((names["grpc.path"], names["grpc.authority"]), ("/ok?a=1", "web-svc.emojivoto"));
+    assert_eq!((names["grpc.content_type"], names["grpc.timeout"]), ("application/grpc", "1S"));
+    assert_eq!((names["grpc.status_code"], names["grpc.message"], names["error"]), ("14", "no", "true"));
+}
+
+#[test]
+fn headers_of_the_caller_are_named_when_they_are_there() {
+    let span = span(|record| {
+        record.capture_request(&headers(&[
+            ("x-forwarded-proto", "https"),
+            ("x-envoy-original-path", "/before"),
+            ("x-client-trace-id", "1"),
+            ("x-envoy-downstream-service-cluster", "shop"),
+        ]));
+    });
+    let names = by_name(&span);
+    assert_eq!((names["http.url"], names["user_agent"]), ("https://web-svc.emojivoto/before", "-"));
+    assert_eq!((names["guid:x-client-trace-id"], names["downstream_cluster"]), ("1", "shop"));
+}
+
+#[test]
+fn a_long_path_is_cut() {
+    let path: PathAndQuery = format!("/{}", "p".repeat(1999)).parse().unwrap();
+    let span = span(|record| record.head.as_mut().unwrap().path = Some(path.clone()));
+    assert_eq!(by_name(&span)["http.url"], format!("http://web-svc.emojivoto{}", &path.as_str()[..256]));
+}
+
+#[test]
+fn custom_tags_without_a_value_are_left_out() {
+    let mut tracing = fixture::tracing();
+    let header =
+        |name: &'static str, default: &str| TagSource::RequestHeader { name: http::HeaderName::from_static(name), default: default.into() };
+    tracing.custom_tags = [
+        ("given", header("user-agent", "")),
+        ("defaulted", header("x-none", "d")),
+        ("absent", header("x-none", "")),
+        ("metadata", TagSource::Metadata),
+        ("empty", TagSource::Literal("".into())),
+    ]
+    .map(|(tag, source)| CustomTag { tag: Arc::from(tag), source })
+    .into();
+    let span = span_with(tracing, |_| {});
+    let names = by_name(&span);
+    assert_eq!((names["given"], names["defaulted"]), ("t/1", "d"));
+    assert!(!names.contains_key("absent") && !names.contains_key("metadata") && !names.contains_key("empty"));
+}

@@ -1,1 +1,146 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::fixture::wait_until;
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn counters() -> LogCounters {
+    LogCounters { written: IntCounter::new("w", "w").unwrap(), dropped: IntCounter::new("d", "d").unwrap() }
+}
+
+fn target(path: &Path) -> LogTarget {
+    LogTarget::File(path.to_str().unwrap().into())
+}
+
+fn append<'a>(text: &'a str) -> impl FnOnce(&mut Vec<u8>) -> bool + 'a {
+    move |line| {
+        line.extend_from_slice(text.as_bytes());
+        true
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+#[test]
+fn a_lone_line_is_written_within_the_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let counters = counters();
+    let writers = Writers::new(Duration::from_millis(20), counters.clone());
+    writers.outlet(&target(&path)).unwrap().write(append("one\n"));
+    wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "one\n"));
+    assert_eq!((counters.written.get(), counters.dropped.get()), (1, 0));
+}
+
+#[test]
+fn a_full_buffer_is_written_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let writers = Writers::new(NEVER, counters());
+    let outlet = writers.outlet(&target(&path)).unwrap();
+    let line = format!("{}\n", "x".repeat(1023));
+    for _ in 0..FLUSH_BYTES / line.len() {
+        outlet.write(append(&line));
+    }
+    wait_until("the buffer", || fs::metadata(&path).is_ok_and(|file| file.len() == u64::try_from(FLUSH_BYTES).unwrap()));
+}
+
+#[test]
+fn shutting_down_writes_what_is_buffered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let writers = Writers::new(NEVER, counters());
+    writers.outlet(&target(&path)).unwrap().write(append("last\n"));
+    writers.shutdown(soon());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "last\n");
+}
+
+#[test]
+fn lines_of_many_workers_leave_whole_and_in_each_workers_order() {
+    const LINES: usize = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let counters = counters();
+    let writers = Writers::new(Duration::from_millis(1), counters.clone());
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let outlet = writers.outlet(&target(&path)).unwrap();
+            scope.spawn(move || {
+                for number in 0..LINES {
+                    outlet.write(append(&format!("worker {worker} line {number} {}\n", "y".repeat(number % 97))));
+                }
+            });
+        }
+    });
+    writers.shutdown(soon());
+    let mut next = HashMap::new();
+    for line in fs::read_to_string(&path).unwrap().lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        let [_, worker, _, number, fill] = words[..] else { panic!("a torn line: {line}") };
+        let number: usize = number.parse().unwrap();
+        assert_eq!(fill.len(), number % 97, "{line}");
+        let seen = next.entry(worker.to_owned()).or_insert(0);
+        // Lines may be dropped while the writer is behind, but never reordered.
+        assert!(number >= *seen, "{line}");
+        *seen = number + 1;
+    }
+    assert_eq!(counters.written.get() + counters.dropped.get(), 4 * u64::try_from(LINES).unwrap());
+}
+
+#[test]
+fn lines_beyond_the_buffer_of_a_stuck_target_are_dropped_whole_and_counted() {
+    const LINES: usize = 2 * BUFFER_BYTES_MAX / 1000;
+    let counters = counters();
+    let buffer = Arc::new(Buffer { bytes: Mutex::default() });
+    let outlet = Outlet { buffer: Arc::clone(&buffer), writer: thread::current(), counters: counters.clone() };
+    let line = format!("{}\n", "x".repeat(999));
+    for _ in 0..LINES {
+        outlet.write(append(&line));
+    }
+    let kept = buffer.bytes.lock().len();
+    assert!(kept <= BUFFER_BYTES_MAX && kept.is_multiple_of(line.len()) && kept + line.len() > BUFFER_BYTES_MAX);
+    assert_eq!(counters.dropped.get(), u64::try_from(LINES - kept / line.len()).unwrap());
+}
+
+#[test]
+fn a_line_that_is_filtered_out_leaves_nothing_behind() {
+    let buffer = Arc::new(Buffer { bytes: Mutex::default() });
+    let outlet = Outlet { buffer: Arc::clone(&buffer), writer: thread::current(), counters: counters() };
+    outlet.write(append("a\n"));
+    outlet.write(|line| {
+        line.extend_from_slice(b"half");
+        false
+    });
+    assert_eq!(*buffer.bytes.lock(), b"a\n");
+}
+
+#[test]
+fn a_target_that_cannot_be_opened_loses_lines_counted_and_heals() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("later/log");
+    let counters = counters();
+    let writers = Writers::new(Duration::from_millis(5), counters.clone());
+    let outlet = writers.outlet(&target(&path)).unwrap();
+    outlet.write(append("lost\n"));
+    wait_until("the loss", || counters.dropped.get() == 1);
+    fs::create_dir(folder.path().join("later")).unwrap();
+    outlet.write(append("kept\n"));
+    wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "kept\n"));
+}
+
+#[test]
+fn targets_are_limited() {
+    let folder = tempfile::tempdir().unwrap();
+    let writers = Writers::new(NEVER, counters());
+    let outlet = |number: usize| writers.outlet(&target(&folder.path().join(number.to_string())));
+    assert!((0..TARGETS_MAX).all(|number| outlet(number).is_some()));
+    assert!(outlet(TARGETS_MAX).is_none());
+    assert!(outlet(0).is_some(), "a known target goes on");
+}
