@@ -4,6 +4,7 @@
 
 pub mod client;
 mod gather;
+pub mod pool;
 pub mod server;
 pub mod stream;
 

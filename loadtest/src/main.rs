@@ -4,8 +4,16 @@ mod accept;
 mod hbone;
 mod hyper_io;
 mod mesh;
+mod process;
+mod report;
+mod run;
+mod schedule;
 mod signals;
+mod sink;
+mod stats;
 mod tls;
+mod tunnel;
+mod units;
 
 use clap::Parser;
 
@@ -16,6 +24,12 @@ enum Command {
     Certs(mesh::pki::CertsArgs),
     /// Run a workload: HBONE server with a built-in HTTP app
     Workload(mesh::workload::WorkloadArgs),
+    /// Put HBONE load on a waypoint and say what it cost
+    Run(run::RunArgs),
+    /// Open a plain local port into the mesh
+    Tunnel(tunnel::TunnelArgs),
+    /// Collect OTLP traces and print one line per span
+    Sink(sink::SinkArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,5 +39,8 @@ fn main() -> anyhow::Result<()> {
     match command {
         Command::Certs(args) => mesh::pki::run(&args),
         Command::Workload(args) => runtime.block_on(mesh::workload::run(args)),
+        Command::Run(args) => runtime.block_on(run::run(args)),
+        Command::Tunnel(args) => runtime.block_on(tunnel::run(args)),
+        Command::Sink(args) => runtime.block_on(sink::run(args)),
     }
 }

@@ -5,4 +5,6 @@
 pub mod app;
 mod app_body;
 pub mod pki;
+#[cfg(test)]
+pub mod testing;
 pub mod workload;

@@ -15,9 +15,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::gather::{drive, gather};
 use super::stream::HboneStream;
-use super::{
-    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX, STREAM_WINDOW_BYTES,
-};
+use super::{CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::tls::spiffe_identity;
 
 /// Why no tunnel came about; one variant per place to look next.
@@ -107,11 +105,8 @@ pub struct Connection {
 impl Connection {
     /// CONNECT to `target` (`host:port`) with extra headers; waits for the 200.
     pub async fn open(&self, target: &str, headers: HeaderMap) -> Result<HboneStream, HboneError> {
-        let mut request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(target)
-            .body(())
-            .map_err(|_invalid| HboneError::Target(target.to_owned()))?;
+        let mut request =
+            Request::builder().method(Method::CONNECT).uri(target).body(()).map_err(|_invalid| HboneError::Target(target.to_owned()))?;
         *request.headers_mut() = headers;
         let answered = async {
             let mut requests = self.requests.clone().ready().await?;
