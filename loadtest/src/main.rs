@@ -1,6 +1,7 @@
 //! Load, peers and measurements for an HBONE waypoint. Uses nothing of the proxy: a bug there cannot cancel out here.
 
 mod accept;
+mod compare;
 mod hbone;
 mod hyper_io;
 mod mesh;
@@ -11,6 +12,7 @@ mod schedule;
 mod signals;
 mod sink;
 mod stats;
+mod target;
 mod tls;
 mod tunnel;
 mod units;
@@ -30,6 +32,8 @@ enum Command {
     Tunnel(tunnel::TunnelArgs),
     /// Collect OTLP traces and print one line per span
     Sink(sink::SinkArgs),
+    /// Compare CPU per request of our proxy and of a bare Envoy
+    Compare(compare::CompareArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -42,5 +46,6 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => runtime.block_on(run::run(args)),
         Command::Tunnel(args) => runtime.block_on(tunnel::run(args)),
         Command::Sink(args) => runtime.block_on(sink::run(args)),
+        Command::Compare(args) => runtime.block_on(compare::run(args)),
     }
 }
