@@ -1,0 +1,294 @@
+//! The built-in HTTP app of a workload: HTTP/1.1 and HTTP/2 with prior knowledge on one stream, told apart by the preface.
+//!
+//! | path | answer |
+//! | --- | --- |
+//! | `/bytes/N` | 200 with N bytes |
+//! | `/status/N` | status N |
+//! | `/headers` | JSON: the request as it arrived, every header line, and the CONNECT it came through |
+//! | `/delay/MS` | 200 after that time |
+//! | `/echo` | the request's body and trailers, as they come |
+//! | `/upgrade` with `upgrade:` | 101, then every byte comes back |
+//! | `/count` | JSON: requests per method and path so far; itself not counted |
+//! | any path with `content-type: application/grpc` | the request's messages, then `grpc-status: 0`; `/bytes/N`: one message of N bytes; `/status/N`: `grpc-status: N` |
+//! | else | 200 and a line of text that names the workload |
+//!
+//! Bounds: `BODY_BYTES_MAX`, `DELAY_MS_MAX`, `COUNTED_PATHS_MAX`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use hyper::service::service_fn;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+
+use super::app_body::AppBody;
+use crate::hbone::server::Caller;
+use crate::hyper_io::{HyperIo, Rewound, Spawn, TokioIo};
+
+/// Largest body that `/bytes/N` sends.
+const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// Largest gRPC message that `/bytes/N` sends; it is built in memory.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest `/delay/MS`.
+const DELAY_MS_MAX: u64 = 600_000;
+/// Different methods and paths that are counted apart; further ones count as `other`.
+const COUNTED_PATHS_MAX: usize = 1000;
+/// How an HTTP/2 connection with prior knowledge begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const X_WORKLOAD: HeaderName = HeaderName::from_static("x-workload");
+
+/// What the app counted; shared by all listeners of a process.
+#[derive(Debug, Default)]
+pub struct Counts {
+    requests: Mutex<BTreeMap<String, u64>>,
+    pub connects_accepted: AtomicU64,
+    pub connects_refused: AtomicU64,
+}
+
+impl Counts {
+    fn add(&self, method: &http::Method, path: &str) {
+        let mut key = String::with_capacity(method.as_str().len() + 1 + path.len());
+        key.push_str(method.as_str());
+        key.push(' ');
+        key.push_str(path);
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = requests.get_mut(&key) {
+            *count += 1;
+        } else if requests.len() < COUNTED_PATHS_MAX {
+            requests.insert(key, 1);
+        } else {
+            *requests.entry("other".to_owned()).or_default() += 1;
+        }
+    }
+
+    /// What `/count` answers.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "requests": *self.requests.lock().unwrap_or_else(PoisonError::into_inner),
+            "connects_accepted": self.connects_accepted.load(Ordering::Relaxed),
+            "connects_refused": self.connects_refused.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// The app of one workload. Clones share its counts.
+#[derive(Debug, Clone)]
+pub struct App {
+    name: HeaderValue,
+    counts: Arc<Counts>,
+}
+
+impl App {
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        Ok(Self { name: HeaderValue::from_str(name)?, counts: Arc::default() })
+    }
+
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Serves one stream to its end; `caller` is set when it came through HBONE. Errors are the peer's: they end the stream.
+    pub async fn serve<T>(&self, mut stream: T, caller: Option<Caller>) -> anyhow::Result<()>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let caller = Arc::new(caller);
+        let start = read_start(&mut stream).await?;
+        let is_http2 = start == PREFACE;
+        let io = HyperIo(Rewound::new(start, stream));
+        let service = service_fn(|request| self.answer(request, Arc::clone(&caller)));
+        if is_http2 {
+            hyper::server::conn::http2::Builder::new(Spawn)
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(4 << 20)
+                .max_concurrent_streams(1000)
+                .serve_connection(io, service_for_http2(self.clone(), caller.clone()))
+                .await?;
+        } else {
+            hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, service).with_upgrades().await?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, request: Request<Incoming>, caller: Arc<Option<Caller>>) -> Result<Response<AppBody>, Infallible> {
+        let path = request.uri().path();
+        if path == "/count" {
+            return Ok(self.json(&self.counts.to_json()));
+        }
+        self.counts.add(request.method(), path);
+        let mut response = if is_grpc(request.headers()) {
+            answer_grpc(request)
+        } else if path.starts_with("/headers") {
+            self.json(&describe(&request, (*caller).as_ref()))
+        } else {
+            answer_http(request, &self.name).await
+        };
+        response.headers_mut().insert(X_WORKLOAD, self.name.clone());
+        Ok(response)
+    }
+
+    fn json(&self, value: &serde_json::Value) -> Response<AppBody> {
+        let mut response = Response::new(AppBody::Text(format!("{value}\n").into()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(X_WORKLOAD, self.name.clone());
+        response
+    }
+}
+
+/// hyper spawns HTTP/2 streams, so their service owns what it uses.
+fn service_for_http2(
+    app: App,
+    caller: Arc<Option<Caller>>,
+) -> impl hyper::service::HttpService<Incoming, ResBody = AppBody, Error = Infallible, Future: Send> + Send {
+    service_fn(move |request| {
+        let (app, caller) = (app.clone(), Arc::clone(&caller));
+        async move { app.answer(request, caller).await }
+    })
+}
+
+/// Reads until the bytes are the HTTP/2 preface or cannot become it.
+async fn read_start<T: AsyncRead + Unpin>(stream: &mut T) -> std::io::Result<Bytes> {
+    let mut start = BytesMut::with_capacity(4096);
+    while start.len() < PREFACE.len() && PREFACE.starts_with(&start) {
+        let wanted = PREFACE.len() - start.len();
+        if stream.take(u64::try_from(wanted).expect("fits")).read_buf(&mut start).await? == 0 {
+            break;
+        }
+    }
+    Ok(start.freeze())
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+async fn answer_http(mut request: Request<Incoming>, name: &HeaderValue) -> Response<AppBody> {
+    let path = request.uri().path().to_owned();
+    let (verb, argument) = path[1.min(path.len())..].split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
+    match verb {
+        "bytes" => match argument.parse() {
+            Ok(remaining) if remaining <= BODY_BYTES_MAX => {
+                drain(request.into_body()).await;
+                Response::new(AppBody::Fill { remaining })
+            }
+            _ => bad_request("/bytes/N: N is a number up to 16 GiB\n"),
+        },
+        "status" => match argument.parse::<u16>().ok().and_then(|code| StatusCode::from_u16(code).ok()) {
+            Some(status) if status.as_u16() >= 200 => {
+                let mut response = Response::new(AppBody::Text(Bytes::new()));
+                *response.status_mut() = status;
+                response
+            }
+            _ => bad_request("/status/N: N is 200 to 999\n"),
+        },
+        "delay" => match argument.parse() {
+            Ok(delay) if delay <= DELAY_MS_MAX => {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+                Response::new(AppBody::Text(Bytes::new()))
+            }
+            _ => bad_request("/delay/MS: at most 600000 ms\n"),
+        },
+        "echo" => Response::new(AppBody::Echo { body: request.into_body(), trailers: None }),
+        "upgrade" if request.headers().contains_key(UPGRADE) => upgrade(&mut request),
+        _ => {
+            let text = format!("{} {} {path}\n", String::from_utf8_lossy(name.as_bytes()), request.method());
+            drain(request.into_body()).await;
+            Response::new(AppBody::Text(text.into()))
+        }
+    }
+}
+
+fn bad_request(text: &'static str) -> Response<AppBody> {
+    let mut response = Response::new(AppBody::Text(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+}
+
+/// Takes the body to its end, so that the connection can be used again; a broken one shows on the connection.
+async fn drain(mut body: Incoming) {
+    while !body.is_end_stream() {
+        match body.frame().await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
+fn upgrade(request: &mut Request<Incoming>) -> Response<AppBody> {
+    let upgraded = hyper::upgrade::on(&mut *request);
+    tokio::spawn(async move {
+        let Ok(stream) = upgraded.await else { return };
+        let (mut reader, mut writer) = tokio::io::split(TokioIo(stream));
+        // Either side may go at any time; the other then sees the end of the stream.
+        let _ended = tokio::io::copy(&mut reader, &mut writer).await;
+    });
+    let mut response = Response::new(AppBody::Text(Bytes::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = request.headers().get(UPGRADE) {
+        response.headers_mut().insert(UPGRADE, protocol.clone());
+    }
+    response
+}
+
+fn answer_grpc(request: Request<Incoming>) -> Response<AppBody> {
+    let path = request.uri().path();
+    let status = path.strip_prefix("/status/").and_then(|text| text.parse::<u16>().ok());
+    let message_bytes = path.strip_prefix("/bytes/").and_then(|text| text.parse::<usize>().ok());
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(status.unwrap_or(0)));
+    let body = match message_bytes {
+        Some(length) if length <= MESSAGE_BYTES_MAX => AppBody::Trailed { message: Some(grpc_message(length)), trailers: Some(trailers) },
+        _ if status.is_some() => AppBody::Trailed { message: None, trailers: Some(trailers) },
+        _ => AppBody::Echo { body: request.into_body(), trailers: Some(trailers) },
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// A gRPC frame of `length` bytes of payload: not compressed, length, payload.
+pub fn grpc_message(length: usize) -> Bytes {
+    let mut frame = BytesMut::with_capacity(5 + length);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length).expect("callers bound the length below 4 GiB"));
+    frame.put_bytes(b'x', length);
+    frame.freeze()
+}
+
+fn describe(request: &Request<Incoming>, caller: Option<&Caller>) -> serde_json::Value {
+    let version = match request.version() {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    };
+    serde_json::json!({
+        "method": request.method().as_str(),
+        "path": request.uri().path_and_query().map(ToString::to_string),
+        "authority": request.uri().authority().map(ToString::to_string),
+        "version": version,
+        "headers": header_lines(request.headers()),
+        "hbone": caller.map(|caller| serde_json::json!({
+            "peer_address": caller.address.to_string(),
+            "peer_identity": caller.identity,
+            "authority": caller.authority,
+            "headers": header_lines(&caller.headers),
+        })),
+    })
+}
+
+/// Each header line as a pair, in order of arrival per name; bytes that are no UTF-8 are escaped.
+fn header_lines(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &HeaderValue| match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().escape_ascii().to_string(),
+    };
+    headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+}
