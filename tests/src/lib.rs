@@ -1,6 +1,17 @@
-//! The harness: a rootless network with every address of a mesh, a real Istio control plane in it, and waypoint pods.
+//! The harness. Real: a rootless network with every address of a mesh, an Istio control plane in it, and waypoint pods. In process, on
+//! loopback addresses: a scripted istiod that serves recorded configuration, HBONE peers and workloads, a trace sink, and the waypoint's
+//! binary between them ([`scenario::Mesh`] puts them together).
 
+pub mod fake_istiod;
 pub mod istiod;
 pub mod net;
+pub mod otlp;
+pub mod peer;
+pub mod pki;
 pub mod pod;
+//process
+//scenario
 pub mod wait;
+pub mod workload;
+
+mod tunnel;

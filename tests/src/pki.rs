@@ -1,0 +1,228 @@
+//! A certificate authority of a mesh in memory, and the TLS settings of its members: TLS 1.3, ALPN `h2`, certificates on both sides.
+//!
+//! Not for: the real istiod's CA ([`crate::istiod`]). Independent of the waypoint's own TLS on purpose.
+//! Invariant: a member is judged by its chain only; whoever wants to see an identity asks [`spiffe_of`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, anyhow};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+
+/// How far a certificate's validity begins before now, for clocks that are read twice.
+const BACKDATE: Duration = Duration::from_secs(60);
+/// Validity of a member's certificate where the test does not care.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// One root and what it signs.
+pub struct Pki {
+    issuer: Issuer<'static, KeyPair>,
+    root: Certificate,
+}
+
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Pki").finish_non_exhaustive()
+    }
+}
+
+/// A certificate with its key.
+#[derive(Debug)]
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+/// `spiffe://cluster.local/ns/<namespace>/sa/<account>`.
+#[must_use]
+pub fn spiffe(namespace: &str, account: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
+}
+
+impl Pki {
+    /// A new root.
+    pub fn new() -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::OrganizationName, "cluster.local");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.not_before = (SystemTime::now() - BACKDATE).into();
+        params.not_after = (SystemTime::now() + LIFETIME).into();
+        let root = params.self_signed(&key)?;
+        Ok(Self { issuer: Issuer::new(params, key), root })
+    }
+
+    /// The root as PEM, what `istio-ca-root-cert` holds.
+    #[must_use]
+    pub fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// A member's certificate.
+    pub fn member(&self, spiffe_id: &str) -> Result<Identity> {
+        let now = SystemTime::now();
+        self.member_valid(spiffe_id, now - BACKDATE, now + LIFETIME)
+    }
+
+    /// A member's certificate that is valid in the given time only.
+    pub fn member_valid(&self, spiffe_id: &str, from: SystemTime, until: SystemTime) -> Result<Identity> {
+        let mut params = leaf_params(vec![SanType::URI(spiffe_id.try_into()?)])?;
+        params.not_before = from.into();
+        params.not_after = until.into();
+        self.issue(&params)
+    }
+
+    /// The certificate of a server with a DNS name and an address, as istiod's.
+    pub fn server(&self, dns_name: &str, address: IpAddr) -> Result<Identity> {
+        self.issue(&leaf_params(vec![SanType::DnsName(dns_name.try_into()?), SanType::IpAddress(address)])?)
+    }
+
+    fn issue(&self, params: &CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok(Identity { chain: vec![certificate.der().clone()], key })
+    }
+
+    /// Signs a request as Istio's CA does: its key is kept, its names are not, they follow from who asks.
+    pub fn sign(&self, csr_pem: &str, spiffe_id: &str, lifetime: Duration) -> Result<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(csr_pem).context("the signing request")?;
+        request.params = leaf_params(vec![SanType::URI(spiffe_id.try_into()?)])?;
+        // Short-lived certificates must not begin so early that half their life is over.
+        request.params.not_before = (SystemTime::now() - BACKDATE.min(lifetime / 100)).into();
+        request.params.not_after = (SystemTime::now() + lifetime).into();
+        Ok(request.signed_by(&self.issuer)?.pem())
+    }
+
+    fn roots(&self) -> Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.der().clone())?;
+        Ok(roots)
+    }
+
+    /// TLS of a caller that shows `identity`, or nothing, and accepts any server of this root.
+    pub fn client_config(&self, identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
+        let provider = provider();
+        let verifier = Arc::new(AnyName { roots: self.roots()?, algorithms: provider.signature_verification_algorithms });
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match identity {
+            Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.enable_sni = false;
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+
+    /// TLS of a workload: callers need a certificate of this root.
+    pub fn workload_config(&self, identity: &Identity) -> Result<Arc<ServerConfig>> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider()).build()?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// TLS of istiod: callers show a token rather than a certificate.
+    pub fn control_plane_config(&self, identity: &Identity) -> Result<Arc<ServerConfig>> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn leaf_params(names: Vec<SanType>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.subject_alt_names = names;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_before = (SystemTime::now() - BACKDATE).into();
+    params.not_after = (SystemTime::now() + LIFETIME).into();
+    Ok(params)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// The identity in a certificate: the first URI that begins with `spiffe://`, found by its DER encoding (tag 6 in context, length, text).
+/// Good enough for certificates made here, whose names are short.
+pub fn spiffe_of(certificate: &CertificateDer<'_>) -> Result<String> {
+    const SCHEME: &[u8] = b"spiffe://";
+    let missing = || anyhow!("no SPIFFE name in the certificate");
+    let at = certificate.windows(SCHEME.len()).position(|window| window == SCHEME).ok_or_else(missing)?;
+    let length = usize::from(*certificate.get(at.wrapping_sub(1)).ok_or_else(missing)?);
+    let name = certificate.get(at..at + length).ok_or_else(missing)?;
+    Ok(std::str::from_utf8(name)?.to_owned())
+}
+
+/// Accepts any server under the root that may authenticate servers.
+#[derive(Debug)]
+struct AnyName {
+    roots: RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let leaf = ParsedCertificate::try_from(leaf)?;
+        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, self.algorithms.all)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

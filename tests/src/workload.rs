@@ -1,0 +1,354 @@
+//! The called side of a mesh: pods with an HBONE server in front (as ztunnel is) or plain, and an app that tells what it was asked.
+//!
+//! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS` waits, `/cut` ends in the middle of a body, `/reset` before the
+//! answer, `/stream/N` sends N chunks, one every 100 ms; everything else is echoed as JSON (pod, method, path, headers in order, body
+//! length). Requests whose content type is gRPC's get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
+//!
+//! Invariants: every request is counted when its head arrives; nothing of a workload outlives it.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use h2::server::SendResponse;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::pki::spiffe_of;
+use crate::tunnel::Tunnel;
+
+/// ztunnel's port for HBONE.
+const HBONE_PORT: u16 = 15008;
+/// The first bytes of HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes at a time that the TCP app reads.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// What answers inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum App {
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+    /// Says `ready\n` if `greets`; reads to the end, and then answers `echo:` and what it read.
+    Tcp { greets: bool },
+}
+
+/// What one CONNECT was.
+#[derive(Debug, Clone)]
+pub struct SeenConnect {
+    pub authority: String,
+    pub headers: HeaderMap,
+    /// SPIFFE identity of the caller.
+    pub identity: String,
+}
+
+/// What a workload has seen, and how it is told to behave.
+#[derive(Debug)]
+pub struct Record {
+    name: String,
+    requests: Mutex<BTreeMap<String, u64>>,
+    connects: Mutex<Vec<SeenConnect>>,
+    connections: AtomicU64,
+    refuse_connects: AtomicU16,
+}
+
+impl Record {
+    /// Requests by `METHOD path`, the query left out.
+    #[must_use]
+    pub fn requests(&self, method_and_path: &str) -> u64 {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).get(method_and_path).copied().unwrap_or(0)
+    }
+
+    /// All requests.
+    #[must_use]
+    pub fn requests_total(&self) -> u64 {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
+    /// All CONNECTs so far, refused ones too.
+    #[must_use]
+    pub fn connects(&self) -> Vec<SeenConnect> {
+        self.connects.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// TCP connections so far.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// From now on CONNECTs are answered with this status; `None` accepts them again.
+    pub fn refuse_connects(&self, status: Option<StatusCode>) {
+        self.refuse_connects.store(status.map_or(0, |status| status.as_u16()), Ordering::Relaxed);
+    }
+
+    fn count(&self, method: &Method, path: &str) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        *requests.entry(format!("{method} {path}")).or_default() += 1;
+    }
+}
+
+/// A running pod.
+#[derive(Debug)]
+pub struct Workload {
+    record: Arc<Record>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Workload {
+    /// A pod of the mesh: HBONE on port 15008 of `ip`, whatever port is asked for inside.
+    pub async fn hbone(name: &str, ip: IpAddr, tls: Arc<ServerConfig>, app: App) -> Result<Self> {
+        let acceptor = TlsAcceptor::from(tls);
+        Self::start(name, SocketAddr::new(ip, HBONE_PORT), move |record, tcp| serve_hbone(record, tcp, acceptor.clone(), app)).await
+    }
+
+    /// A pod outside the mesh.
+    pub async fn plain(name: &str, address: SocketAddr, app: App) -> Result<Self> {
+        Self::start(name, address, move |record, tcp| async move {
+            serve_app(record, tcp, app).await;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start<F>(name: &str, address: SocketAddr, serve: impl Fn(Arc<Record>, TcpStream) -> F + Send + 'static) -> Result<Self>
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("{name} on {address}"))?;
+        let address = listener.local_addr()?;
+        let record = Arc::new(Record {
+            name: name.to_owned(),
+            requests: Mutex::default(),
+            connects: Mutex::default(),
+            connections: AtomicU64::new(0),
+            refuse_connects: AtomicU16::new(0),
+        });
+        let shared = Arc::clone(&record);
+        let accepting = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                // A connection that fails is the test's business, not this server's.
+                connections.spawn(serve(Arc::clone(&shared), tcp));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Ok(Self { record, address, accepting })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it saw, and its switches.
+    #[must_use]
+    pub fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// Cuts all connections and listens no more; returns when the port is free.
+    pub async fn kill(mut self) {
+        self.accepting.abort();
+        // Cancelled, which is what was asked for.
+        drop((&mut self.accepting).await);
+    }
+}
+
+async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, acceptor: TlsAcceptor, app: App) -> Result<()> {
+    tcp.set_nodelay(true)?;
+    let tls = acceptor.accept(tcp).await?;
+    let caller = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).context("no client certificate")?;
+    let identity = spiffe_of(caller)?;
+    let mut connection = h2::server::Builder::new()
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(1 << 22)
+        .max_concurrent_streams(200)
+        .handshake::<_, Bytes>(tls)
+        .await?;
+    let mut streams = JoinSet::new();
+    while let Some(next) = connection.accept().await {
+        let (request, respond) = next?;
+        if let Some(tunnel) = answer_connect(&record, request, respond, &identity)? {
+            streams.spawn(serve_app(Arc::clone(&record), tunnel, app));
+        }
+        while streams.try_join_next().is_some() {}
+    }
+    Ok(())
+}
+
+fn answer_connect(
+    record: &Record,
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    identity: &str,
+) -> Result<Option<Tunnel>> {
+    let (head, receive) = request.into_parts();
+    let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
+    let seen = SeenConnect { authority, headers: head.headers, identity: identity.to_owned() };
+    record.connects.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+    let refusal = match StatusCode::from_u16(record.refuse_connects.load(Ordering::Relaxed)) {
+        _ if head.method != Method::CONNECT => Some(StatusCode::BAD_REQUEST),
+        Ok(status) => Some(status),
+        Err(_) => None,
+    };
+    let mut response = Response::new(());
+    *response.status_mut() = refusal.unwrap_or(StatusCode::OK);
+    let send = respond.send_response(response, refusal.is_some())?;
+    Ok(refusal.is_none().then(|| Tunnel::new(send, receive)))
+}
+
+async fn serve_app(record: Arc<Record>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: App) {
+    // How a stream ends is seen by its caller.
+    drop(match app {
+        App::Http => serve_http(record, stream).await,
+        App::Tcp { greets } => serve_tcp(stream, greets).await,
+    });
+}
+
+async fn serve_tcp(mut stream: impl AsyncRead + AsyncWrite + Unpin, greets: bool) -> Result<()> {
+    if greets {
+        stream.write_all(b"ready\n").await?;
+    }
+    let mut heard = b"echo:".to_vec();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let n_read = stream.read(&mut chunk).await?;
+        if n_read == 0 {
+            break;
+        }
+        heard.extend_from_slice(&chunk[..n_read]);
+    }
+    stream.write_all(&heard).await?;
+    Ok(stream.shutdown().await?)
+}
+
+async fn serve_http(record: Arc<Record>, mut stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<()> {
+    let mut first = vec![0; PREFACE.len()];
+    let mut n_read = 0;
+    while n_read < first.len() && PREFACE.starts_with(&first[..n_read]) {
+        match stream.read(&mut first[n_read..]).await? {
+            0 => break,
+            more => n_read += more,
+        }
+    }
+    first.truncate(n_read);
+    let is_http2 = first == PREFACE;
+    let (reader, writer) = tokio::io::split(stream);
+    let stream = TokioIo::new(tokio::io::join(std::io::Cursor::new(first).chain(reader), writer));
+    let service = service_fn(move |request| answer(Arc::clone(&record), request));
+    if is_http2 {
+        http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await?;
+    } else {
+        http1::Builder::new().half_close(true).serve_connection(stream, service).await?;
+    }
+    Ok(())
+}
+
+type AnswerBody = UnsyncBoxBody<Bytes, anyhow::Error>;
+
+fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+async fn answer(record: Arc<Record>, request: Request<Incoming>) -> Result<Response<AnswerBody>> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    record.count(&head.method, &path);
+    if path == "/reset" {
+        return Err(anyhow!("told to reset"));
+    }
+    let body = body.collect().await.context("the request's body")?;
+    let mut parts = path.trim_start_matches('/').splitn(2, '/');
+    let (verb, argument) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let number = argument.parse::<u64>().unwrap_or(0);
+    let response = Response::builder().header("server", record.name.as_str()).header("x-pod", record.name.as_str());
+    Ok(match verb {
+        "status" => response.status(argument).body(whole(format!("status {argument}\n")))?,
+        "cut" => response.header("content-length", "1000").body(cut_body())?,
+        "stream" => response.body(chunks(number))?,
+        "empty" => response.status(StatusCode::NO_CONTENT).body(Empty::new().map_err(|never| match never {}).boxed_unsync())?,
+        _ => {
+            if verb == "delay" {
+                tokio::time::sleep(Duration::from_millis(number)).await;
+            }
+            let trailers = body.trailers().cloned();
+            let echo = Bytes::from(echo(&record.name, &head, body.to_bytes().len(), trailers.as_ref()).to_string() + "\n");
+            match head.headers.get("content-type").filter(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+                Some(kind) => response.header("content-type", kind).body(grpc_body(echo))?,
+                None => response.header("content-type", "application/json").body(whole(echo))?,
+            }
+        }
+    })
+}
+
+fn echo(pod: &str, head: &http::request::Parts, n_body_bytes: usize, trailers: Option<&HeaderMap>) -> Value {
+    let pairs = |map: &HeaderMap| -> Value {
+        map.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())])).collect()
+    };
+    let authority = head.uri.authority().map(ToString::to_string);
+    let host = head.headers.get("host").map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    json!({
+        "pod": pod,
+        "method": head.method.as_str(),
+        "path": head.uri.path_and_query().map(ToString::to_string),
+        "version": format!("{:?}", head.version),
+        "authority": authority.or(host),
+        "headers": pairs(&head.headers),
+        "n_body_bytes": n_body_bytes,
+        "trailers": trailers.map(pairs),
+    })
+}
+
+/// The first of a thousand announced bytes, then the end of the connection.
+fn cut_body() -> AnswerBody {
+    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"the first part\n")))])
+        .chain(stream::once(async {
+            // The first part has to leave before the connection breaks.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(anyhow!("told to end in the middle"))
+        }));
+    StreamBody::new(frames).boxed_unsync()
+}
+
+fn chunks(n_chunks: u64) -> AnswerBody {
+    let frames = stream::iter(0..n_chunks).then(|number| async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(Frame::data(Bytes::from(format!("chunk {number}\n"))))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+fn grpc_body(message: Bytes) -> AnswerBody {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    trailers.insert("x-trailer", http::HeaderValue::from_static("kept"));
+    let frames = stream::iter([Ok(Frame::data(message)), Ok(Frame::trailers(trailers))]);
+    StreamBody::new(frames).boxed_unsync()
+}
