@@ -220,3 +220,88 @@ impl Accepting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use parking_lot::Mutex;
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::mpsc;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::drain::drain;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    #[derive(Default)]
+    struct Seen(Mutex<usize>);
+
+    impl ListenObserver for Seen {
+        fn over_limit(&self, _: SocketAddr) {
+            *self.0.lock() += 1;
+        }
+    }
+
+    type Served = (TcpStream, ConnectionPermit);
+
+    fn start(
+        limit: usize,
+        on_drain: OnDrain,
+    ) -> (SocketAddr, crate::drain::Drain, mpsc::UnboundedReceiver<Served>, tokio::task::JoinHandle<()>, Arc<Seen>) {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (decider, watch) = drain();
+        let seen = Arc::new(Seen::default());
+        let accepting = Accepting { limit: ConnectionLimit::new(limit), drain: watch, on_drain, observer: Arc::clone(&seen) as _ };
+        let (sender, served) = mpsc::unbounded_channel();
+        let serve = move |tcp, _, permit| sender.send((tcp, permit)).unwrap();
+        let running = tokio::spawn(accept_loop(listener, accepting, serve));
+        (address, decider, served, running, seen)
+    }
+
+    #[tokio::test]
+    async fn what_is_above_the_limit_is_closed_and_told() {
+        let (address, _drain, mut served, _running, seen) = start(1, OnDrain::KeepAccepting);
+        let _first = TcpStream::connect(address).await.unwrap();
+        let (first, permit) = timeout(DEADLINE, served.recv()).await.unwrap().unwrap();
+        assert!(first.nodelay().unwrap());
+        let mut second = TcpStream::connect(address).await.unwrap();
+        assert_eq!(timeout(DEADLINE, second.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+        assert_eq!(*seen.0.lock(), 1);
+        drop(permit);
+        let _third = TcpStream::connect(address).await.unwrap();
+        assert!(timeout(DEADLINE, served.recv()).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_drain_stops_accepting_now_or_at_its_deadline() {
+        let (address, drain, mut served, running, _seen) = start(8, OnDrain::StopAccepting);
+        // Completed by the kernel before the loop has run: served all the same.
+        let _queued = TcpStream::connect(address).await.unwrap();
+        drain.begin(Instant::now() + DEADLINE);
+        timeout(DEADLINE, running).await.unwrap().unwrap();
+        assert!(served.recv().await.is_some());
+        assert!(TcpStream::connect(address).await.is_err());
+
+        let (address, drain, mut served, running, _seen) = start(8, OnDrain::KeepAccepting);
+        drain.begin(Instant::now() + DEADLINE);
+        let _late = TcpStream::connect(address).await.unwrap();
+        assert!(timeout(DEADLINE, served.recv()).await.unwrap().is_some());
+        drain.stop();
+        timeout(DEADLINE, running).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn workers_share_an_address_and_families_do_not_collide() {
+        let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = first.local_addr().unwrap();
+        let _second = bind(address).unwrap();
+        // Both wildcards at one port; a machine without IPv6 has no second socket to collide with.
+        let kept: Vec<_> = wildcard(address.port(), true, true).into_iter().map(bind).collect();
+        assert!(kept.iter().all(|bound| !matches!(bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse)), "{kept:?}");
+        assert!(kept[0].is_ok());
+        assert_eq!(wildcard(15008, false, true), ["[::]:15008".parse().unwrap()]);
+    }
+}

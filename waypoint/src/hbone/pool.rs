@@ -168,6 +168,7 @@ impl Pool {
         let mut number_min = 0;
         for attempt in 1..=ATTEMPTS_MAX {
             let (pooled, place) = self.place(address, tls, number_min).await?;
+            let established = self.0.established.load(Ordering::Acquire);
             let failure = match open(place, &tunnel).await {
                 Ok(stream) => {
                     pooled.proven.store(true, Ordering::Relaxed);
@@ -190,8 +191,8 @@ impl Pool {
                 return Err(pooled.loss());
             }
             self.0.observer.stale_retried(address);
-            // Others of the same age may be as stale.
-            number_min = self.0.established.load(Ordering::Acquire).max(pooled.number + 1);
+            // Others that were there when this attempt began may be as stale.
+            number_min = established;
         }
         Err(ConnectError::ConnectionLost)
     }

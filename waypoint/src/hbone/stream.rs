@@ -5,8 +5,9 @@
 //! How HTTP/2 reads as TCP: END_STREAM is end of file; RST_STREAM is `ConnectionReset`, with one exception: NO_ERROR is
 //! an orderly end (RFC 9113 §8.1 lets an endpoint send it only after its complete message; ztunnel does, after
 //! END_STREAM), so it reads as end of file and writes as `BrokenPipe`. CANCEL is an error: it is what a peer sends whose
-//! copy failed half-way. Shutting down sends END_STREAM; dropping an unfinished stream resets it with CANCEL after what
-//! was written.
+//! copy failed half-way. Shutting down sends END_STREAM. Dropping a stream that has not ended both ways resets it with
+//! CANCEL, and what had not left by then is lost, as with a TCP socket that is closed with bytes unread; only a server
+//! that has shut down may drop without having read all: its bytes leave first, then NO_ERROR.
 //!
 //! Memory, per stream: unread bytes are bounded by the window that we advertise, unsent ones by
 //! [`super::SEND_QUEUE_BYTES_MAX`] plus [`GATHERED_BYTES_MAX`].

@@ -76,6 +76,13 @@ pub(crate) fn mesh() -> Arc<PeerMatcher> {
     Arc::new(PeerMatcher::trust_domains(["cluster.local"]))
 }
 
+/// What a client checks servers with, for clients that are not ours.
+pub(crate) fn server_verifier(pki: &Pki) -> Arc<dyn rustls::client::danger::ServerCertVerifier> {
+    let mut roots = RootCertStore::empty();
+    roots.add(pki.root.clone()).unwrap();
+    Arc::new(verify::ServerVerifier::new(Arc::new(roots), mesh(), provider()))
+}
+
 async fn shake(client: &ClientTls, server: &ServerTls) -> (Result<accept::Handshake, TlsFailure>, Result<accept::Handshake, TlsFailure>) {
     let (near, far): (DuplexStream, DuplexStream) = duplex(64 * 1024);
     let dial = async {
