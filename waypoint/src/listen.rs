@@ -30,7 +30,7 @@ const LAST_ACCEPTS_MAX: usize = 4096;
 const KEEPALIVE_TIME: Duration = Duration::from_secs(180);
 const KEEPALIVE_PROBES: u32 = 9;
 
-/// Connections that may be open at a time unless set otherwise. Each takes a descriptor, and 64 KiB while it is idle.
+/// Connections that may be open at a time unless set otherwise; each takes a descriptor.
 pub const CONNECTIONS_MAX: usize = 65_536;
 
 /// What every TCP connection of the mesh gets: no delay, and keepalive.

@@ -17,7 +17,7 @@ use model::identity::SpiffeId;
 use parking_lot::RwLock;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, RootCertStore};
+use rustls::{AlertDescription, CertificateError, InvalidMessage, RootCertStore};
 use thiserror::Error;
 
 use verify::{PeerMatcher, SanRefusal};
@@ -359,7 +359,9 @@ impl TlsFailure {
             rustls::Error::NoCertificatesPresented => Self::NoCertificate,
             rustls::Error::InvalidCertificate(reason) => Self::from_certificate(reason),
             rustls::Error::AlertReceived(alert) => Self::Alert(*alert),
-            rustls::Error::InvalidMessage(_) | rustls::Error::PeerSentOversizedRecord => Self::NotTls,
+            rustls::Error::InvalidMessage(
+                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion | InvalidMessage::MessageTooLarge,
+            ) => Self::NotTls,
             rustls::Error::PeerIncompatible(reason) => Self::Incompatible(format!("{reason:?}")),
             rustls::Error::NoApplicationProtocol => Self::Incompatible("ALPN".to_owned()),
             other => Self::Protocol(other.to_string()),

@@ -188,7 +188,9 @@ impl HboneStream {
         while !self.gathered.is_empty() {
             let length = self.gathered.len();
             let room = ready!(self.poll_room(cx, length))?.min(length);
-            let chunk = self.gathered.split_to(room).freeze();
+            // Taken whole where possible: thousands of idle tunnels should hold no buffers.
+            let chunk = if room == length { std::mem::take(&mut self.gathered) } else { self.gathered.split_to(room) };
+            let chunk = chunk.freeze();
             self.send(cx, chunk, false)?;
         }
         Poll::Ready(Ok(()))

@@ -142,3 +142,79 @@ fn what_tls_said_is_kept_for_whoever_asks_why() {
     let cause = crate::tls::rustls_cause(failure.get().unwrap());
     assert_eq!(cause, Some(&rustls::Error::NoCertificatesPresented));
 }
+
+/// Counts the writes that reach the stream below.
+struct Counting {
+    io: tokio::io::DuplexStream,
+    writes: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn answers_of_many_streams_in_one_turn_leave_in_one_write() {
+    const STREAMS: usize = 48;
+    let (near, far) = tokio::io::duplex(1024 * 1024);
+    let writes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (gathered, outlet) = coalesce(Counting { io: far, writes: Arc::clone(&writes) });
+    let server = async {
+        let mut connection = outlet.drive(h2::server::handshake(gathered)).await.unwrap().unwrap();
+        let mut waiting = Vec::new();
+        let before = loop {
+            let turn = std::future::poll_fn(|cx| {
+                let turn = connection.poll_accept(cx);
+                outlet.end_turn(cx, turn)
+            });
+            waiting.push(turn.await.unwrap().unwrap().unwrap().1);
+            if waiting.len() == STREAMS {
+                break writes.load(std::sync::atomic::Ordering::Relaxed);
+            }
+        };
+        for mut respond in waiting {
+            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            body.send_data(bytes::Bytes::from(vec![7; 1024]), true).unwrap();
+        }
+        let after = std::future::poll_fn(|cx| {
+            let _ = connection.poll_accept(cx).map(drop);
+            outlet.poll_out(cx).map(|sent| {
+                sent.unwrap();
+                writes.load(std::sync::atomic::Ordering::Relaxed)
+            })
+        });
+        let sent = after.await - before;
+        (connection, sent)
+    };
+    let client = async {
+        let (mut send, connection) = h2::client::handshake(near).await.unwrap();
+        tokio::spawn(connection);
+        let responses: Vec<_> = (0..STREAMS).map(|_| send.send_request(http::Request::new(()), true).unwrap().0).collect();
+        for response in responses {
+            let _ = response.await;
+        }
+    };
+    let exchange = async {
+        tokio::select! {
+            (connection, sent) = server => { drop(connection); sent }
+            () = client => panic!("the client cannot be done before the server"),
+        }
+    };
+    let sent = tokio::time::timeout(std::time::Duration::from_secs(10), exchange).await.unwrap();
+    assert_eq!(sent, 1);
+}
