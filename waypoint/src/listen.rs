@@ -118,6 +118,9 @@ pub trait ListenObserver: Send + Sync {
     fn accept_failed(&self, _error: &io::Error, _pause: Option<Duration>) {}
 }
 
+/// Tells nobody.
+impl ListenObserver for () {}
+
 /// What governs one accept loop.
 #[derive(Clone)]
 pub struct Accepting {

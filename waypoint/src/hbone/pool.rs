@@ -65,6 +65,9 @@ pub trait PoolObserver: Send + Sync + 'static {
     fn stale_retried(&self, _address: SocketAddr) {}
 }
 
+/// Tells nobody.
+impl PoolObserver for () {}
+
 /// A pool; clones share it.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);

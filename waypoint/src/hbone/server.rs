@@ -27,7 +27,7 @@ use super::coalesce::{Coalesce, Outlet, coalesce};
 use super::stream::HboneStream;
 use super::{ConnectionEnd, ConnectionFacts, Downstream, Keepalive, KeepaliveOptions, WindowOptions};
 use super::{FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, SEND_QUEUE_BYTES_MAX};
-use crate::drain::DrainWatch;
+use crate::drain::{DrainWatch, Phase};
 use crate::tls::{MeshTls, TlsFailure};
 
 /// How long the last bytes of a connection may take to leave.
@@ -143,6 +143,9 @@ pub trait ServerObserver: Send + Sync + 'static {
     /// A CONNECT was answered without its handler; `authority` as it came.
     fn connect_refused(&self, _connection: &Downstream, _authority: &str, _reason: &ConnectRefusal) {}
 }
+
+/// Tells nobody.
+impl ServerObserver for () {}
 
 /// Decides about each CONNECT. The future runs on the connection's runtime, apart from the connection.
 pub trait ConnectHandler: Send + Sync + 'static {
@@ -384,6 +387,8 @@ struct Driver<'a, H> {
     facts: Arc<Downstream>,
     keepalive: Option<Keepalive>,
     unanswered: Unanswered,
+    /// Some request has come on this connection.
+    served: bool,
 }
 
 enum Event {
@@ -398,7 +403,7 @@ impl<'a, H: ConnectHandler> Driver<'a, H> {
         let options = &server.options;
         let keepalive = connection.ping_pong().map(|ping| Keepalive::new(ping, options.keepalive));
         let unanswered = Unanswered::new(options.answer_timeout, options.unanswered_max);
-        Self { server, connection, outlet, facts, keepalive, unanswered }
+        Self { server, connection, outlet, facts, keepalive, unanswered, served: false }
     }
 
     async fn drive(mut self) -> ConnectionEnd {
@@ -412,13 +417,16 @@ impl<'a, H: ConnectHandler> Driver<'a, H> {
                 None => std::future::pending().await,
             }
         });
+        // A connection that was made during the drain is told to leave with its first request, not before: its client
+        // would only dial again.
+        let early = self.server.drain.phase() == Phase::Running;
         let mut leaving = false;
         let end = loop {
             // Cancel safe: each arm only waits, and what `poll_event` takes out of the connection it returns at once.
             let event = tokio::select! {
                 biased;
                 () = &mut stopped => break ConnectionEnd::Stopped,
-                () = &mut draining, if !leaving => None,
+                () = &mut draining, if !leaving && (early || self.served) => None,
                 () = &mut aged, if !leaving => None,
                 event = std::future::poll_fn(|cx| self.poll_event(cx)) => Some(event),
             };
@@ -474,6 +482,7 @@ impl<'a, H: ConnectHandler> Driver<'a, H> {
     }
 
     fn on_request(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+        self.served = true;
         let (head, body) = request.into_parts();
         let text: Arc<str> = head.uri.authority().map_or("", |authority| authority.as_str()).into();
         let slot = Arc::new(Slot(Mutex::new(Some((respond, body)))));

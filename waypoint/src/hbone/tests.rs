@@ -521,6 +521,74 @@ async fn a_drain_lets_open_tunnels_finish_and_sends_new_ones_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_connection_made_during_the_drain_is_served_once_and_then_told_to_leave() {
+    let pki = Pki::new("mesh");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tls = Arc::new(MeshTls::new());
+    tls.publish(pki.identity(SERVER_ID, 1), mesh()).unwrap();
+    let (drain, watch) = drain();
+    drain.begin(Instant::now() + DEADLINE);
+    let handler = |connect: Connect| async move { connect.accept().unwrap().shutdown().await.unwrap() };
+    let server = Arc::new(Server::new(tls, handler, Arc::new(()), ServerOptions::default(), watch));
+    tokio::spawn(async move {
+        loop {
+            let (tcp, peer) = listener.accept().await.unwrap();
+            let server = Arc::clone(&server);
+            tokio::spawn(async move { server.serve_connection(tcp, peer).await });
+        }
+    });
+    let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
+    while client.seen.count("opened") < 3 {
+        drop(client.open(address).await.unwrap());
+    }
+    client.seen.wait("closed Closed", 1).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_cancelled_connects_harms_no_other_connection() {
+    let pki = Pki::new("mesh");
+    let handler = |connect: Connect| async move {
+        // Answered after the client has gone.
+        tokio::task::yield_now().await;
+        if let Ok(mut tunnel) = connect.accept() {
+            tunnel.shutdown().await.ok();
+        }
+    };
+    let tls = Arc::new(MeshTls::new());
+    tls.publish(pki.identity(SERVER_ID, 1), mesh()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_drain, watch) = drain();
+    let server = Server::new(tls, handler, Arc::new(()), ServerOptions::default(), watch.clone());
+    tokio::spawn(accept(listener, Arc::new(server), watch));
+    let identity = pki.identity(CLIENT_ID, 1);
+    let flood = async {
+        let tls = ClientTls::new(&identity, mesh()).unwrap();
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = tls.connect(tcp, address.ip()).await.unwrap();
+        let (mut send, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..5000 {
+            let Ok(ready) = send.ready().await else { return };
+            send = ready;
+            let request = Request::builder().method(Method::CONNECT).uri("10.96.1.1:80").body(()).unwrap();
+            let Ok((_, mut body)) = send.send_request(request, false) else { return };
+            body.send_reset(h2::Reason::CANCEL);
+            tokio::task::yield_now().await;
+        }
+    };
+    let client = Client::new(&identity, PoolOptions::default());
+    let good = async {
+        for _ in 0..50 {
+            drop(client.open(address).await.unwrap());
+        }
+    };
+    soon("both", async { tokio::join!(flood, good) }).await;
+    assert_eq!(client.seen.count("opened"), 1);
+}
+
+#[tokio::test]
 async fn the_deadline_of_a_drain_cuts_what_is_left() {
     let pki = Pki::new("mesh");
     let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), ServerOptions::default()).await;
