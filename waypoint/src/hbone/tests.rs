@@ -475,6 +475,20 @@ async fn a_server_that_has_said_all_may_leave_without_reading_the_rest() {
     far.write_all(b"413").await.unwrap();
     far.shutdown().await.unwrap();
     drop(far);
+    // Once writing fails, the reset has arrived: before anything was read.
+    let refused = async {
+        loop {
+            let written = async {
+                near.write_all(b"more").await?;
+                near.flush().await
+            };
+            match written.await {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(error) => break error,
+            }
+        }
+    };
+    assert_eq!(soon("the reset", refused).await.kind(), std::io::ErrorKind::BrokenPipe);
     let mut got = Vec::new();
     soon("the answer", near.read_to_end(&mut got)).await.unwrap();
     assert_eq!(got, b"413");
@@ -538,6 +552,17 @@ async fn a_connection_made_during_the_drain_is_served_once_and_then_told_to_leav
             tokio::spawn(async move { server.serve_connection(tcp, peer).await });
         }
     });
+    let client_tls = ClientTls::new(&pki.identity(CLIENT_ID, 1), mesh()).unwrap();
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (stream, _) = client_tls.connect(tcp, address.ip()).await.unwrap();
+    let (mut send, mut connection) = h2::client::handshake(stream).await.unwrap();
+    let mut ping = connection.ping_pong().unwrap();
+    tokio::spawn(connection);
+    // After a round trip, whatever the server had to say has arrived.
+    soon("a round trip", ping.ping(h2::Ping::opaque())).await.unwrap();
+    assert_eq!(status(&mut send, Method::CONNECT, "10.96.1.1:80").await, StatusCode::OK);
+    soon("a round trip", ping.ping(h2::Ping::opaque())).await.ok();
+    assert!(send.ready().await.is_err(), "told to leave");
     let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
     while client.seen.count("opened") < 3 {
         drop(client.open(address).await.unwrap());
