@@ -2,12 +2,13 @@
 //!
 //! Not for: opening or answering CONNECTs.
 //!
-//! How HTTP/2 reads as TCP: END_STREAM is end of file; RST_STREAM is `ConnectionReset`, with one exception: NO_ERROR is
-//! an orderly end (RFC 9113 §8.1 lets an endpoint send it only after its complete message; ztunnel does, after
-//! END_STREAM), so it reads as end of file and writes as `BrokenPipe`. CANCEL is an error: it is what a peer sends whose
-//! copy failed half-way. Shutting down sends END_STREAM. Dropping a stream that has not ended both ways resets it with
-//! CANCEL, and what had not left by then is lost, as with a TCP socket that is closed with bytes unread; only a server
-//! that has shut down may drop without having read all: its bytes leave first, then NO_ERROR.
+//! How HTTP/2 reads as TCP: END_STREAM is end of file, also when a reset follows it. RST_STREAM without END_STREAM is
+//! `ConnectionReset` to the reader whatever its code, CANCEL and NO_ERROR too: something is missing, and a body that is
+//! delimited by the end of the connection must not look complete. To the writer, NO_ERROR is `BrokenPipe` (RFC 9113 §8.1:
+//! the peer has said all and wants no more), any other code `ConnectionReset`. Shutting down sends END_STREAM. Dropping a
+//! stream that has not ended both ways resets it with CANCEL, and what had not left by then is lost, as with a TCP
+//! socket that is closed with bytes unread; only a server that has shut down may drop without having read all: its
+//! bytes leave first, then NO_ERROR.
 //!
 //! Memory, per stream: unread bytes are bounded by the window that we advertise, unsent ones by
 //! [`super::SEND_QUEUE_BYTES_MAX`] plus [`GATHERED_BYTES_MAX`].
@@ -160,7 +161,9 @@ impl HboneStream {
                     self.recv.flow_control().release_capacity(bytes.len()).map_err(stream_error)?;
                     self.unread = bytes;
                 }
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away() => self.read_ended = true,
+                Some(Err(error)) if error.is_reset() => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, error)));
+                }
                 Some(Err(error)) => return Poll::Ready(Err(stream_error(error))),
                 None => self.read_ended = true,
             }

@@ -440,9 +440,11 @@ async fn a_reset_is_an_error_at_the_other_side_and_no_end_of_file() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         assert_eq!(last.write_all(&[0; 64 * 1024]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }
-    let (near, mut far) = pair(&mut waypoint, &client).await;
-    near.reset(h2::Reason::INTERNAL_ERROR);
-    assert_eq!(soon("the reset", far.read(&mut [0])).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    for reason in [h2::Reason::INTERNAL_ERROR, h2::Reason::NO_ERROR] {
+        let (near, mut far) = pair(&mut waypoint, &client).await;
+        near.reset(reason);
+        assert_eq!(soon("the reset", far.read(&mut [0])).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    }
     assert_eq!(client.pool.connections(), 1, "other streams of the connection are not touched");
 }
 
