@@ -122,7 +122,7 @@ impl ConnectError {
         }
     }
 
-    fn from_tcp(error: &io::Error) -> Self {
+    pub(super) fn from_tcp(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::TcpRefused,
             io::ErrorKind::TimedOut => Self::TcpTimeout,

@@ -339,7 +339,7 @@ async fn header_fields_above_the_limit_are_answered_431_and_harm_no_other_stream
 #[tokio::test]
 async fn a_connect_that_nobody_answers_is_answered_by_the_limits() {
     let pki = Pki::new("mesh");
-    let options = ServerOptions { answer_timeout: Duration::from_millis(200), unanswered_max: 2, ..ServerOptions::default() };
+    let options = ServerOptions { answer_timeout: Duration::from_secs(1), unanswered_max: 2, ..ServerOptions::default() };
     let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), options).await;
     let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
     let address = waypoint.address;
@@ -643,7 +643,7 @@ async fn an_old_connection_gets_a_goaway_and_its_tunnel_goes_on() {
 #[tokio::test]
 async fn a_stalled_handshake_is_cut_and_holds_nobody_up() {
     let pki = Pki::new("mesh");
-    let options = ServerOptions { handshake_timeout: Duration::from_millis(300), ..ServerOptions::default() };
+    let options = ServerOptions { handshake_timeout: Duration::from_secs(2), ..ServerOptions::default() };
     let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), options).await;
     let mut stalled = TcpStream::connect(waypoint.address).await.unwrap();
     stalled.write_all(&[0x16, 3, 1]).await.unwrap();
@@ -654,7 +654,7 @@ async fn a_stalled_handshake_is_cut_and_holds_nobody_up() {
 }
 
 fn hasty() -> KeepaliveOptions {
-    KeepaliveOptions { interval: Duration::from_millis(20), timeout: Duration::from_millis(100) }
+    KeepaliveOptions { interval: Duration::from_millis(50), timeout: Duration::from_secs(1) }
 }
 
 #[tokio::test]
@@ -842,4 +842,75 @@ async fn bulk_flows_both_ways_at_once_past_slow_readers() {
     };
     let (near, far) = soon("all bytes", async { tokio::join!(pump(near), pump(far)) }).await;
     assert_eq!((near, far), (TOTAL, TOTAL));
+}
+
+#[tokio::test]
+async fn every_form_of_target_arrives_as_it_was_sent() {
+    let pki = Pki::new("mesh");
+    let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), ServerOptions::default()).await;
+    let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
+    for text in ["10.244.1.7:8080", "[2001:db8::7]:8080", "web.shop.svc.cluster.local:80"] {
+        let (target, headers) = (Authority::parse(text).unwrap(), HeaderMap::new());
+        let open = client.pool.open(waypoint.address, &client.tls, &target, &headers);
+        let (tunnel, arrived) = tokio::join!(open, async {
+            let Connect { authority, answer, .. } = waypoint.next().await;
+            answer.accept(HeaderMap::new()).unwrap();
+            authority
+        });
+        tunnel.unwrap();
+        assert_eq!(arrived.to_string(), text);
+    }
+}
+
+#[tokio::test]
+async fn each_silence_of_the_other_side_has_its_own_time_limit() {
+    let pki = Pki::new("mesh");
+    let limited = |connect_timeout, answer_timeout| {
+        let client = ClientOptions { connect_timeout, answer_timeout, ..ClientOptions::default() };
+        Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions { client, ..PoolOptions::default() })
+    };
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = limited(Duration::from_millis(300), DEADLINE);
+    assert_eq!(client.open(silent.local_addr().unwrap()).await.unwrap_err(), ConnectError::HandshakeTimeout);
+    let client = limited(DEADLINE, Duration::from_secs(1));
+    let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), ServerOptions::default()).await;
+    assert_eq!(client.open(waypoint.address).await.unwrap_err(), ConnectError::TunnelTimeout);
+    // The stream was reset, so the late answer finds nobody, and the connection still serves.
+    drop(waypoint.next().await);
+    pair(&mut waypoint, &client).await;
+    assert_eq!(client.seen.count("opened"), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_leaves_the_dial_to_the_next() {
+    let pki = Pki::new("mesh");
+    let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), ServerOptions::default()).await;
+    let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
+    let (target, headers) = (authority(), HeaderMap::new());
+    {
+        let open = client.pool.open(waypoint.address, &client.tls, &target, &headers);
+        let mut open = std::pin::pin!(open);
+        std::future::poll_fn(|cx| {
+            assert!(open.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+    }
+    client.seen.wait("opened", 1).await;
+    pair(&mut waypoint, &client).await;
+    assert_eq!(client.seen.count("opened"), 1);
+}
+
+#[test]
+fn reasons_are_in_the_words_of_envoy_without_spaces() {
+    let unreachable = std::io::Error::from_raw_os_error(113);
+    let cases = [
+        (ConnectError::from_tcp(&std::io::ErrorKind::ConnectionRefused.into()), "delayed_connect_error:_Connection_refused"),
+        (ConnectError::from_tcp(&unreachable), "delayed_connect_error:_No_route_to_host"),
+        (ConnectError::TunnelStatus(StatusCode::UNAUTHORIZED), "tunnel_response:401"),
+        (ConnectError::Tls(TlsFailure::Expired), "TLS_error:_the_peer's_certificate_has_expired"),
+    ];
+    for (error, reason) in cases {
+        assert_eq!(error.transport_failure_reason(), reason);
+    }
 }
