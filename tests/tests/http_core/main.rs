@@ -9,6 +9,8 @@
 
 mod basics;
 mod forward;
+mod frames;
+mod http2;
 mod pingora;
 mod rows;
 mod table;
