@@ -36,7 +36,7 @@ async fn h2_client(io: DuplexStream) -> SendRequest<Bytes> {
 async fn h2_upstream(io: DuplexStream) -> (Request<RecvStream>, SendResponse<Bytes>) {
     let mut http = h2::server::Builder::new().max_header_list_size(1 << 20).handshake(io).await.unwrap();
     let first = http.accept().await.unwrap().unwrap();
-    tokio::spawn(async move { while http.accept().await.is_some() {} });
+    tokio::spawn(async move { while matches!(http.accept().await, Some(Ok(_))) {} });
     first
 }
 

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod connection;
 mod forward;
 mod frames;
 mod http2;
