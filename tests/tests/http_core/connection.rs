@@ -146,6 +146,22 @@ async fn http1_client_that_resets_while_it_waits_closes_the_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn http1_client_that_resets_while_a_silent_response_streams_closes_the_upstream() {
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let (reset, reset_seen) = oneshot::channel();
+    let io = Resettable { io: ours, reset: reset_seen };
+    tokio::spawn(async move { serve(io, Protocol::Http1, forward, &ServerOptions::default(), pending()).await });
+    let events = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nevent\r\n";
+    let client = tokio::spawn(act(client, vec![send(GET), Do::Until("event"), Do::Quiet]));
+    let upstream = tokio::spawn(act(upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), send(events), Do::Quiet]));
+    tokio::time::sleep(QUIET / 2).await;
+    reset.send(()).unwrap();
+    assert!(upstream.await.unwrap().ended);
+    assert!(client.await.unwrap().ended);
+}
+
+#[tokio::test(start_paused = true)]
 async fn malformed_requests_are_reported_whoever_found_them() {
     for (request, problem) in [
         ("GET / HTTP/1.1\r\n\r\n", Malformed::HostMissing),
@@ -215,6 +231,7 @@ async fn request_that_was_never_sent_comes_back_whole() {
         assert_eq!(error.kind, SendErrorKind::ConnectionClosedBeforeResponse);
         assert!(error.nothing_sent && error.is_unprocessed());
         let request = error.request.unwrap();
+        assert_eq!(request.headers().keys().collect::<Vec<_>>(), ["host"]);
         assert_eq!((request.uri().path(), http_body::Body::size_hint(request.body()).exact()), ("/x", Some(4)));
     }
 }

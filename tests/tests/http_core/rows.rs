@@ -51,6 +51,11 @@ async fn table_over_hyper_on_both_sides() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn table_over_hyper_byte_by_byte() {
+    assert_eq!(failing(ServerEngine::HyperByteByByte, ClientEngine::Hyper).await, FAILS_BYTE_BY_BYTE);
+}
+
+#[tokio::test(start_paused = true)]
 async fn table_over_pingoras_server_session() {
     assert_eq!(failing(ServerEngine::Pingora, ClientEngine::Hyper).await, FAILS_PINGORA_SERVER);
 }
@@ -62,6 +67,9 @@ async fn table_over_pingoras_client_session() {
 
 /// hyper's codec on both sides, as the waypoint runs.
 const FAILS_HYPER: &[&str] = &[];
+
+/// Single bytes become chunks of one byte, which these rows do not expect.
+const FAILS_BYTE_BY_BYTE: &[&str] = &["a chunked request stays chunked", "a chunked GET keeps its body"];
 
 /// pingora's server session. The WebSocket fails because upgrades are not adapted here; pingora can do them.
 const FAILS_PINGORA_SERVER: &[&str] = &[

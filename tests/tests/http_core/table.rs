@@ -9,7 +9,7 @@ use waypoint::http::{Protocol, ServerOptions, serve};
 
 use crate::forward::{ClientEngine, Forward};
 use crate::pingora;
-use crate::wire::{Do, PIPE_BYTES, Seen, act, contains, send};
+use crate::wire::{Do, Drip, PIPE_BYTES, Seen, act, contains, send};
 
 /// One line of the table.
 pub struct Row {
@@ -59,6 +59,8 @@ pub struct Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerEngine {
     Hyper,
+    /// As `Hyper`, but whatever the client sends comes in single bytes.
+    HyperByteByByte,
     Pingora,
 }
 
@@ -71,6 +73,9 @@ pub async fn run(row: &Row, server: ServerEngine, client_engine: ClientEngine) -
         match server {
             ServerEngine::Hyper => {
                 let _ended = serve(ours, Protocol::Http1, forward, &ServerOptions::default(), pending()).await;
+            }
+            ServerEngine::HyperByteByByte => {
+                let _ended = serve(Drip(ours), Protocol::Http1, forward, &ServerOptions::default(), pending()).await;
             }
             ServerEngine::Pingora => pingora::serve(ours, forward).await,
         }
