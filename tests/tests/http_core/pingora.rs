@@ -209,16 +209,9 @@ async fn drive(
     heads: oneshot::Sender<Result<Head, BodyError>>,
     pieces: mpsc::Sender<Piece>,
 ) -> Option<Stream> {
-    let (mut parts, mut body) = request.into_parts();
-    request_out_http1(&mut parts);
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        parts.headers.insert(http::header::TRANSFER_ENCODING, "chunked".parse().ok()?);
-    }
-    let mut head = RequestHeader::build(parts.method, parts.uri.to_string().as_bytes(), Some(parts.headers.len())).ok()?;
-    for (name, value) in &parts.headers {
-        head.append_header(name.clone(), value.clone()).ok()?;
-    }
-    session.write_request_header(Box::new(head)).await.ok()?;
+    let (parts, mut body) = request.into_parts();
+    let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
+    write_head(&mut session, parts, is_chunked).await?;
     let mut heads = Some(heads);
     let mut is_uploaded = body.is_end_stream();
     loop {
@@ -273,6 +266,19 @@ async fn drive(
     drop(pieces);
     session.respect_keepalive();
     if is_uploaded { session.reuse().await } else { None }
+}
+
+async fn write_head(session: &mut HttpSession, mut parts: http::request::Parts, is_chunked: bool) -> Option<()> {
+    request_out_http1(&mut parts);
+    if is_chunked {
+        parts.headers.insert(http::header::TRANSFER_ENCODING, "chunked".parse().ok()?);
+    }
+    let mut head = RequestHeader::build(parts.method, parts.uri.to_string().as_bytes(), Some(parts.headers.len())).ok()?;
+    for (name, value) in &parts.headers {
+        head.append_header(name.clone(), value.clone()).ok()?;
+    }
+    session.write_request_header(Box::new(head)).await.ok()?;
+    Some(())
 }
 
 type Piece = Result<Bytes, BodyError>;

@@ -7,7 +7,7 @@ use crate::wire::{Do, send};
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
 pub fn rows() -> Vec<Row> {
-    [framed(), trailers(), duplex(), cut()].into_iter().flatten().collect()
+    [framed(), trailers(), duplex(), cut(), bad_responses()].into_iter().flatten().collect()
 }
 
 fn framed() -> Vec<Row> {
@@ -140,6 +140,11 @@ fn cut() -> Vec<Row> {
             .client(vec![send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc"), Do::Until("never"), Do::Gone])
             .upstream(vec![Do::Until("abc"), Do::Quiet, Do::Quiet, Do::Quiet])
             .upstream_sees([Ended]),
+    ]
+}
+
+fn bad_responses() -> Vec<Row> {
+    vec![
         row("a response with a length and a coding is refused", "RFC 9112 §6.3 rule 3; Envoy: protocol error")
             .request(GET)
             .upstream(vec![
