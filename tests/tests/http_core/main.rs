@@ -13,6 +13,7 @@ mod forward;
 mod frames;
 mod http2;
 mod pingora;
+mod random;
 mod rows;
 mod table;
 mod wire;
