@@ -184,6 +184,22 @@ async fn connection_that_sends_no_head_in_time_ends() {
     assert!(matches!(served.ended.await.unwrap(), Err(ServeError::IdleTimeout)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn http2_connection_without_a_stream_goes_away_and_one_with_a_stream_stays() {
+    let options = || ServerOptions { idle_timeout: Some(QUIET / 2), ..ServerOptions::default() };
+    let idle = served(Protocol::Http2, options());
+    let (_sender, connection) = h2::client::handshake(idle.client).await.unwrap();
+    tokio::spawn(connection);
+    timeout(QUIET, idle.ended).await.unwrap().unwrap().unwrap();
+
+    let mut busy = served(Protocol::Http2, options());
+    let (mut sender, connection) = h2::client::handshake(busy.client).await.unwrap();
+    tokio::spawn(connection);
+    let (_answer, _body) = sender.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
+    let _upstream = busy.upstreams.recv().await.unwrap();
+    assert!(timeout(QUIET, busy.ended).await.is_err());
+}
+
 /// Forwards, and tells how an upgrade ended.
 #[derive(Clone)]
 struct Watching(Forward, mpsc::UnboundedSender<oneshot::Receiver<Ended>>);
