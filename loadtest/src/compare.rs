@@ -222,7 +222,7 @@ async fn measure(contestants: &mut [Contestant], connector: &Connector, args: &C
         for &index in &order {
             let contestant = &mut contestants[index];
             bar.set_message(format!("round {round}: {}", contestant.name));
-            let pool = Pool::new(connector.clone(), contestant.address, contestant.plan.connections);
+            let pool = Pool::new(connector.clone(), contestant.address, contestant.plan.load.connections);
             let outcome = drive(&contestant.plan, pool, &ProgressBar::hidden())
                 .await
                 .with_context(|| format!("measuring {} in round {round}", contestant.name))?;

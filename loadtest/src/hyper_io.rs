@@ -12,6 +12,10 @@ use bytes::{Buf, Bytes};
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// Receive window of one HTTP/2 stream inside a tunnel.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Receive window of an HTTP/2 connection inside a tunnel.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Bytes read in one go.
 const READ_BYTES_MAX: usize = 16 * 1024;
 

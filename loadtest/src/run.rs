@@ -140,14 +140,6 @@ pub struct Plan {
     pub processes: Vec<WatchedProcess>,
 }
 
-impl std::ops::Deref for Plan {
-    type Target = Load;
-
-    fn deref(&self) -> &Load {
-        &self.load
-    }
-}
-
 impl Plan {
     /// Checks what the flags cannot say alone.
     pub fn new(load: Load, target: &str, processes: Vec<WatchedProcess>) -> anyhow::Result<Self> {
@@ -227,10 +219,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     connector.peer_identity = args.peer_identity;
     let plan = Plan::new(args.load, &args.target, args.processes)?;
     let progress = progress(&plan, "load");
-    let pool = Pool::new(connector, args.waypoint, plan.connections);
+    let pool = Pool::new(connector, args.waypoint, plan.load.connections);
     let outcome = drive(&plan, pool, &progress).await?;
     progress.finish_and_clear();
-    let driver_bound = ceiling.filter(|_| plan.rate.is_none()).map(|ceiling| outcome.requests_per_second > DRIVER_BOUND_SHARE * ceiling);
+    let driver_bound =
+        ceiling.filter(|_| plan.load.rate.is_none()).map(|ceiling| outcome.requests_per_second > DRIVER_BOUND_SHARE * ceiling);
     let report = RunReport { waypoint: args.waypoint, target: plan.target, outcome, ceiling_requests_per_second: ceiling, driver_bound };
     print!("{}", report::run_text(&report));
     if let Some(path) = &args.json {
@@ -246,7 +239,7 @@ async fn ceiling(args: &RunArgs, connector: Connector, workload: SocketAddr) -> 
     let load = Load { rate: None, duration: CEILING_DURATION, ..args.load.clone() };
     let plan = Plan::new(load, &args.target, Vec::new())?;
     let progress = progress(&plan, "ceiling");
-    let pool = Pool::new(connector, workload, plan.connections);
+    let pool = Pool::new(connector, workload, plan.load.connections);
     let outcome = drive(&plan, pool, &progress).await.context("measuring the ceiling")?;
     progress.finish_and_clear();
     Ok(outcome.requests_per_second)
@@ -254,7 +247,7 @@ async fn ceiling(args: &RunArgs, connector: Connector, workload: SocketAddr) -> 
 
 /// A bar over the time that a plan takes; shown only on a terminal.
 fn progress(plan: &Plan, message: &'static str) -> ProgressBar {
-    let length = u64::try_from((plan.warmup + plan.duration).as_millis()).unwrap_or(u64::MAX);
+    let length = u64::try_from((plan.load.warmup + plan.load.duration).as_millis()).unwrap_or(u64::MAX);
     let style = ProgressStyle::with_template("{msg:10} {wide_bar} {percent:>3} %").expect("the template is a constant");
     ProgressBar::new(length).with_style(style).with_message(message)
 }

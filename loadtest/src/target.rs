@@ -5,7 +5,7 @@
 pub mod envoy;
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -97,9 +97,10 @@ impl Running {
         Ok(Self { what: what.to_owned(), child })
     }
 
-    /// Starts a shell command line; the process is the command's own, not the shell's.
+    /// Starts a shell command line; the process is the command's own, not the shell's. Its stdout is discarded: ours is the
+    /// report.
     pub fn start_command_line(what: &str, line: &str) -> anyhow::Result<Self> {
-        Self::start(what, Command::new("sh").arg("-c").arg(format!("exec {line}")))
+        Self::start(what, Command::new("sh").arg("-c").arg(format!("exec {line}")).stdin(Stdio::null()).stdout(Stdio::null()))
     }
 
     pub fn pid(&self) -> u32 {

@@ -70,19 +70,18 @@ impl Tunnel {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-            let Some(tcp) = crate::accept::next(&listener).await else { continue };
+            let Some((tcp, peer)) = crate::accept::next(&listener).await else { continue };
             let tunnel = Arc::clone(&self);
             tokio::spawn(async move {
                 let _slot = slot;
-                if let Err(error) = tunnel.carry(tcp).await {
+                if let Err(error) = tunnel.carry(tcp, peer).await {
                     eprintln!("CONNECT {}: {error:#}", tunnel.target);
                 }
             });
         }
     }
 
-    async fn carry(&self, mut tcp: TcpStream) -> anyhow::Result<()> {
-        let peer = tcp.peer_addr()?;
+    async fn carry(&self, mut tcp: TcpStream, peer: SocketAddr) -> anyhow::Result<()> {
         let mut headers = self.connect_headers.clone();
         // As ztunnel sends it: the app's own address; from --source, that address with the app's port.
         let app = SocketAddr::new(self.source.unwrap_or(peer.ip()), peer.port());

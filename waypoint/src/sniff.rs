@@ -43,8 +43,7 @@ pub fn decide(bytes: &[u8]) -> Option<Sniffed> {
     if PREFACE.starts_with(bytes) {
         return None;
     }
-    let method_end = bytes.iter().position(|byte| !is_token(*byte));
-    let Some(method_end) = method_end else { return None };
+    let method_end = bytes.iter().position(|byte| !is_token(*byte))?;
     let (method, rest) = bytes.split_at(method_end);
     if method.is_empty() || rest[0] != b' ' {
         return Some(Sniffed::NotHttp);
@@ -58,8 +57,7 @@ pub fn decide(bytes: &[u8]) -> Option<Sniffed> {
 
 /// The rest of a request line: `target SP HTTP/1.x`, ended by CRLF or LF (RFC 9112 §2.2, §3).
 fn decide_line(rest: &[u8]) -> Option<Sniffed> {
-    let line_end = rest.iter().position(|byte| !is_in_line(*byte));
-    let Some(line_end) = line_end else { return None };
+    let line_end = rest.iter().position(|byte| !is_in_line(*byte))?;
     let line = match &rest[line_end..] {
         [b'\n', ..] | [b'\r', b'\n', ..] => &rest[..line_end],
         [b'\r'] => return None,

@@ -162,9 +162,9 @@ async fn open(settings: &DialSettings) -> Result<Channel, DialError> {
     tcp.set_nodelay(true).map_err(refused)?;
     let connection: Pin<Box<dyn Connection>> = match tls {
         None => Box::pin(tcp),
-        Some((connector, name)) => Box::pin(
-            connector.connect(name, tcp).await.map_err(|source| DialError::Tls { address: address.clone(), source })?,
-        ),
+        Some((connector, name)) => {
+            Box::pin(connector.connect(name, tcp).await.map_err(|source| DialError::Tls { address: address.clone(), source })?)
+        }
     };
     let mut connection = Some(TokioIo::new(connection));
     // tonic asks the connector again when the connection broke; a new one is ours to dial, with the root file read anew.
@@ -284,7 +284,8 @@ mod tests {
         let root_file = folder.path().join("root.pem");
         std::fs::write(&root_file, rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap().cert.pem()).unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let settings = DialSettings { connect_timeout: Duration::from_millis(50), ..DialSettings::new(address, Security::Tls { root_file }) };
+        let settings =
+            DialSettings { connect_timeout: Duration::from_millis(50), ..DialSettings::new(address, Security::Tls { root_file }) };
         assert!(matches!(connect(&settings).await, Err(DialError::Timeout { .. })));
     }
 

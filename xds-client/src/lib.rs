@@ -9,3 +9,6 @@ pub mod ca;
 pub mod coverage;
 pub mod observer;
 pub mod translate;
+
+#[cfg(test)]
+mod testing;

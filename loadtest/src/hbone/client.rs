@@ -52,7 +52,7 @@ impl Connector {
         Self { tls, source: None, peer_identity: None }
     }
 
-    /// Dials, shakes hands and starts HTTP/2. Not cancel safe in the sense that a cancelled attempt is lost.
+    /// Dials, shakes hands and starts HTTP/2. Cancelled, it closes what it had opened.
     pub async fn connect(&self, address: SocketAddr) -> Result<Connection, HboneError> {
         let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(address))
             .await
@@ -66,7 +66,6 @@ impl Connector {
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
             .handshake::<_, Bytes>(gathered)
             .await?;
-        // Streams report how the connection ended; its own result adds nothing.
         tokio::spawn(drive(connection, outlet));
         Ok(Connection { requests })
     }
@@ -103,7 +102,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// CONNECT to `target` (`host:port`) with extra headers; waits for the 200.
+    /// CONNECT to `target` (`host:port`) with extra headers; waits for the 200. Cancelled, it resets the stream.
     pub async fn open(&self, target: &str, headers: HeaderMap) -> Result<HboneStream, HboneError> {
         let mut request =
             Request::builder().method(Method::CONNECT).uri(target).body(()).map_err(|_invalid| HboneError::Target(target.to_owned()))?;

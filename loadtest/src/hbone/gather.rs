@@ -73,31 +73,24 @@ impl<T: AsyncWrite + Unpin> Outlet<T> {
 }
 
 /// Polls a client connection to its end, sending after each poll; its last bytes leave before it counts as over.
-pub async fn drive<C, T>(connection: C, outlet: Outlet<T>) -> Result<(), h2::Error>
+///
+/// How it ended is told to its streams, which is where someone cares.
+pub async fn drive<C, T>(connection: C, outlet: Outlet<T>)
 where
     C: Future<Output = Result<(), h2::Error>>,
     T: AsyncWrite + Unpin,
 {
     let mut connection = pin!(connection);
-    let mut ended = None;
+    let mut is_over = false;
     poll_fn(|cx| {
-        if ended.is_none()
-            && let Poll::Ready(end) = connection.as_mut().poll(cx)
-        {
-            ended = Some(end);
-        }
+        is_over = is_over || connection.as_mut().poll(cx).is_ready();
         match outlet.poll_send(cx) {
-            Poll::Ready(Ok(())) => ended.take().map_or(Poll::Pending, Poll::Ready),
-            // Without a socket there is no more to come: the connection's own end, if it had one, says more.
-            Poll::Ready(Err(error)) => Poll::Ready(ended.take().unwrap_or_else(|| Err(h2_error(&error)))),
-            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) if is_over => Poll::Ready(()),
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     })
-    .await
-}
-
-fn h2_error(_broken: &io::Error) -> h2::Error {
-    h2::Reason::INTERNAL_ERROR.into()
+    .await;
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {

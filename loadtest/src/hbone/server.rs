@@ -78,27 +78,26 @@ where
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        let Some(tcp) = crate::accept::next(&listener).await else { continue };
+        let Some((tcp, peer)) = crate::accept::next(&listener).await else { continue };
         let (acceptor, handler) = (acceptor.clone(), handler.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            if let Err(error) = serve_connection(tcp, acceptor, handler).await {
-                eprintln!("HBONE connection: {error:#}");
+            if let Err(error) = serve_connection(tcp, peer, acceptor, handler).await {
+                eprintln!("HBONE connection from {peer}: {error:#}");
             }
         });
     }
 }
 
-async fn serve_connection<H, F>(tcp: TcpStream, acceptor: TlsAcceptor, handler: H) -> anyhow::Result<()>
+async fn serve_connection<H, F>(tcp: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, handler: H) -> anyhow::Result<()>
 where
     H: Fn(Connect) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let peer = tcp.peer_addr()?;
     let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp))
         .await
-        .with_context(|| format!("TLS with {peer}: no handshake within {HANDSHAKE_TIMEOUT:?}"))?
-        .with_context(|| format!("TLS with {peer}"))?;
+        .with_context(|| format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"))?
+        .context("TLS")?;
     let identity = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(spiffe_identity);
     let (gathered, outlet) = gather(tls);
     let mut connection = h2::server::Builder::new()

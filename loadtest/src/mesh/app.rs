@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use super::app_body::AppBody;
 use crate::hbone::server::Caller;
-use crate::hyper_io::{HyperIo, Rewound, Spawn, TokioIo};
+use crate::hyper_io::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, HyperIo, Rewound, Spawn, TokioIo};
 
 /// Largest body that `/bytes/N` sends.
 const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
@@ -38,6 +38,8 @@ const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Longest `/delay/MS`.
 const DELAY_MS_MAX: u64 = 600_000;
+/// Requests that one HTTP/2 connection may have open.
+const HTTP2_STREAMS_MAX: u32 = 1000;
 /// Different methods and paths that are counted apart; further ones count as `other`.
 const COUNTED_PATHS_MAX: usize = 1000;
 /// How an HTTP/2 connection with prior knowledge begins (RFC 9113 §3.4).
@@ -106,9 +108,9 @@ impl App {
         let service = service_fn(|request| self.answer(request, Arc::clone(&caller)));
         if is_http2 {
             hyper::server::conn::http2::Builder::new(Spawn)
-                .initial_stream_window_size(1 << 20)
-                .initial_connection_window_size(4 << 20)
-                .max_concurrent_streams(1000)
+                .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+                .max_concurrent_streams(HTTP2_STREAMS_MAX)
                 .serve_connection(io, service_for_http2(self.clone(), caller.clone()))
                 .await?;
         } else {
@@ -124,7 +126,7 @@ impl App {
         }
         self.counts.add(request.method(), path);
         let mut response = if is_grpc(request.headers()) {
-            answer_grpc(request)
+            answer_grpc(request).await
         } else if path.starts_with("/headers") {
             self.json(&describe(&request, (*caller).as_ref()))
         } else {
@@ -171,7 +173,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 async fn answer_http(mut request: Request<Incoming>, name: &HeaderValue) -> Response<AppBody> {
     let path = request.uri().path().to_owned();
-    let (verb, argument) = path[1.min(path.len())..].split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
+    let (verb, argument) = split_verb(&path);
     match verb {
         "bytes" => match argument.parse() {
             Ok(remaining) if remaining <= BODY_BYTES_MAX => {
@@ -203,6 +205,12 @@ async fn answer_http(mut request: Request<Incoming>, name: &HeaderValue) -> Resp
             Response::new(AppBody::Text(text.into()))
         }
     }
+}
+
+/// The first segment of a path, and what follows it.
+fn split_verb(path: &str) -> (&str, &str) {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    path.split_once('/').unwrap_or((path, ""))
 }
 
 fn bad_request(text: &'static str) -> Response<AppBody> {
@@ -238,16 +246,19 @@ fn upgrade(request: &mut Request<Incoming>) -> Response<AppBody> {
     response
 }
 
-fn answer_grpc(request: Request<Incoming>) -> Response<AppBody> {
+async fn answer_grpc(request: Request<Incoming>) -> Response<AppBody> {
     let path = request.uri().path();
     let status = path.strip_prefix("/status/").and_then(|text| text.parse::<u16>().ok());
     let message_bytes = path.strip_prefix("/bytes/").and_then(|text| text.parse::<usize>().ok());
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from(status.unwrap_or(0)));
-    let body = match message_bytes {
-        Some(length) if length <= MESSAGE_BYTES_MAX => AppBody::Trailed { message: Some(grpc_message(length)), trailers: Some(trailers) },
-        _ if status.is_some() => AppBody::Trailed { message: None, trailers: Some(trailers) },
-        _ => AppBody::Echo { body: request.into_body(), trailers: Some(trailers) },
+    // A body left unread would be reset by HTTP/2, and the answer with it.
+    let message = message_bytes.filter(|length| *length <= MESSAGE_BYTES_MAX).map(grpc_message);
+    let body = if message.is_some() || status.is_some() {
+        drain(request.into_body()).await;
+        AppBody::Trailed { message, trailers: Some(trailers) }
+    } else {
+        AppBody::Echo { body: request.into_body(), trailers: Some(trailers) }
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

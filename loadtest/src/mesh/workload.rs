@@ -113,7 +113,7 @@ impl Workload {
         let slots = Arc::new(Semaphore::new(PLAIN_CONNECTIONS_MAX));
         loop {
             let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-            let Some(tcp) = crate::accept::next(&listener).await else { continue };
+            let Some((tcp, _peer)) = crate::accept::next(&listener).await else { continue };
             let workload = Arc::clone(&self);
             tokio::spawn(async move {
                 let _slot = slot;

@@ -119,7 +119,7 @@ impl Shared {
     async fn lane(&self, mut lane: Lane) -> bool {
         while lane.ready().await {
             let Some(ticket) = self.next_ticket().await else { return true };
-            let exchanged = tokio::time::timeout(self.plan.timeout, lane.exchange(&self.template)).await;
+            let exchanged = tokio::time::timeout(self.plan.load.timeout, lane.exchange(&self.template)).await;
             let result = exchanged.unwrap_or(Err(Failure::Timeout));
             self.record(&ticket, result);
             if matches!(result, Err(Failure::Broken | Failure::Timeout)) {
@@ -139,16 +139,16 @@ pub async fn drive(plan: &Plan, pool: Pool, progress: &ProgressBar) -> anyhow::R
         std::thread::spawn(move || pace(schedule, start, &tickets))
     });
     let mut streams = JoinSet::new();
-    for index in 0..plan.streams {
+    for index in 0..plan.load.streams {
         let shared = Arc::clone(&shared);
         streams.spawn(async move { shared.stream(index).await });
     }
-    wait_until(shared.start + plan.warmup, progress).await;
+    wait_until(shared.start + plan.load.warmup, progress).await;
     let watched: Vec<WatchedProcess> = plan.processes.iter().cloned().chain([WatchedProcess::driver()]).collect();
     let before = watched.iter().map(|process| process::cpu(process.pid)).collect::<anyhow::Result<Vec<_>>>()?;
     let opened_at = Instant::now();
     shared.measuring.store(true, Ordering::Relaxed);
-    wait_until(shared.start + plan.warmup + plan.duration, progress).await;
+    wait_until(shared.start + plan.load.warmup + plan.load.duration, progress).await;
     shared.measuring.store(false, Ordering::Relaxed);
     let seconds = opened_at.elapsed().as_secs_f64();
     let after = watched.iter().map(|process| process::cpu(process.pid)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -168,9 +168,9 @@ pub async fn drive(plan: &Plan, pool: Pool, progress: &ProgressBar) -> anyhow::R
 }
 
 fn prepare(plan: &Plan, pool: Pool) -> anyhow::Result<Shared> {
-    let open_loop = plan.rate.map(|rate| {
-        let schedule = Schedule::new(rate, plan.warmup + plan.duration);
-        let first_measured = schedule.first_due_at(plan.warmup);
+    let open_loop = plan.load.rate.map(|rate| {
+        let schedule = Schedule::new(rate, plan.load.warmup + plan.load.duration);
+        let first_measured = schedule.first_due_at(plan.load.warmup);
         OpenLoop { schedule, tickets: Arc::new(Semaphore::new(0)), next: AtomicU64::new(0), first_measured }
     });
     Ok(Shared {

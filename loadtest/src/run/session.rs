@@ -10,7 +10,7 @@ use hyper::client::conn::{http1, http2};
 use super::{Plan, Protocol};
 use crate::hbone::client::HboneError;
 use crate::hbone::pool::Pool;
-use crate::hyper_io::{HyperIo, Spawn};
+use crate::hyper_io::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, HyperIo, Spawn};
 use crate::mesh::app::grpc_message;
 use crate::stats::Failure;
 
@@ -27,22 +27,22 @@ pub struct Template {
 
 impl Template {
     pub fn new(plan: &Plan) -> anyhow::Result<Self> {
-        let host = plan.host.as_deref().unwrap_or(&plan.target);
-        let is_grpc = plan.protocol == Protocol::Grpc;
-        let mut headers: HeaderMap = plan.headers.iter().cloned().collect();
-        let (uri, version) = match plan.protocol {
+        let host = plan.load.host.as_deref().unwrap_or(&plan.target);
+        let is_grpc = plan.load.protocol == Protocol::Grpc;
+        let mut headers: HeaderMap = plan.load.headers.iter().cloned().collect();
+        let (uri, version) = match plan.load.protocol {
             Protocol::Http1 => {
                 headers.insert(HOST, HeaderValue::from_str(host)?);
-                (plan.path.parse()?, Version::HTTP_11)
+                (plan.load.path.parse()?, Version::HTTP_11)
             }
-            Protocol::Http2 | Protocol::Grpc => (format!("http://{host}{}", plan.path).parse()?, Version::HTTP_2),
+            Protocol::Http2 | Protocol::Grpc => (format!("http://{host}{}", plan.load.path).parse()?, Version::HTTP_2),
         };
         let body = if is_grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(TE, HeaderValue::from_static("trailers"));
-            grpc_message(plan.body_bytes)
+            grpc_message(plan.load.body_bytes)
         } else {
-            Bytes::from(vec![b'y'; plan.body_bytes])
+            Bytes::from(vec![b'y'; plan.load.body_bytes])
         };
         let method = if body.is_empty() { Method::GET } else { Method::POST };
         Ok(Self { method, uri, version, headers, body, is_grpc })
@@ -74,7 +74,7 @@ pub async fn open(pool: &Pool, index: usize, plan: &Plan) -> Result<Vec<Lane>, F
         HboneError::Dial { .. } | HboneError::Tls { .. } | HboneError::Identity { .. } | HboneError::Target(_) => Failure::Connection,
     })?;
     let io = HyperIo(stream);
-    match plan.protocol {
+    match plan.load.protocol {
         Protocol::Http1 => {
             let (sender, connection) = http1::handshake(io).await.map_err(|_broken| Failure::Broken)?;
             // The requests say how the connection ended.
@@ -83,10 +83,10 @@ pub async fn open(pool: &Pool, index: usize, plan: &Plan) -> Result<Vec<Lane>, F
         }
         Protocol::Http2 | Protocol::Grpc => {
             let mut builder = http2::Builder::new(Spawn);
-            builder.initial_stream_window_size(1 << 20).initial_connection_window_size(4 << 20);
+            builder.initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES).initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES);
             let (sender, connection) = builder.handshake(io).await.map_err(|_broken| Failure::Broken)?;
             tokio::spawn(connection);
-            Ok((0..plan.requests_per_stream).map(|_| Lane::Http2(sender.clone())).collect())
+            Ok((0..plan.load.requests_per_stream).map(|_| Lane::Http2(sender.clone())).collect())
         }
     }
 }

@@ -28,7 +28,7 @@ async fn outcome(load: Load, refusal: Refusal) -> Outcome {
     let mesh = Mesh::new();
     let address = workload(&mesh, refusal).await;
     let plan = Plan::new(load, "10.0.0.1:80", Vec::new()).unwrap();
-    let pool = Pool::new(mesh.connector("client"), address, plan.connections);
+    let pool = Pool::new(mesh.connector("client"), address, plan.load.connections);
     drive(&plan, pool, &ProgressBar::hidden()).await.unwrap()
 }
 

@@ -33,7 +33,7 @@ async fn http2_to_http2_round_trip_with_trailers_both_ways() {
     let upstream = tokio::spawn(async move {
         let mut http = h2::server::handshake(upstreams.recv().await.unwrap()).await.unwrap();
         let (request, mut respond) = http.accept().await.unwrap().unwrap();
-        tokio::spawn(async move { while http.accept().await.is_some() {} });
+        tokio::spawn(async move { while matches!(http.accept().await, Some(Ok(_))) {} });
         let (parts, mut body) = request.into_parts();
         let data = body.data().await.unwrap().unwrap();
         let trailers = body.trailers().await.unwrap().unwrap();

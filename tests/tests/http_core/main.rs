@@ -8,8 +8,12 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod connection;
 mod forward;
+mod frames;
+mod http2;
 mod pingora;
+mod random;
 mod rows;
 mod table;
 mod wire;

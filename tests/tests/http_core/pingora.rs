@@ -63,6 +63,7 @@ impl HttpServerApp for App {
 async fn exchange(forward: &Forward, session: &mut ServerSession) -> Option<()> {
     let (interims, mut interim) = mpsc::unbounded_channel::<(StatusCode, HeaderMap)>();
     let head = session.req_header();
+    let is_old = head.version == http::Version::HTTP_10;
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
@@ -90,7 +91,12 @@ async fn exchange(forward: &Forward, session: &mut ServerSession) -> Option<()> 
             () = read_body(session, &mut sender), if sender.is_some() => {}
         }
     };
-    answer_with(session, response, sender).await
+    let is_framed_by_close = is_old && !response.headers().contains_key(http::header::CONTENT_LENGTH);
+    if is_framed_by_close || sender.is_some() {
+        // Framed by close; or the rest of a body that nobody reads.
+        session.set_keepalive(None);
+    }
+    answer_with(session, response, sender, is_old).await
 }
 
 /// Moves one piece of the request's body on.
@@ -118,11 +124,16 @@ async fn read_body(session: &mut ServerSession, sender: &mut Option<mpsc::Sender
     }
 }
 
-async fn answer_with(session: &mut ServerSession, response: Response<Body>, mut sender: Option<mpsc::Sender<Piece>>) -> Option<()> {
+async fn answer_with(
+    session: &mut ServerSession,
+    response: Response<Body>,
+    mut sender: Option<mpsc::Sender<Piece>>,
+    is_old: bool,
+) -> Option<()> {
     let (mut parts, mut body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     let is_end = body.is_end_stream();
-    let has_framing = parts.headers.contains_key(http::header::CONTENT_LENGTH) || is_end;
+    let has_framing = is_old || parts.headers.contains_key(http::header::CONTENT_LENGTH) || is_end;
     if !has_framing {
         parts.headers.insert(http::header::TRANSFER_ENCODING, "chunked".parse().ok()?);
     }
@@ -164,9 +175,15 @@ pub async fn send(forward: &Forward, request: Request<Body>, interim: Interim) -
             forward.keep_stream(stream);
         }
     });
-    let Ok((mut parts, has_body)) = head.await else {
-        return Ok(refuse(StatusCode::BAD_GATEWAY));
+    let (mut parts, has_body) = match head.await {
+        Ok(Ok(head)) => head,
+        Ok(Err(BodyError::Malformed | BodyError::Truncated)) => return Ok(refuse(StatusCode::BAD_REQUEST)),
+        Ok(Err(_)) | Err(_) => return Ok(refuse(StatusCode::BAD_GATEWAY)),
     };
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Upgrades are not adapted.
+        return Ok(refuse(StatusCode::BAD_GATEWAY));
+    }
     if response_in(parts.status, &mut parts.headers).is_err() {
         return Ok(refuse(StatusCode::BAD_GATEWAY));
     }
@@ -189,19 +206,12 @@ async fn drive(
     mut session: HttpSession,
     request: Request<Body>,
     interim: Interim,
-    heads: oneshot::Sender<Head>,
+    heads: oneshot::Sender<Result<Head, BodyError>>,
     pieces: mpsc::Sender<Piece>,
 ) -> Option<Stream> {
-    let (mut parts, mut body) = request.into_parts();
-    request_out_http1(&mut parts);
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        parts.headers.insert(http::header::TRANSFER_ENCODING, "chunked".parse().ok()?);
-    }
-    let mut head = RequestHeader::build(parts.method, parts.uri.to_string().as_bytes(), Some(parts.headers.len())).ok()?;
-    for (name, value) in &parts.headers {
-        head.append_header(name.clone(), value.clone()).ok()?;
-    }
-    session.write_request_header(Box::new(head)).await.ok()?;
+    let (parts, mut body) = request.into_parts();
+    let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
+    write_head(&mut session, parts, is_chunked).await?;
     let mut heads = Some(heads);
     let mut is_uploaded = body.is_end_stream();
     loop {
@@ -210,7 +220,11 @@ async fn drive(
             frame = body.frame(), if !is_uploaded => {
                 match frame {
                     None => is_uploaded = true,
-                    Some(frame) => match frame.ok()?.into_data() {
+                    Some(Err(error)) => {
+                        heads.take()?.send(Err(error)).ok()?;
+                        return None;
+                    }
+                    Some(Ok(frame)) => match frame.into_data() {
                         Ok(data) => { session.write_body(&data).await.ok()?; is_uploaded = body.is_end_stream(); }
                         Err(_trailers) => is_uploaded = true,
                     },
@@ -222,7 +236,7 @@ async fn drive(
             }
         };
         let is_end = match task {
-            Ok(HttpTask::Header(head, _)) if head.status.is_informational() => {
+            Ok(HttpTask::Header(head, _)) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {
                 interim.send(head.status, &head.headers);
                 false
             }
@@ -230,7 +244,7 @@ async fn drive(
                 let mut response = Response::new(());
                 *response.status_mut() = head.status;
                 *response.headers_mut() = head.headers.clone();
-                heads.take()?.send((response.into_parts().0, !is_end)).ok()?;
+                heads.take()?.send(Ok((response.into_parts().0, !is_end))).ok()?;
                 is_end
             }
             Ok(HttpTask::Body(data, is_end)) => {
@@ -252,6 +266,19 @@ async fn drive(
     drop(pieces);
     session.respect_keepalive();
     if is_uploaded { session.reuse().await } else { None }
+}
+
+async fn write_head(session: &mut HttpSession, mut parts: http::request::Parts, is_chunked: bool) -> Option<()> {
+    request_out_http1(&mut parts);
+    if is_chunked {
+        parts.headers.insert(http::header::TRANSFER_ENCODING, "chunked".parse().ok()?);
+    }
+    let mut head = RequestHeader::build(parts.method, parts.uri.to_string().as_bytes(), Some(parts.headers.len())).ok()?;
+    for (name, value) in &parts.headers {
+        head.append_header(name.clone(), value.clone()).ok()?;
+    }
+    session.write_request_header(Box::new(head)).await.ok()?;
+    Some(())
 }
 
 type Piece = Result<Bytes, BodyError>;

@@ -4,12 +4,11 @@ use std::future::pending;
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use waypoint::http::{Protocol, ServerOptions, serve};
 
 use crate::forward::{ClientEngine, Forward};
 use crate::pingora;
-use crate::wire::{Do, PIPE_BYTES, Seen, act, contains, send};
+use crate::wire::{Do, Drip, PIPE_BYTES, Seen, act, contains, send};
 
 /// One line of the table.
 pub struct Row {
@@ -53,12 +52,16 @@ pub struct Outcome {
     pub client: Seen,
     /// All connections, one after another.
     pub upstream: Seen,
+    /// The same, each by itself.
+    pub upstream_connections: Vec<Seen>,
     pub n_connections: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerEngine {
     Hyper,
+    /// As `Hyper`, but whatever the client sends comes in single bytes.
+    HyperByteByByte,
     Pingora,
 }
 
@@ -72,14 +75,22 @@ pub async fn run(row: &Row, server: ServerEngine, client_engine: ClientEngine) -
             ServerEngine::Hyper => {
                 let _ended = serve(ours, Protocol::Http1, forward, &ServerOptions::default(), pending()).await;
             }
+            ServerEngine::HyperByteByByte => {
+                let _ended = serve(Drip(ours), Protocol::Http1, forward, &ServerOptions::default(), pending()).await;
+            }
             ServerEngine::Pingora => pingora::serve(ours, forward).await,
         }
     });
     let client = act(client, row.client.clone()).await;
     serving.abort();
     let _ = serving.await;
-    let (upstream, n_connections) = upstream.await.unwrap();
-    Outcome { client, upstream, n_connections }
+    let upstream_connections = upstream.await.unwrap();
+    let upstream = Seen {
+        bytes: upstream_connections.iter().flat_map(|seen| seen.bytes.clone()).collect(),
+        ended: upstream_connections.last().is_some_and(|seen| seen.ended),
+    };
+    let n_connections = upstream_connections.len();
+    Outcome { client, upstream, upstream_connections, n_connections }
 }
 
 enum Script {
@@ -102,35 +113,23 @@ impl Upstream {
     }
 }
 
-async fn serve_upstream(
-    mut upstreams: mpsc::UnboundedReceiver<DuplexStream>,
-    mut next: Box<dyn FnMut() -> Script + Send>,
-) -> (Seen, usize) {
-    let mut connections = JoinSet::new();
-    let mut n_connections = 0;
+async fn serve_upstream(mut upstreams: mpsc::UnboundedReceiver<DuplexStream>, mut next: Box<dyn FnMut() -> Script + Send>) -> Vec<Seen> {
+    let mut connections = Vec::new();
     while let Some(io) = upstreams.recv().await {
-        let (order, script) = (n_connections, next());
-        n_connections += 1;
-        connections.spawn(async move {
-            let seen = match script {
-                Script::Answer(answer) => answer_all(io, answer).await,
-                Script::Steps(steps) => act(io, steps).await,
-            };
-            (order, seen)
+        connections.push(match next() {
+            Script::Answer(answer) => tokio::spawn(answer_all(io, answer)),
+            Script::Steps(steps) => tokio::spawn(act(io, steps)),
         });
     }
-    let mut all = connections.join_all().await;
-    all.sort_by_key(|(order, _)| *order);
-    let mut seen = Seen::default();
-    for (_, one) in all {
-        seen.bytes.extend(one.bytes);
-        seen.ended = one.ended;
+    let mut seen = Vec::new();
+    for connection in connections {
+        seen.push(connection.await.unwrap());
     }
-    (seen, n_connections)
+    seen
 }
 
 /// Answers each complete request, as the strictest of servers would frame it.
-async fn answer_all(mut io: DuplexStream, answer: &str) -> Seen {
+async fn answer_all(mut io: DuplexStream, answer: &'static str) -> Seen {
     let mut seen = Seen::default();
     let mut answered = 0;
     while crate::wire::read_some(&mut io, &mut seen).await {

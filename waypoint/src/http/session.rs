@@ -22,7 +22,7 @@ use super::{h1, h2};
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Fields of a head that are accepted; Envoy's default.
 pub const HEAD_FIELDS_MAX: usize = 100;
-/// How long an HTTP/1.1 connection may take from one request to the complete head of the next; Envoy's idle timeout.
+/// How long a connection may be without a request; Envoy's idle timeout.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Streams that a client may have open on one HTTP/2 connection.
 pub const STREAMS_MAX: u32 = 1024;
@@ -169,7 +169,7 @@ pub struct ServerOptions {
     pub head_bytes_max: usize,
     /// Fields of an HTTP/1.1 head.
     pub head_fields_max: usize,
-    /// HTTP/1.1: from one request to the complete head of the next. `None`: without end.
+    /// HTTP/1.1: from one request to the complete head of the next. HTTP/2: without a stream, then GOAWAY. `None`: without end.
     pub idle_timeout: Option<Duration>,
     /// HTTP/2: streams open at once.
     pub streams_max: u32,
@@ -217,7 +217,8 @@ pub enum ServeError {
 
 /// Serves one downstream connection until it ends.
 ///
-/// When `drain` completes, no new requests are taken (GOAWAY, or `connection: close`) and those in flight are finished.
+/// When `drain` completes, no new requests are taken (GOAWAY, or `connection: close`) and those in flight are finished, and
+/// so are streams that an upgrade joined: whoever drains sets the deadline.
 /// The future has to be polled on a tokio runtime with time; HTTP/2 streams are spawned on the current one.
 ///
 /// # Errors

@@ -304,4 +304,4 @@ fn answer(of: ResourceType, nonce: String, verdict: Verdict) -> DeltaDiscoveryRe
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -79,7 +79,9 @@ mod tests {
     #[test]
     fn a_retry_never_waits_past_expiry() {
         let backoff = Duration::from_secs(30);
-        for (now, not_after, wait) in [(0, Some(3600), 30), (3590, Some(3600), 10), (3600, Some(3600), 30), (4000, Some(3600), 30), (0, None, 30)] {
+        for (now, not_after, wait) in
+            [(0, Some(3600), 30), (3590, Some(3600), 10), (3600, Some(3600), 30), (4000, Some(3600), 30), (0, None, 30)]
+        {
             assert_eq!(retry_wait(at(now), backoff, not_after.map(at)), Duration::from_secs(wait), "{now} of {not_after:?}");
         }
     }

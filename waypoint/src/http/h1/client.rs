@@ -101,7 +101,9 @@ fn switch(
 }
 
 fn send_error(mut error: TrySendError<Request<Body>>) -> SendError {
-    if let Some(request) = error.take_message() {
+    if let Some(mut request) = error.take_message() {
+        // Uniform again: the next connection may speak HTTP/2.
+        normalize::strip_hop_by_hop(request.headers_mut());
         return SendError::unsent(SendErrorKind::ConnectionClosedBeforeResponse, request);
     }
     let error = error.into_error();

@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use http::header::{self, HeaderValue};
@@ -27,7 +26,6 @@ use crate::http::upgrade;
 /// What the service and the connection tell each other.
 #[derive(Default)]
 struct Connection {
-    n_in_flight: AtomicUsize,
     upgrade: Mutex<Option<upgrade::Pending>>,
 }
 
@@ -59,12 +57,10 @@ where
         if let Poll::Ready(ended) = http.as_mut().poll(cx) {
             return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
         }
-        if connection.n_in_flight.load(Ordering::Relaxed) > 0 {
-            match handle.poll_gone(cx) {
-                Poll::Ready(Gone::Reset(_)) => return Poll::Ready(Err(ServeError::ClientGone)),
-                Poll::Ready(Gone::HalfClosed) if half_close == HalfClose::Cancel => return Poll::Ready(Err(ServeError::ClientGone)),
-                Poll::Ready(Gone::HalfClosed) | Poll::Pending => {}
-            }
+        match handle.poll_gone(cx) {
+            Poll::Ready(Gone::HalfClosed) if half_close == HalfClose::Answer => {}
+            Poll::Ready(Gone::HalfClosed | Gone::Reset) => return Poll::Ready(Err(ServeError::ClientGone)),
+            Poll::Pending => {}
         }
         Poll::Pending
     })
@@ -120,29 +116,12 @@ fn io_kind(error: &hyper::Error) -> std::io::ErrorKind {
     std::io::ErrorKind::Other
 }
 
-/// Counts a request as in flight until its answer is known.
-struct InFlight<'a>(&'a Connection);
-
-impl<'a> InFlight<'a> {
-    fn new(connection: &'a Connection) -> InFlight<'a> {
-        connection.n_in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(connection)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.n_in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 async fn answer<E: Exchange>(
     mut request: Request<Incoming>,
     exchange: &E,
     connection: &Connection,
     path: &normalize::PathOptions,
 ) -> Result<Response<Body>, Abort> {
-    let _in_flight = InFlight::new(connection);
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, path) {

@@ -1,7 +1,7 @@
 //! The connection under hyper's server, readable from outside while hyper does not read it.
 //!
 //! hyper, told to answer clients that half-close, stops reading while a request is in flight, and would notice a client
-//! that reset its stream only when it writes the answer. So the connection is shared: while hyper waits for the answer,
+//! that reset its stream only when it writes. So the connection is shared: while hyper does not read,
 //! [`Handle::poll_gone`] reads ahead, at most once and at most [`AHEAD_BYTES_MAX`], and says if the client is gone.
 
 use std::io;
@@ -27,13 +27,13 @@ pub(super) struct Watched<I>(Arc<Mutex<Shared<I>>>);
 
 pub(super) struct Handle<I>(Arc<Mutex<Shared<I>>>);
 
-/// What the client did while its request was in flight.
+/// What the client did while hyper did not look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gone {
     /// It will send no more, but may still read (FIN, END_STREAM).
     HalfClosed,
     /// The connection or stream was reset.
-    Reset(io::ErrorKind),
+    Reset,
 }
 
 pub(super) fn watch<I>(io: I) -> (Watched<I>, Handle<I>) {
@@ -51,7 +51,7 @@ impl<I: AsyncRead + Unpin> Handle<I> {
         let mut bytes = [0_u8; AHEAD_BYTES_MAX];
         let mut buffer = ReadBuf::new(&mut bytes);
         match ready!(Pin::new(&mut shared.io).poll_read(cx, &mut buffer)) {
-            Err(error) => Poll::Ready(Gone::Reset(error.kind())),
+            Err(_reset) => Poll::Ready(Gone::Reset),
             Ok(()) if buffer.filled().is_empty() => {
                 shared.ended = true;
                 Poll::Ready(Gone::HalfClosed)

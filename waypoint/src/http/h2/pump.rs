@@ -65,13 +65,13 @@ impl Pump {
     /// Sends as much of what is waiting as the window allows.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         self.stream.reserve_capacity(self.waiting.len());
-        let capacity = match self.stream.capacity() {
-            0 => match ready!(self.stream.poll_capacity(cx)) {
+        let mut capacity = self.stream.capacity();
+        while capacity == 0 {
+            capacity = match ready!(self.stream.poll_capacity(cx)) {
                 Some(Ok(capacity)) => capacity,
                 Some(Err(_)) | None => return Poll::Ready(Err(PumpError::Peer)),
-            },
-            capacity => capacity,
-        };
+            };
+        }
         let part = self.waiting.split_to(capacity.min(self.waiting.len()));
         let is_end = self.waiting.is_empty() && self.body.is_end_stream();
         Poll::Ready(self.send(part, is_end))

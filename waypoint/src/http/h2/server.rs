@@ -1,9 +1,10 @@
 //! One downstream HTTP/2 connection: a task for each stream.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ::h2::server::{Builder, SendResponse};
 use ::h2::{Reason, RecvStream};
@@ -12,6 +13,7 @@ use http::{Request, Response, Version};
 use http_body::Body as HttpBody;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
 
 use super::pump::Pump;
 use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, list_bytes};
@@ -28,22 +30,55 @@ where
     let mut http = builder(options).handshake::<_, Bytes>(io).await.map_err(|error| serve_error(&error))?;
     let mut drain = pin!(drain);
     let mut is_draining = false;
+    let mut idle = Idle::new(options.idle_timeout);
     loop {
         let accepted = poll_fn(|cx| {
             if !is_draining && drain.as_mut().poll(cx).is_ready() {
                 is_draining = true;
                 http.graceful_shutdown();
             }
-            http.poll_accept(cx)
+            if let Poll::Ready(accepted) = http.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            if !is_draining && idle.poll(http.has_streams(), cx).is_ready() {
+                is_draining = true;
+                http.graceful_shutdown();
+                return http.poll_accept(cx);
+            }
+            Poll::Pending
         })
         .await;
         match accepted {
             None => return Ok(()),
+            // A client that was told to go away, and went, before it was told the last of it.
+            Some(Err(error)) if is_draining && error.is_io() && !http.has_streams() => return Ok(()),
             Some(Err(error)) => return Err(serve_error(&error)),
             Some(Ok((request, respond))) => {
                 tokio::spawn(stream(request, respond, exchange.clone(), options.path));
             }
         }
+    }
+}
+
+/// How long a connection has been without a stream.
+struct Idle {
+    limit: Option<Duration>,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    fn new(limit: Option<Duration>) -> Idle {
+        Idle { limit, end: None }
+    }
+
+    /// Ready once there was no stream for as long as the limit allows.
+    fn poll(&mut self, has_streams: bool, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        if has_streams {
+            self.end = None;
+            return Poll::Pending;
+        }
+        self.end.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
     }
 }
 

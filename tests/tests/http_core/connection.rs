@@ -1,0 +1,279 @@
+//! Connections as a whole: drain, clients that vanish, upgrades that are watched, what is reported.
+
+use std::future::{Future, pending};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use waypoint::http::upgrade::{self, Ended};
+use waypoint::http::{
+    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, Protocol, SendErrorKind, ServeError, ServerOptions,
+    serve,
+};
+
+use crate::forward::{ClientEngine, Forward};
+use crate::table::OK;
+use crate::wire::{Do, PIPE_BYTES, act, send};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+/// Virtual time in which anything that will happen has happened.
+const QUIET: Duration = Duration::from_secs(10);
+
+struct Served {
+    client: DuplexStream,
+    upstreams: mpsc::UnboundedReceiver<DuplexStream>,
+    drain: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), ServeError>>,
+    forward: Forward,
+}
+
+fn served(protocol: Protocol, options: ServerOptions) -> Served {
+    let (forward, upstreams) = Forward::new(protocol, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let (drain, drained) = oneshot::channel::<()>();
+    let exchange = forward.clone();
+    let ended = tokio::spawn(async move {
+        let drain = async {
+            if drained.await.is_err() {
+                pending::<()>().await;
+            }
+        };
+        serve(ours, protocol, exchange, &options, drain).await
+    });
+    Served { client, upstreams, drain, ended, forward }
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_lets_an_http1_request_finish_and_closes() {
+    let mut served = served(Protocol::Http1, ServerOptions::default());
+    let client = tokio::spawn(act(served.client, vec![send(GET), Do::Until("ok"), send(GET), Do::Quiet]));
+    let upstream = served.upstreams.recv().await.unwrap();
+    served.drain.send(()).unwrap();
+    let upstream = act(upstream, vec![Do::Until("\r\n\r\n"), Do::Quiet, send(OK), Do::Quiet]).await;
+    let seen = client.await.unwrap();
+    assert!(seen.ended && seen.text().contains("connection: close") && seen.text().ends_with("ok"), "{seen:?}");
+    assert_eq!(upstream.text().matches("GET ").count(), 1);
+    served.ended.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_closes_an_idle_http1_connection_at_once() {
+    let served = served(Protocol::Http1, ServerOptions::default());
+    served.drain.send(()).unwrap();
+    assert!(act(served.client, vec![Do::Quiet]).await.ended);
+    served.ended.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_lets_http2_streams_finish_and_takes_no_more() {
+    let mut served = served(Protocol::Http2, ServerOptions::default());
+    let (mut sender, connection) = h2::client::handshake(served.client).await.unwrap();
+    let client = tokio::spawn(connection);
+    let (answer, _body) = sender.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
+    let mut http = h2::server::handshake(served.upstreams.recv().await.unwrap()).await.unwrap();
+    let (_request, mut respond) = http.accept().await.unwrap().unwrap();
+    tokio::spawn(async move { while matches!(http.accept().await, Some(Ok(_))) {} });
+    served.drain.send(()).unwrap();
+    tokio::time::sleep(QUIET).await;
+    assert!(sender.clone().ready().await.is_err(), "the client was told to go away");
+    let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+    stream.send_data("ok".into(), true).unwrap();
+    assert_eq!(answer.await.unwrap().body_mut().data().await.unwrap().unwrap(), "ok");
+    served.ended.await.unwrap().unwrap();
+    drop(sender);
+    let _ = client.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_closed_client_is_cancelled_if_told_to() {
+    let options = ServerOptions { half_close: HalfClose::Cancel, ..ServerOptions::default() };
+    let mut served = served(Protocol::Http1, options);
+    let client = tokio::spawn(act(served.client, vec![send(GET), Do::Fin, Do::Quiet]));
+    let upstream = act(served.upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), Do::Quiet]).await;
+    assert!(upstream.ended);
+    assert!(matches!(served.ended.await.unwrap(), Err(ServeError::ClientGone)));
+    assert_eq!(client.await.unwrap().text(), "");
+}
+
+/// A stream whose reads fail once it is told so, like a reset one.
+struct Resettable {
+    io: DuplexStream,
+    reset: oneshot::Receiver<()>,
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(Ok(())) = Pin::new(&mut self.reset).poll(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn http1_client_that_resets_while_it_waits_closes_the_upstream() {
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let (reset, reset_seen) = oneshot::channel();
+    let io = Resettable { io: ours, reset: reset_seen };
+    let ended = tokio::spawn(async move { serve(io, Protocol::Http1, forward, &ServerOptions::default(), pending()).await });
+    tokio::spawn(act(client, vec![send(GET), Do::Quiet, Do::Quiet]));
+    let upstream = tokio::spawn(act(upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), Do::Quiet]));
+    tokio::time::sleep(QUIET / 2).await;
+    reset.send(()).unwrap();
+    assert!(upstream.await.unwrap().ended);
+    assert!(matches!(ended.await.unwrap(), Err(ServeError::ClientGone)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn http1_client_that_resets_while_a_silent_response_streams_closes_the_upstream() {
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let (reset, reset_seen) = oneshot::channel();
+    let io = Resettable { io: ours, reset: reset_seen };
+    tokio::spawn(async move { serve(io, Protocol::Http1, forward, &ServerOptions::default(), pending()).await });
+    let events = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nevent\r\n";
+    let client = tokio::spawn(act(client, vec![send(GET), Do::Until("event"), Do::Quiet]));
+    let upstream = tokio::spawn(act(upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), send(events), Do::Quiet]));
+    tokio::time::sleep(QUIET / 2).await;
+    reset.send(()).unwrap();
+    assert!(upstream.await.unwrap().ended);
+    assert!(client.await.unwrap().ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_requests_are_reported_whoever_found_them() {
+    for (request, problem) in [
+        ("GET / HTTP/1.1\r\n\r\n", Malformed::HostMissing),
+        ("GET / HTTP/1.1\r\nhost : a\r\n\r\n", Malformed::Syntax),
+        (concat!("GET / HTTP/1.1\r\nhost: a\r\n", "x: 1\r\n", "\x00\r\n\r\n"), Malformed::Syntax),
+    ] {
+        let served = served(Protocol::Http1, ServerOptions::default());
+        act(served.client, vec![send(request), Do::Quiet]).await;
+        let _ = timeout(QUIET, served.ended).await.unwrap();
+        assert_eq!(served.forward.malformed_seen(), [problem], "{request}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_that_sends_no_head_in_time_ends() {
+    let options = ServerOptions { idle_timeout: Some(QUIET / 2), ..ServerOptions::default() };
+    let served = served(Protocol::Http1, options);
+    let seen = act(served.client, vec![send("GET / HT"), Do::Quiet]).await;
+    assert!(seen.ended);
+    assert!(matches!(served.ended.await.unwrap(), Err(ServeError::IdleTimeout)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_connection_without_a_stream_goes_away_and_one_with_a_stream_stays() {
+    let options = || ServerOptions { idle_timeout: Some(QUIET / 2), ..ServerOptions::default() };
+    let idle = served(Protocol::Http2, options());
+    let (_sender, connection) = h2::client::handshake(idle.client).await.unwrap();
+    tokio::spawn(connection);
+    timeout(QUIET, idle.ended).await.unwrap().unwrap().unwrap();
+
+    let mut busy = served(Protocol::Http2, options());
+    let (mut sender, connection) = h2::client::handshake(busy.client).await.unwrap();
+    tokio::spawn(connection);
+    let (_answer, _body) = sender.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
+    let _upstream = busy.upstreams.recv().await.unwrap();
+    assert!(timeout(QUIET, busy.ended).await.is_err());
+}
+
+/// Forwards, and tells how an upgrade ended.
+#[derive(Clone)]
+struct Watching(Forward, mpsc::UnboundedSender<oneshot::Receiver<Ended>>);
+
+impl Exchange for Watching {
+    async fn exchange(&self, request: Request<Body>, interim: Interim) -> Result<http::Response<Body>, Abort> {
+        let mut response = self.0.exchange(request, interim).await?;
+        if response.status() == 101 {
+            self.1.send(upgrade::watch(&mut response)).unwrap();
+        }
+        Ok(response)
+    }
+
+    fn malformed(&self, problem: &Malformed) {
+        self.0.malformed(problem);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_and_bytes_of_an_upgrade_are_told() {
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let (watchers, mut watched) = mpsc::unbounded_channel();
+    let exchange = Watching(forward, watchers);
+    tokio::spawn(async move { serve(ours, Protocol::Http1, exchange, &ServerOptions::default(), pending()).await });
+    let ask = "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nHELLO";
+    tokio::spawn(act(client, vec![send(ask), Do::Until("HELLO"), send("ABC"), Do::Fin, Do::Quiet]));
+    tokio::spawn(act(upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), send(switch), Do::Until("ABC"), Do::Fin]));
+    let ended = watched.recv().await.unwrap().await.unwrap();
+    assert_eq!(ended, Ended { n_bytes_up: 3, n_bytes_down: 5, error: None });
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_was_never_sent_comes_back_whole() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let (ours, theirs) = duplex(PIPE_BYTES);
+        let (mut session, driver) = ClientSession::handshake(ours, protocol, &ClientOptions::default()).await.unwrap();
+        tokio::spawn(driver);
+        drop(theirs);
+        tokio::time::sleep(QUIET).await;
+        assert!(!session.is_open());
+        let request = Request::post("/x").header("host", "a").body(Body::full("body".into())).unwrap();
+        let error = session.send(request, None).await.unwrap_err();
+        assert_eq!(error.kind, SendErrorKind::ConnectionClosedBeforeResponse);
+        assert!(error.nothing_sent && error.is_unprocessed());
+        let request = error.request.unwrap();
+        assert_eq!(request.headers().keys().collect::<Vec<_>>(), ["host"]);
+        assert_eq!((request.uri().path(), http_body::Body::size_hint(request.body()).exact()), ("/x", Some(4)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_session_is_ready_up_to_the_peers_limit() {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let (mut session, driver) = ClientSession::handshake(ours, Protocol::Http2, &ClientOptions::default()).await.unwrap();
+    tokio::spawn(driver);
+    let mut http = h2::server::Builder::new().max_concurrent_streams(1).handshake::<_, bytes::Bytes>(theirs).await.unwrap();
+    let (finish, finished) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let (_request, mut respond) = http.accept().await.unwrap().unwrap();
+        let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+        tokio::spawn(async move {
+            finished.await.unwrap();
+            stream.send_data("ok".into(), true).unwrap();
+        });
+        while matches!(http.accept().await, Some(Ok(_))) {}
+    });
+    tokio::time::sleep(QUIET).await;
+    assert!(session.is_shared() && session.is_ready());
+    let request = Request::get("/").header("host", "a").body(Body::empty()).unwrap();
+    let response = session.send(request, None).await.unwrap();
+    assert!(session.is_open() && !session.is_ready());
+    finish.send(()).unwrap();
+    http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+    assert!(session.is_ready());
+}
