@@ -9,8 +9,8 @@ pub mod otlp;
 pub mod peer;
 pub mod pki;
 pub mod pod;
-//process
-//scenario
+pub mod process;
+pub mod scenario;
 pub mod wait;
 pub mod workload;
 
