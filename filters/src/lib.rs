@@ -3,9 +3,9 @@
 //! Not for: I/O, logging, counting, waiting; a filter decides, `waypoint` acts, `telemetry` records.
 //! Read from the top: each module may use those above it.
 
-pub mod chain;
 pub mod header_match;
 pub mod headers;
+pub mod route;
 pub mod rbac;
 pub mod retry;
-pub mod route;
+pub mod chain;

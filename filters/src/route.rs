@@ -39,15 +39,15 @@ fn virtual_host<'a>(table: &'a RouteTable, authority: &str) -> Option<&'a Virtua
 #[must_use]
 pub fn matches(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
     path_matches(&wanted.path, wanted.case_sensitive, path_only(head.path))
-        && (!wanted.grpc_only || is_grpc(head))
+        && (!wanted.grpc_only || is_grpc_content(head.headers))
         && wanted.headers.iter().all(|matcher| header_match::matches(matcher, head))
         && wanted.query.iter().all(|matcher| query_matches(matcher, query_only(head.path).unwrap_or_default()))
 }
 
-/// Whether the request's content type is gRPC's: `application/grpc`, alone or with `+` and a format.
+/// Whether the headers' content type is gRPC's: `application/grpc`, alone or with `+` and a format.
 #[must_use]
-pub fn is_grpc(head: &RequestHead<'_>) -> bool {
-    let content_type = head.headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+pub fn is_grpc_content(headers: &http::HeaderMap) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
     content_type.and_then(|value| value.strip_prefix(b"application/grpc")).is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
 }
 

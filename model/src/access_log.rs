@@ -26,6 +26,8 @@ pub enum LogFilter {
     CodeAtMost(u32),
     /// `status_code_filter`: exactly this code.
     CodeIs(u32),
+    /// Nothing can meet the condition.
+    Never,
 }
 
 impl LogFilter {
@@ -43,6 +45,7 @@ impl LogFilter {
             Self::CodeAtLeast(bound) => code() >= u64::from(*bound),
             Self::CodeAtMost(bound) => code() <= u64::from(*bound),
             Self::CodeIs(wanted) => code() == u64::from(*wanted),
+            Self::Never => false,
         }
     }
 }

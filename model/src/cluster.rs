@@ -36,7 +36,7 @@ pub enum UpstreamProtocol {
 }
 
 /// Where endpoints come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// By EDS, under this name.
     Eds(Arc<str>),
@@ -64,7 +64,7 @@ impl Limits {
 }
 
 /// One cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// Its name.
     pub name: Arc<str>,

@@ -54,6 +54,36 @@ pub enum ResponseFlag {
 const FLAGS_MAX: usize = 4;
 
 impl ResponseFlag {
+    /// Every flag.
+    pub const ALL: [Self; 20] = [
+        Self::NoHealthyUpstream,
+        Self::UpstreamConnectionFailure,
+        Self::UpstreamConnectionTermination,
+        Self::UpstreamRemoteReset,
+        Self::UpstreamOverflow,
+        Self::UpstreamRequestTimeout,
+        Self::UpstreamProtocolError,
+        Self::UpstreamRetryLimitExceeded,
+        Self::NoRouteFound,
+        Self::NoClusterFound,
+        Self::DownstreamConnectionTermination,
+        Self::DownstreamProtocolError,
+        Self::DurationTimeout,
+        Self::StreamIdleTimeout,
+        Self::DelayInjected,
+        Self::FaultInjected,
+        Self::RateLimited,
+        Self::UnauthorizedExternalService,
+        Self::LocalReset,
+        Self::OverloadManager,
+    ];
+
+    /// Reads a short form.
+    #[must_use]
+    pub fn parse(short: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|flag| flag.as_str() == short)
+    }
+
     /// Envoy's short form.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -3,24 +3,24 @@
 //! Not for: protobuf, sockets, clocks. Nothing here is async, and nothing reads the environment.
 //! Read from the top: each module may use those above it.
 
-pub mod access_log;
-pub mod authority;
-pub mod chain;
-pub mod cluster;
-pub mod dispatch;
-pub mod endpoint;
-pub mod flags;
-pub mod format;
-pub mod headers;
-pub mod identity;
 pub mod invalid;
-pub mod listener;
+pub mod authority;
+pub mod identity;
+pub mod workload;
+pub mod service;
+pub mod flags;
 pub mod matcher;
+pub mod stream_view;
+pub mod format;
 pub mod metrics;
-pub mod rbac;
+pub mod access_log;
+pub mod tracing;
+pub mod headers;
 pub mod retry;
 pub mod route;
-pub mod service;
-pub mod stream_view;
-pub mod tracing;
-pub mod workload;
+pub mod rbac;
+pub mod endpoint;
+pub mod cluster;
+pub mod chain;
+pub mod dispatch;
+pub mod listener;

@@ -1,1 +1,239 @@
-//! app
+//! The process, put together: what runs on which thread, and how it ends.
+//!
+//! Not for: anything that could be somewhere else. One control thread runs discovery, the CA client, exporters and the
+//! admin ports; each worker runs the data plane on a runtime of its own.
+//! Invariants: a drain ends before the pod's grace period does; what was recorded is flushed before the process exits.
+
+mod collector;
+mod discovery;
+mod workers;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use telemetry::{Telemetry, TelemetrySettings};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use xds_client::ads::backoff::BackoffSettings;
+use xds_client::ads::node::Node;
+use xds_client::ads::stream::{AdsSettings, RESPONSE_BYTES_MAX};
+use xds_client::auth::CallCredentials;
+use xds_client::ca::{self, CaSettings};
+use xds_client::dial::{DialSettings, Security};
+
+use self::discovery::{Discovery, DiscoveryStart};
+use self::workers::{WorkerShare, Workers};
+use crate::admin::ready::Readiness;
+use crate::admin::{self, Admin, Port};
+use crate::config::{ServerAddress, Settings};
+use crate::drain::{Drain, drain};
+use crate::identity::{CertificateObserver, Identities};
+use crate::state::published::Published;
+use crate::tls::MeshTls;
+
+/// How long flushing logs and spans may take at the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one call of the CA may take, without connecting.
+const CA_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the process cannot run.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// A runtime or thread could not be made.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(io::Error),
+    /// One of our own ports is taken.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals cannot be caught.
+    #[error("cannot catch signals: {0}")]
+    Signals(io::Error),
+    /// A setting that only shows to be wrong when it is used.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Runs until a signal or `/quitquitquit`; returns when everything is drained and flushed.
+///
+/// # Errors
+/// Only before anything is served.
+pub fn run(settings: Settings) -> Result<(), AppError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::Runtime)?;
+    runtime.block_on(async {
+        let mut process = Process::start(settings).await?;
+        process.wait_for_end().await;
+        process.end().await;
+        Ok(())
+    })
+}
+
+struct Process {
+    settings: Settings,
+    telemetry: Arc<Telemetry>,
+    readiness: Arc<Readiness>,
+    drain: Drain,
+    workers: Option<Workers>,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Arc<Notify>,
+}
+
+impl Process {
+    async fn start(settings: Settings) -> Result<Self, AppError> {
+        let published = Arc::new(Published::default());
+        let tls = Arc::new(MeshTls::new());
+        let accepted = Arc::new(arc_swap::ArcSwap::from_pointee(crate::tls::verify::PeerMatcher::trust_domains([settings
+            .node
+            .trust_domain
+            .as_str()])));
+        let node = Node::new(discovery::node_settings(&settings.node)).map_err(|error| AppError::Setting(error.to_string()))?;
+        let telemetry = Telemetry::new(
+            telemetry_settings(&settings, node.id()),
+            tokio::runtime::Handle::current(),
+            collector::connector(&published, &tls, &accepted),
+        );
+        let readiness = Arc::new(Readiness::new(settings.ready_with_refused));
+        let (drain, drain_watch) = drain();
+        let quit = Arc::new(Notify::new());
+        let (addresses, addresses_watch) = watch::channel(Vec::new());
+        let share = WorkerShare {
+            published: Arc::clone(&published),
+            tls: Arc::clone(&tls),
+            accepted: Arc::clone(&accepted),
+            telemetry: Arc::clone(&telemetry),
+            readiness: Arc::clone(&readiness),
+            drain: drain_watch,
+            addresses: addresses_watch,
+        };
+        let workers = Workers::start(&settings, share)?;
+        let identities = Arc::new(Identities::new(tls, &settings.node.trust_domain));
+        let start = DiscoveryStart {
+            published,
+            telemetry: Arc::clone(&telemetry),
+            readiness: Arc::clone(&readiness),
+            identities: Arc::clone(&identities),
+            accepted,
+            addresses,
+            flush: workers.flush(),
+        };
+        let discovery = Discovery::new(start);
+        let admin = Arc::new(admin_of(&discovery, &telemetry, &readiness, &quit));
+        listen_locally(&settings, &admin).await?;
+        tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));
+        tokio::spawn(xds_client::ads::stream::run(ads_settings(&settings, node)?, discovery));
+        let terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+        Ok(Self { settings, telemetry, readiness, drain, workers: Some(workers), terminate, interrupt, quit })
+    }
+
+    async fn wait_for_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT: draining"),
+            () = self.quit.notified() => tracing::info!("asked to quit: draining"),
+        }
+    }
+
+    async fn end(&mut self) {
+        self.readiness.draining();
+        self.telemetry.set_draining(true);
+        let deadline = Instant::now() + self.settings.drain_deadline();
+        self.drain.begin(deadline);
+        match self.drain.wait_idle(deadline).await {
+            Ok(()) => tracing::info!("drained"),
+            Err(open) => tracing::warn!(open, "drain deadline reached; closing what is still open"),
+        }
+        self.drain.stop();
+        if let Some(workers) = self.workers.take() {
+            workers.join();
+        }
+        self.telemetry.shutdown(FLUSH_TIMEOUT).await;
+    }
+}
+
+fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
+    TelemetrySettings {
+        node_id: node_id.into(),
+        hostname: Some(settings.node.pod_name.as_str().into()),
+        istio_version: settings.node.istio_version.as_str().into(),
+        ..TelemetrySettings::default()
+    }
+}
+
+fn dial_settings(server: &ServerAddress) -> DialSettings {
+    let security = if server.plaintext { Security::Plaintext } else { Security::Tls { root_file: server.root_file.clone() } };
+    let mut dial = DialSettings::new(format!("{}:{}", bracketed(&server.host), server.port), security);
+    dial.server_name = Some(server.server_name.clone());
+    dial
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn credentials(settings: &Settings, headers: &[(String, String)]) -> Result<CallCredentials, AppError> {
+    CallCredentials::new(settings.token_file.clone(), &settings.node.cluster_id, headers)
+        .map_err(|error| AppError::Setting(error.to_string()))
+}
+
+fn ca_settings(settings: &Settings) -> Result<CaSettings, AppError> {
+    let node = &settings.node;
+    let identity = model::identity::SpiffeId::new(&node.trust_domain, &node.namespace, &node.service_account);
+    Ok(CaSettings {
+        dial: dial_settings(&settings.ca),
+        credentials: credentials(settings, &settings.ca_headers)?,
+        identity: identity.map_err(|error| AppError::Setting(error.to_string()))?,
+        lifetime: settings.certificate_ttl,
+        cert_signer: settings.certificate_signer.clone(),
+        request_timeout: CA_REQUEST_TIMEOUT,
+        backoff: CaSettings::default_backoff(),
+    })
+}
+
+fn ads_settings(settings: &Settings, node: Node) -> Result<AdsSettings, AppError> {
+    Ok(AdsSettings {
+        dial: dial_settings(&settings.discovery),
+        credentials: credentials(settings, &settings.discovery_headers)?,
+        node,
+        backoff: BackoffSettings::default(),
+        response_bytes_max: RESPONSE_BYTES_MAX,
+    })
+}
+
+fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<Readiness>, quit: &Arc<Notify>) -> Admin {
+    let metrics = Arc::clone(telemetry);
+    let (quit, drain) = (Arc::clone(quit), Arc::clone(quit));
+    Admin {
+        readiness: Arc::clone(readiness),
+        metrics: Box::new(move |out| {
+            if let Err(error) = metrics.write_exposition(out) {
+                tracing::error!(%error, "writing metrics failed");
+            }
+        }),
+        unsupported: discovery.unsupported(),
+        clusters: discovery.clusters(),
+        drain: Box::new(move || drain.notify_one()),
+        quit: Box::new(move || quit.notify_one()),
+    }
+}
+
+async fn listen_locally(settings: &Settings, admin: &Arc<Admin>) -> Result<(), AppError> {
+    let local = &settings.local;
+    for (port, address) in
+        [(Port::Status, local.status), (Port::Stats, local.stats), (Port::Agent, local.agent), (Port::Admin, local.admin)]
+    {
+        let listener = TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })?;
+        tokio::spawn(admin::serve(listener, port, Arc::clone(admin)));
+    }
+    Ok(())
+}

@@ -1,3 +1,89 @@
-//! The binary: arguments in, process out. Everything it does is in the library.
+//! The binary: arguments, environment and files in, process out. Everything it does is in the library.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use waypoint::app;
+use waypoint::config::args::{self, Command};
+use waypoint::config::{SettingError, Settings, Sources, interface_addresses};
+
+const HELP: &str = "waypoint: the L7 proxy of an Istio ambient mesh
+
+usage: waypoint proxy waypoint [--domain D] [--serviceCluster S] [--log_output_level L] [--log_as_json] [--concurrency N]
+
+It takes the arguments, environment and files of the Deployment that istiod renders for a Gateway of class istio-waypoint.
+docs/configuration.md lists what it reads.
+";
+
+fn main() -> ExitCode {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    match args::parse(&given) {
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(concat!("waypoint ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Proxy(proxy)) => {
+            let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
+            let sources = Sources { env: std::env::vars().collect(), interface_addresses: interface_addresses(), read_file: &read_file };
+            match Settings::read(&proxy, sources) {
+                Ok(settings) => run(settings),
+                Err(errors) => refuse(&errors),
+            }
+        }
+        Err(errors) => refuse(&errors),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// All that is wrong, at once, on stderr.
+fn refuse(errors: &[SettingError]) -> ExitCode {
+    let mut text = format!("waypoint cannot start: {} setting(s) are missing or wrong\n", errors.len());
+    for error in errors {
+        text.push_str(&format!("- {error}\n"));
+    }
+    // Nothing is left to do if stderr is gone.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::FAILURE
+}
+
+fn run(settings: Settings) -> ExitCode {
+    let filter = log_filter(&settings.log_level);
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    if settings.log_as_json {
+        builder.json().init();
+    } else {
+        builder.with_ansi(false).init();
+    }
+    for flag in &settings.unknown_flags {
+        tracing::warn!(flag, "flag not known here; ignored");
+    }
+    tracing::info!(pod = settings.node.pod_name, namespace = settings.node.namespace, istiod = settings.discovery.host, "starting");
+    match app::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Istio's `scope:level` list as a filter: the level of `default`, our own crates at it, others no louder than warnings.
+fn log_filter(levels: &str) -> tracing_subscriber::EnvFilter {
+    let default = levels
+        .split(',')
+        .filter_map(|one| one.split_once(':').or(Some(("default", one))))
+        .find(|(scope, _)| matches!(*scope, "default" | "all"));
+    let level = match default.map(|(_, level)| level.trim()) {
+        Some("none") => "off",
+        Some("fatal" | "error") => "error",
+        Some("warn" | "warning") => "warn",
+        Some("debug") => "debug",
+        Some("trace") => "trace",
+        _ => "info",
+    };
+    tracing_subscriber::EnvFilter::new(format!("warn,waypoint={level},xds_client={level},telemetry={level}"))
+}

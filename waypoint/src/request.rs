@@ -1,1 +1,254 @@
-//! request
+//! One request inside a tunnel, from its head to the last byte of its answer.
+//!
+//! Not for: decisions (`filters`), codecs (`http`), or what is measured (`telemetry`). The order is that of `filters::chain`.
+//! Invariants: every request is recorded exactly once, however it ends; nothing is sent upstream twice unless it is known
+//! not to have arrived, or the route's policy asks for it; after bytes of an answer went to the client there is no retry.
+
+mod attempt;
+mod recording;
+mod replay;
+mod reply;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use filters::chain::{Outcome, judge};
+use filters::rbac::RbacInput;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Version};
+use model::authority::Authority as Target;
+use model::chain::{ChainKind, HttpChain};
+use model::flags::ResponseFlag;
+use model::route::{Route, RouteAction, VirtualHost};
+use model::stream_view::RequestHead;
+use model::workload::Workload;
+use telemetry::record::{Head, RequestRecord};
+
+use self::recording::Recording;
+use self::reply::LocalReply;
+use crate::hbone::Downstream;
+use crate::http::body::Body;
+use crate::http::normalize::{Malformed, UpgradeRequested};
+use crate::http::session::{Abort, Exchange, Interim};
+use crate::state::published::ServedChain;
+use crate::worker::Worker;
+
+pub use self::replay::REPLAY_BYTES_MAX;
+
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const X_ENVOY_DECORATOR_OPERATION: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
+const X_ENVOY_EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// What all requests of one tunnel have in common; computed once.
+#[derive(Debug)]
+pub struct TunnelContext {
+    /// The chain that the CONNECT led to.
+    pub served: Arc<ServedChain>,
+    /// The HBONE connection.
+    pub connection: Arc<Downstream>,
+    /// What the CONNECT asked for.
+    pub target: Target,
+    /// The client's workload, if discovery knows its address.
+    pub source: Option<Arc<Workload>>,
+}
+
+/// Answers the requests of one tunnel.
+#[derive(Clone, Debug)]
+pub struct TunnelExchange {
+    tunnel: Arc<TunnelContext>,
+    worker: Arc<Worker>,
+}
+
+impl TunnelExchange {
+    /// For one tunnel, on one worker.
+    #[must_use]
+    pub fn new(tunnel: Arc<TunnelContext>, worker: Arc<Worker>) -> Self {
+        Self { tunnel, worker }
+    }
+
+    fn record(&self, protocol: &'static str) -> Recording {
+        let mut record = RequestRecord::new(Arc::clone(&self.tunnel.served.telemetry), protocol);
+        let stream = &mut record.stream;
+        stream.source.clone_from(&self.tunnel.source);
+        stream.source_identity = Some(self.tunnel.connection.peer.clone());
+        stream.local_identity = Some(self.tunnel.connection.local.clone());
+        stream.downstream_local = self.tunnel.target.address();
+        stream.downstream_remote = Some(self.tunnel.connection.peer_address);
+        Recording::new(record, Arc::clone(&self.worker))
+    }
+}
+
+impl Exchange for TunnelExchange {
+    fn exchange(&self, request: Request<Body>, interim: Interim) -> impl Future<Output = Result<Response<Body>, Abort>> + Send {
+        let protocol = protocol_name(request.version());
+        let is_grpc = filters::route::is_grpc_content(request.headers());
+        let recording = self.record(protocol);
+        let run = Run { tunnel: Arc::clone(&self.tunnel), worker: Arc::clone(&self.worker), recording, interim, is_grpc };
+        run.answer(request)
+    }
+
+    fn malformed(&self, problem: &Malformed) {
+        let mut recording = self.record("HTTP/1.1");
+        let record = recording.record();
+        record.response_code = problem.status().as_u16();
+        record.stream.flags.insert(ResponseFlag::DownstreamProtocolError);
+        record.stream.details = Some("http1.codec_error".into());
+        recording.finish();
+    }
+}
+
+/// What `%PROTOCOL%` prints.
+fn protocol_name(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// One request on its way.
+struct Run {
+    tunnel: Arc<TunnelContext>,
+    worker: Arc<Worker>,
+    recording: Recording,
+    interim: Interim,
+    /// Whether the client wants a gRPC answer.
+    is_grpc: bool,
+}
+
+impl Run {
+    async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
+        let (mut parts, body) = request.into_parts();
+        let tunnel = Arc::clone(&self.tunnel);
+        let chain = &tunnel.served.chain;
+        let ChainKind::Http(http) = &chain.kind else { return Ok(self.reply(LocalReply::config_rejected())) };
+        self.note_head(&mut parts, http);
+        let verdict = {
+            let head = head_of(&parts);
+            let input = RbacInput {
+                head: Some(head),
+                peer_principal: Some(tunnel.connection.peer.as_str()),
+                peer_address: tunnel.connection.peer_address.ip(),
+                destination: tunnel.target.address(),
+                server_name: None,
+            };
+            judge(chain, &input)
+        };
+        match verdict {
+            Outcome::Route(host, route) => self.route(parts, body, http, (host, route)).await,
+            Outcome::NoRoute => Ok(self.reply(LocalReply::no_route())),
+            Outcome::Denied { policy, route } => {
+                if let Some(route) = route {
+                    self.note_route(route);
+                }
+                Ok(self.reply(LocalReply::denied(policy.as_deref())))
+            }
+            Outcome::Rejected => Ok(self.reply(LocalReply::config_rejected())),
+        }
+    }
+
+    /// Notes what the request is, and gives it its id and its span.
+    fn note_head(&mut self, parts: &mut http::request::Parts, http: &HttpChain) {
+        if !http.options.keep_forwarded_client_cert {
+            parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+        }
+        if !parts.headers.contains_key(X_FORWARDED_PROTO) {
+            parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        }
+        let tracing = self.tunnel.served.telemetry.tracing.as_ref();
+        let decision =
+            self.worker.with_random(|random| telemetry::trace::begin(tracing, &parts.headers, http.options.generate_request_id, random));
+        decision.inject(&mut parts.headers);
+        let operation = parts.headers.remove(X_ENVOY_DECORATOR_OPERATION);
+        let record = self.recording.record();
+        record.trace = decision.trace;
+        record.request_id = decision.request_id;
+        record.operation = operation.and_then(|value| value.to_str().ok().map(Arc::from));
+        record.head = Some(Head {
+            method: parts.method.clone(),
+            path: parts.uri.path_and_query().cloned(),
+            authority: parts.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok()),
+            scheme: Scheme::HTTP,
+        });
+        record.capture_request(&parts.headers);
+        record.wire_bytes_received = head_bytes(&parts.headers, parts.uri.path_and_query().map_or(0, |path| path.as_str().len()));
+    }
+
+    /// Notes where it would go: also a refused request's labels name its service.
+    fn note_route(&mut self, route: &Arc<Route>) {
+        let RouteAction::Forward(forward) = &route.action else { return };
+        let (name, _) = filters::route::choose_cluster(&forward.clusters, self.worker.draw());
+        self.recording.record().stream.route_name.clone_from(&route.name);
+        self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
+    }
+
+    async fn route(
+        mut self,
+        parts: http::request::Parts,
+        body: Body,
+        http: &HttpChain,
+        chosen: (&VirtualHost, &Arc<Route>),
+    ) -> Result<Response<Body>, Abort> {
+        let (host, route) = chosen;
+        let is_grpc = self.is_grpc;
+        let record = self.recording.record();
+        record.stream.route_name.clone_from(&route.name);
+        record.is_grpc = is_grpc;
+        if record.is_grpc && http.count_grpc_messages {
+            record.grpc_messages = Some(telemetry::record::GrpcMessages::default());
+        }
+        if record.operation.is_none() {
+            record.operation.clone_from(&route.operation);
+        }
+        if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
+            return Ok(self.reply(LocalReply::upgrade_refused()));
+        }
+        match &route.action {
+            RouteAction::Direct(direct) => Ok(self.reply(LocalReply::direct(direct))),
+            RouteAction::Forward(forward) => {
+                let forwarding = attempt::Forwarding { route, host, http, forward };
+                attempt::forward(self, parts, body, &forwarding).await
+            }
+        }
+    }
+
+    /// Answers here.
+    fn reply(mut self, reply: LocalReply) -> Response<Body> {
+        let server = match &self.tunnel.served.chain.kind {
+            ChainKind::Http(http) => Some(http.options.server_name.as_ref()),
+            _ => None,
+        };
+        let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), server);
+        if let Some(operation) = self.recording.record().operation.as_ref().and_then(|operation| HeaderValue::from_str(operation).ok()) {
+            response.headers_mut().insert(X_ENVOY_DECORATOR_OPERATION, operation);
+        }
+        self.recording.answered_here(&response);
+        response
+    }
+}
+
+fn allows_upgrade(http: &HttpChain, protocol: &HeaderValue) -> bool {
+    http.options.websocket && protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+}
+
+/// A uniform request as rules see it.
+fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
+    RequestHead {
+        method: parts.method.as_str(),
+        path: parts.uri.path_and_query().map_or("", PathAndQuery::as_str),
+        authority: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
+        scheme: "http",
+        headers: &parts.headers,
+    }
+}
+
+/// Bytes that a head takes on the wire as HTTP/1.1 would write it: what `istio_request_bytes` counts beside the body.
+fn head_bytes(headers: &http::HeaderMap, line_bytes: usize) -> u64 {
+    const LINE_OVERHEAD: usize = 16; // method, version, spaces, line ends
+    const FIELD_OVERHEAD: usize = 4; // colon, space, CRLF
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum();
+    u64::try_from(fields + line_bytes + LINE_OVERHEAD).unwrap_or(u64::MAX)
+}

@@ -1,1 +1,6 @@
-//! state
+//! What istiod said, held twice: by its one owner on the control thread ([`store`]), and as what workers read ([`published`]).
+//!
+//! Not for: protobuf; changes arrive compiled. Invariant: workers never wait for the owner, nor free what it retires.
+
+pub mod published;
+pub mod store;

@@ -1,1 +1,230 @@
-//! tcp
+//! A TCP chain: policy, endpoint, and bytes both ways until both sides have ended.
+//!
+//! Not for: choosing the chain. Invariants: the CONNECT is answered 200 only once there is a connection to the endpoint, so
+//! that a refusal is visible; half-close passes in both directions; every connection is recorded once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use filters::rbac::{RbacInput, RbacVerdict, decide_chain};
+use filters::route::weighted;
+use http::StatusCode;
+use model::chain::TcpChain;
+use model::endpoint::EndpointAddress;
+use model::flags::ResponseFlag;
+use telemetry::record::{ConnectionRecord, UpstreamLocal};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::request::TunnelContext;
+use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
+use crate::upstream::balance;
+use crate::upstream::connect::{UpstreamIo, dial};
+use crate::worker::Worker;
+
+/// Bytes buffered each way of one connection.
+pub const COPY_BYTES: usize = 16 * 1024;
+
+/// Why a connection was not made; the status is the CONNECT's.
+#[derive(Debug)]
+pub struct TcpRefusal {
+    /// The answer to the CONNECT.
+    pub status: StatusCode,
+}
+
+/// A connection to an endpoint, made before the CONNECT is answered.
+pub struct TcpReady {
+    record: ConnectionRecord,
+    upstream: UpstreamIo,
+    active: ActiveRequest,
+    idle_timeout: Option<Duration>,
+    reporting_interval: Duration,
+}
+
+impl std::fmt::Debug for TcpReady {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TcpReady").field("upstream", &self.upstream).finish_non_exhaustive()
+    }
+}
+
+/// Judges a connection and dials for it.
+///
+/// # Errors
+/// The CONNECT's answer; the connection has been recorded.
+pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Worker) -> Result<TcpReady, TcpRefusal> {
+    let mut record = ConnectionRecord::new(Arc::clone(&tunnel.served.telemetry));
+    record.stream.source.clone_from(&tunnel.source);
+    record.stream.source_identity = Some(tunnel.connection.peer.clone());
+    record.stream.local_identity = Some(tunnel.connection.local.clone());
+    record.stream.downstream_local = tunnel.target.address();
+    record.stream.downstream_remote = Some(tunnel.connection.peer_address);
+    let result = connect(tunnel, chain, worker, &mut record).await;
+    match result {
+        Ok((upstream, active)) => {
+            let interval =
+                tunnel.served.telemetry.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
+            Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval: interval })
+        }
+        Err(status) => {
+            worker.with_telemetry(|telemetry| telemetry.record_connection(&mut record));
+            Err(TcpRefusal { status })
+        }
+    }
+}
+
+async fn connect(
+    tunnel: &TunnelContext,
+    chain: &TcpChain,
+    worker: &Worker,
+    record: &mut ConnectionRecord,
+) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
+    let name = &chain.clusters[weighted(chain.clusters.iter().map(|one| one.weight), worker.draw())].name;
+    let entry = worker.published.cluster(name);
+    if let Some(ClusterEntry::Served(served)) = &entry {
+        record.stream.cluster = Some(Arc::clone(name));
+        record.stream.cluster_stat_name = Some(Arc::clone(&served.cluster.stat_name));
+        record.stream.service.clone_from(&served.cluster.service);
+    }
+    let input = RbacInput {
+        head: None,
+        peer_principal: Some(tunnel.connection.peer.as_str()),
+        peer_address: tunnel.connection.peer_address.ip(),
+        destination: tunnel.target.address(),
+        server_name: None,
+    };
+    if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.chain, &input) {
+        let policy = policy.as_deref().unwrap_or("none");
+        record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
+        return Err(StatusCode::FORBIDDEN);
+    }
+    match entry {
+        Some(ClusterEntry::Served(served)) => dial_any(&served, chain.connect_attempts_max, worker, record).await,
+        Some(ClusterEntry::Refused(_)) => {
+            record.stream.details = Some("config_rejected".into());
+            Err(StatusCode::SERVICE_UNAVAILABLE)
+        }
+        None => {
+            record.stream.flags.insert(ResponseFlag::NoClusterFound);
+            Err(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
+}
+
+async fn dial_any(
+    cluster: &Arc<ServedCluster>,
+    attempts_max: u32,
+    worker: &Worker,
+    record: &mut ConnectionRecord,
+) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
+    let mut avoid: Vec<EndpointAddress> = Vec::new();
+    for _ in 0..attempts_max.max(1) {
+        let Some(entry) = balance::choose(cluster, &avoid, attempts_max, || worker.draw()) else {
+            record.stream.flags.insert(ResponseFlag::NoHealthyUpstream);
+            return Err(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let address = entry.endpoint.address;
+        avoid.push(address);
+        record.stream.attempts += 1;
+        record.stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
+        record.stream.destination = worker.published.workload(address.target().ip());
+        let active = ActiveRequest::begin(&entry.load);
+        match dial(&address, &worker.dialer, cluster.cluster.connect_timeout).await {
+            Ok(upstream) => {
+                record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
+                return Ok((upstream, active));
+            }
+            Err(failure) => record.stream.failure_reason = Some(failure.reason),
+        }
+    }
+    record.stream.flags.insert(ResponseFlag::UpstreamConnectionFailure);
+    record.stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    Err(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[derive(Default)]
+struct Counts {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl TcpReady {
+    /// Copies both ways until both sides have ended, one fails, or nothing moves for the idle timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cuts both connections, and the connection is not recorded.
+    pub async fn run<I>(mut self, downstream: I, worker: &Worker)
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
+        let counts = Counts::default();
+        let (from_client, to_client) = tokio::io::split(downstream);
+        let (from_endpoint, to_endpoint) = tokio::io::split(self.upstream);
+        let copying = async {
+            let up = copy(from_client, to_endpoint, &counts.up, (Side::Client, Side::Endpoint));
+            let down = copy(from_endpoint, to_client, &counts.down, (Side::Endpoint, Side::Client));
+            tokio::try_join!(up, down)
+        };
+        tokio::pin!(copying);
+        let mut report = tokio::time::interval(self.reporting_interval);
+        report.tick().await;
+        let (mut moved, mut moved_at) = (0, Instant::now());
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut copying => break Some(ended),
+                _ = report.tick() => {}
+            }
+            note(&mut self.record, &counts);
+            worker.with_telemetry(|telemetry| telemetry.report_connection(&mut self.record));
+            let total = self.record.stream.bytes_received + self.record.stream.bytes_sent;
+            if total != moved {
+                (moved, moved_at) = (total, Instant::now());
+            } else if self.idle_timeout.is_some_and(|limit| moved_at.elapsed() >= limit) {
+                self.record.stream.termination_details = Some("idle_timeout_on_connection".into());
+                break None;
+            }
+        };
+        if let Some(Err(side)) = ended {
+            self.record.stream.flags.insert(match side {
+                Side::Client => ResponseFlag::DownstreamConnectionTermination,
+                Side::Endpoint => ResponseFlag::UpstreamConnectionTermination,
+            });
+        }
+        note(&mut self.record, &counts);
+        worker.with_telemetry(|telemetry| telemetry.record_connection(&mut self.record));
+        drop(self.active);
+    }
+}
+
+fn note(record: &mut ConnectionRecord, counts: &Counts) {
+    record.stream.bytes_received = counts.up.load(Ordering::Relaxed);
+    record.stream.bytes_sent = counts.down.load(Ordering::Relaxed);
+}
+
+/// Which side failed.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Client,
+    Endpoint,
+}
+
+/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are.
+async fn copy<R, W>(mut reader: R, mut writer: W, count: &AtomicU64, sides: (Side, Side)) -> Result<(), Side>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let (of_reader, of_writer) = sides;
+    let mut buffer = BytesMut::with_capacity(COPY_BYTES);
+    loop {
+        buffer.clear();
+        let read = reader.read_buf(&mut buffer).await.map_err(|_| of_reader)?;
+        if read == 0 {
+            return writer.shutdown().await.map_err(|_| of_writer);
+        }
+        writer.write_all(&buffer).await.map_err(|_| of_writer)?;
+        writer.flush().await.map_err(|_| of_writer)?;
+        count.fetch_add(u64::try_from(read).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}

@@ -1,1 +1,8 @@
-//! upstream
+//! From a cluster's name to a connection on which a request can be sent.
+//!
+//! Not for: which cluster, whether to try again. Read from the top: each module may use those above it.
+
+pub mod failure;
+pub mod balance;
+pub mod connect;
+pub mod pool;

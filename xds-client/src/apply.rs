@@ -1,1 +1,262 @@
-//! apply
+//! From resources to changes: keeps what was sent, translates what is new, and finds out what is different.
+//!
+//! Not for: the stream (`ads`) or publication (the process). Invariants: resources equal to what is held cause no change; one
+//! bad object takes no other down; an object that was good once stays as it was until a good version comes.
+
+mod listeners;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster_proto;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
+use model::cluster::Cluster;
+use model::endpoint::EndpointSet;
+use model::invalid::Invalid;
+use prost::Message;
+use xds_proto::istio::workload as workload_proto;
+
+use self::listeners::Listening;
+use self::report::{Checked, check};
+use crate::ads::{Applied, Resource, ResourceType, Update, Verdict, Wanted};
+use crate::coverage::LB_ENDPOINTS;
+use crate::observer::{Change, Report};
+use crate::translate::cluster::{PLUMBING, cluster, eds_name};
+use crate::translate::{endpoint, workload};
+
+/// Bytes of a NACK's text; what does not fit is counted.
+const NACK_BYTES_MAX: usize = 4096;
+
+/// What came of an update.
+#[derive(Debug)]
+pub struct Outcome {
+    /// For the stream.
+    pub applied: Applied,
+    /// For the process.
+    pub changes: Vec<Change>,
+}
+
+struct HeldCluster {
+    hash: u64,
+    eds_name: Option<String>,
+    good: Option<Arc<Cluster>>,
+    checked: Checked,
+}
+
+struct HeldEndpoints {
+    set: Arc<EndpointSet>,
+    checked: Checked,
+}
+
+/// Everything istiod has sent, as far as it is needed to tell what is new.
+#[derive(Default)]
+pub struct Applier {
+    listening: Listening,
+    clusters: BTreeMap<String, HeldCluster>,
+    endpoints: HashMap<String, HeldEndpoints>,
+    refused_workloads: BTreeMap<String, Invalid>,
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Applier").field("clusters", &self.clusters.len()).finish_non_exhaustive()
+    }
+}
+
+impl Applier {
+    /// Applies one response of istiod.
+    pub fn apply(&mut self, update: Update) -> Outcome {
+        match update.of {
+            ResourceType::Cluster => self.apply_clusters(update),
+            ResourceType::Endpoint => self.apply_endpoints(update),
+            ResourceType::Listener => self.apply_listeners(update),
+            ResourceType::Workload => self.apply_workloads(update),
+            // Nothing asks for these yet, so istiod sends none.
+            ResourceType::Secret | ResourceType::Extension => Outcome { applied: Applied::ack(), changes: Vec::new() },
+        }
+    }
+
+    /// What is not obeyed at the moment.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let mut report = Report::default();
+        for (name, held) in &self.clusters {
+            held.checked.add_to(&mut report, name);
+        }
+        for (name, held) in &self.endpoints {
+            held.checked.add_to(&mut report, name);
+            for refused in &held.set.refused {
+                report.refused.entry(name.clone()).or_default().push(refused.clone());
+            }
+        }
+        for (name, reason) in &self.refused_workloads {
+            report.refused.entry(name.clone()).or_default().push(reason.clone());
+        }
+        self.listening.add_to(&mut report);
+        report
+    }
+
+    fn apply_clusters(&mut self, update: Update) -> Outcome {
+        let mut changes = Vec::new();
+        let mut refused = Vec::new();
+        for resource in update.resources.into_iter().filter(|resource| !PLUMBING.contains(&resource.name.as_str())) {
+            self.apply_cluster(resource, &mut changes, &mut refused);
+        }
+        for name in update.removed {
+            if self.clusters.remove(&name).is_some() {
+                changes.push(Change::ClusterRemoved(name));
+            }
+        }
+        let wanted: BTreeSet<String> = self.clusters.values().filter_map(|held| held.eds_name.clone()).collect();
+        self.endpoints.retain(|name, _| {
+            let is_wanted = wanted.contains(name);
+            if !is_wanted {
+                changes.push(Change::EndpointsRemoved(name.clone()));
+            }
+            is_wanted
+        });
+        let mut applied = verdict(&refused);
+        match Wanted::new(ResourceType::Endpoint, wanted) {
+            Ok(wanted) => applied.wanted.push(wanted),
+            Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
+        }
+        Outcome { applied, changes }
+    }
+
+    fn apply_cluster(&mut self, resource: Resource, changes: &mut Vec<Change>, refused: &mut Vec<Invalid>) {
+        let Resource { name, body, .. } = resource;
+        let hash = hash(&body);
+        if let Some(held) = self.clusters.get(&name).filter(|held| held.hash == hash) {
+            refused.extend(held.checked.refused.iter().cloned());
+            return;
+        }
+        let (previous, previous_eds) = self.clusters.remove(&name).map_or((None, None), |held| (held.good, held.eds_name));
+        let mut checked = check("envoy.config.cluster.v3.Cluster", &body, &name, &[]);
+        let decoded = cluster_proto::Cluster::decode(body);
+        let eds = decoded.as_ref().ok().and_then(eds_name).map(str::to_owned);
+        let translated = decoded.map_err(|error| Invalid::new(&name, "", format!("is not a cluster: {error}")));
+        let good = match translated.and_then(|value| cluster(&value).map_err(|problem| problem.of(&name))) {
+            Ok(cluster) if checked.refused.is_empty() => Some(Arc::new(cluster)),
+            Ok(_) => None,
+            Err(invalid) => {
+                checked.refuse(invalid);
+                None
+            }
+        };
+        let good = match (good, previous) {
+            (Some(new), Some(old)) if *new == *old => Some(old),
+            (Some(new), _) => {
+                changes.push(Change::ClusterUpserted(Arc::clone(&new)));
+                Some(new)
+            }
+            (None, previous) => {
+                changes.push(Change::ClusterRefused(name.as_str().into(), checked.refused.clone()));
+                previous
+            }
+        };
+        // A version that is not obeyed must not take away the endpoints of the one that is.
+        let eds = if checked.refused.is_empty() { eds } else { previous_eds.or(eds) };
+        refused.extend(checked.refused.iter().cloned());
+        self.clusters.insert(name, HeldCluster { hash, eds_name: eds, good, checked });
+    }
+
+    fn apply_endpoints(&mut self, update: Update) -> Outcome {
+        let mut changes = Vec::new();
+        let mut refused = Vec::new();
+        for Resource { name, body, .. } in update.resources {
+            let checked = check("envoy.config.endpoint.v3.ClusterLoadAssignment", &body, &name, &[LB_ENDPOINTS]);
+            let value = match endpoint_proto::ClusterLoadAssignment::decode(body) {
+                Ok(value) if checked.refused.is_empty() => value,
+                Ok(_) => {
+                    refused.extend(checked.refused);
+                    continue;
+                }
+                Err(error) => {
+                    refused.push(Invalid::new(name, "", format!("is not a load assignment: {error}")));
+                    continue;
+                }
+            };
+            let set = Arc::new(endpoint::assignment(&value));
+            refused.extend(set.refused.iter().cloned());
+            let is_known = self.endpoints.get(&name).is_some_and(|held| held.set == set);
+            if !is_known {
+                changes.push(Change::EndpointsUpserted(name.as_str().into(), Arc::clone(&set)));
+            }
+            self.endpoints.insert(name, HeldEndpoints { set, checked });
+        }
+        for name in update.removed {
+            if self.endpoints.remove(&name).is_some() {
+                changes.push(Change::EndpointsRemoved(name));
+            }
+        }
+        Outcome { applied: verdict(&refused), changes }
+    }
+
+    fn apply_listeners(&mut self, update: Update) -> Outcome {
+        for name in &update.removed {
+            self.listening.remove(name);
+        }
+        let mut refused = Vec::new();
+        for resource in update.resources {
+            self.listening.hold(&resource.name, resource.body, &mut refused);
+        }
+        let listeners = self.listening.compile(&mut refused);
+        Outcome { applied: verdict(&refused), changes: vec![Change::Listeners(listeners)] }
+    }
+
+    fn apply_workloads(&mut self, update: Update) -> Outcome {
+        let mut changes = Vec::new();
+        let mut refused = Vec::new();
+        for Resource { name, body, .. } in update.resources {
+            let decoded =
+                workload_proto::Workload::decode(body).map_err(|error| Invalid::new(&name, "", format!("is not a workload: {error}")));
+            match decoded.and_then(|value| workload::workload(&value, &name).map_err(|problem| problem.of(&name))) {
+                Ok(workload) => {
+                    self.refused_workloads.remove(&name);
+                    changes.push(Change::WorkloadUpserted(Arc::new(workload)));
+                }
+                Err(invalid) => {
+                    refused.push(invalid.clone());
+                    self.refused_workloads.insert(name, invalid);
+                }
+            }
+        }
+        for name in update.removed {
+            self.refused_workloads.remove(&name);
+            changes.push(Change::WorkloadRemoved(name));
+        }
+        Outcome { applied: verdict(&refused), changes }
+    }
+}
+
+/// Accepted, or refused with resource, field path and reason.
+fn verdict(refused: &[Invalid]) -> Applied {
+    if refused.is_empty() {
+        return Applied::ack();
+    }
+    let mut text = String::new();
+    for (at, one) in refused.iter().enumerate() {
+        let line = one.to_string();
+        if text.len() + line.len() > NACK_BYTES_MAX {
+            text.push_str(&format!("; and {} more", refused.len() - at));
+            break;
+        }
+        if at > 0 {
+            text.push_str("; ");
+        }
+        text.push_str(&line);
+    }
+    Applied::nack(text)
+}
+
+/// Of what arrived, to tell whether it is the same. Not for untrusted collisions: istiod is trusted.
+fn hash(body: &Bytes) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    static SEED: std::sync::OnceLock<RandomState> = std::sync::OnceLock::new();
+    SEED.get_or_init(RandomState::new).hash_one(body)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,120 @@
-//! translate
+//! Envoy's and Istio's messages, compiled into the model.
+//!
+//! Not for: finding fields that nobody obeys (`coverage` walks for those) or keeping last good versions (`apply`).
+//! Invariants: what is here either means what Envoy means by it, or is a [`Problem`] with its path; nothing is defaulted that
+//! Envoy does not default. Extensions are recognised by the type of their configuration, not by the name istiod gave them.
+
+pub mod chain;
+pub mod cluster;
+pub mod endpoint;
+pub mod listener;
+pub mod workload;
+
+mod access_log;
+mod dispatch;
+mod matcher;
+mod rbac;
+mod route;
+mod stats;
+mod tracing;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::google::protobuf as google;
+use ipnet::IpNet;
+use model::invalid::Invalid;
+use prost::Message;
+
+/// What cannot be translated: where, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// From the translated object down.
+    pub path: String,
+    /// Why, for the person who wrote it.
+    pub reason: String,
+}
+
+impl Problem {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { path: path.into(), reason: reason.into() }
+    }
+
+    /// As a reason why `resource` is not obeyed.
+    #[must_use]
+    pub fn of(self, resource: &str) -> Invalid {
+        Invalid::new(resource, self.path, self.reason)
+    }
+}
+
+pub(crate) type Translated<T> = Result<T, Problem>;
+
+/// The value of a message field that has to be there.
+pub(crate) fn required<'a, T>(value: Option<&'a T>, path: &str) -> Translated<&'a T> {
+    value.ok_or_else(|| Problem::new(path, "is not set"))
+}
+
+/// The type of an `Any`, its URL's prefix left out.
+pub(crate) fn type_name(any: &google::Any) -> &str {
+    xds_proto::message_name(&any.type_url)
+}
+
+/// Reads an `Any` whose type is known.
+pub(crate) fn open<M: Message + Default>(any: &google::Any, path: &str) -> Translated<M> {
+    M::decode(&any.value[..]).map_err(|error| Problem::new(path, format!("is not a {}: {error}", type_name(any))))
+}
+
+/// Reads a duration; negative ones are refused.
+pub(crate) fn duration(value: &google::Duration, path: &str) -> Translated<Duration> {
+    let seconds = u64::try_from(value.seconds).ok();
+    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    match (seconds, nanos) {
+        (Some(seconds), Some(nanos)) => Ok(Duration::new(seconds, nanos)),
+        _ => Err(Problem::new(path, format!("is no duration: {} s and {} ns", value.seconds, value.nanos))),
+    }
+}
+
+/// Reads a duration that means "none" when it is zero.
+pub(crate) fn positive_duration(value: Option<&google::Duration>, path: &str) -> Translated<Option<Duration>> {
+    let read = value.map(|value| duration(value, path)).transpose()?;
+    Ok(read.filter(|duration| !duration.is_zero()))
+}
+
+pub(crate) fn address(text: &str, path: &str) -> Translated<IpAddr> {
+    text.parse::<IpAddr>().map(|address| address.to_canonical()).map_err(|_| Problem::new(path, format!("{text:?} is no address")))
+}
+
+pub(crate) fn range(prefix: &str, length: Option<u32>, path: &str) -> Translated<IpNet> {
+    let address = prefix.parse::<IpAddr>().map_err(|_| Problem::new(path, format!("{prefix:?} is no address")))?;
+    let length = u8::try_from(length.unwrap_or(0)).ok();
+    let range = length.and_then(|length| IpNet::new(address, length).ok());
+    range.map(|range| range.trunc()).ok_or_else(|| Problem::new(path, "the prefix is longer than the address"))
+}
+
+pub(crate) fn cidr(value: &core::CidrRange, path: &str) -> Translated<IpNet> {
+    range(&value.address_prefix, value.prefix_len.as_ref().map(|length| length.value), path)
+}
+
+pub(crate) fn port(value: u32, path: &str) -> Translated<u16> {
+    u16::try_from(value).map_err(|_| Problem::new(path, format!("{value} is no port")))
+}
+
+/// Reads a socket address with a numeric host and port.
+pub(crate) fn socket_address(value: &core::SocketAddress, path: &str) -> Translated<SocketAddr> {
+    use core::socket_address::PortSpecifier;
+    let host = address(&value.address, &format!("{path}.address"))?;
+    match &value.port_specifier {
+        Some(PortSpecifier::PortValue(number)) => Ok(SocketAddr::new(host, port(*number, path)?)),
+        Some(PortSpecifier::NamedPort(name)) => Err(Problem::new(path, format!("a port by name is not supported: {name:?}"))),
+        None => Err(Problem::new(path, "has no port")),
+    }
+}
+
+/// A text of a `Struct`'s field.
+pub(crate) fn text_of<'a>(fields: &'a google::Struct, name: &str) -> Option<&'a str> {
+    match fields.fields.get(name)?.kind.as_ref()? {
+        google::value::Kind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}

@@ -1,0 +1,43 @@
+//! Reaches trace collectors through our own clusters, like any upstream.
+//!
+//! Not for: exporting. Lives on the control thread, with an HBONE pool of its own.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use telemetry::trace::{CollectorConnector, CollectorIo, Connecting};
+
+use crate::hbone::pool::{Pool, PoolObserver, PoolOptions};
+use crate::state::published::{ClusterEntry, Published};
+use crate::tls::MeshTls;
+use crate::tls::verify::PeerMatcher;
+use crate::upstream::balance;
+use crate::upstream::connect::{Dialer, dial};
+
+struct Silent;
+impl PoolObserver for Silent {}
+
+/// Dials an endpoint of a published cluster.
+pub(super) fn connector(
+    published: &Arc<Published>,
+    tls: &Arc<MeshTls>,
+    accepted: &Arc<ArcSwap<PeerMatcher>>,
+) -> Arc<dyn CollectorConnector> {
+    let published = Arc::clone(published);
+    let dialer = Dialer { pool: Pool::new(PoolOptions::default(), Arc::new(Silent)), tls: Arc::clone(tls), accepted: Arc::clone(accepted) };
+    Arc::new(move |cluster: &str| -> Connecting {
+        let entry = published.cluster(cluster);
+        let (dialer, name) = (dialer.clone(), cluster.to_owned());
+        Box::pin(async move {
+            let Some(ClusterEntry::Served(served)) = entry else {
+                return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cluster {name}")));
+            };
+            let chosen = balance::choose(&served, &[], 1, || fastrand::u64(..));
+            let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
+            let stream = dial(&entry.endpoint.address, &dialer, served.cluster.connect_timeout).await;
+            let stream = stream.map_err(|failure| io::Error::other(failure.reason.into_owned()))?;
+            Ok(Box::new(stream) as Box<dyn CollectorIo>)
+        })
+    })
+}

@@ -1,0 +1,193 @@
+//! What istiod says, on its way from the stream to the workers.
+//!
+//! Not for: translating it (`xds_client`) or holding it (`state`).
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use telemetry::Telemetry;
+use tokio::sync::{broadcast, watch};
+use xds_client::ads::node::{MetadataInputs, NodeSettings, metadata};
+use xds_client::ads::{AdsObserver, AdsStatus, Applied, ResourceType, Update, Verdict};
+use xds_client::apply::{Applier, Outcome};
+use xds_client::observer::{Change, Report};
+
+use crate::admin::ready::Readiness;
+use crate::config;
+use crate::identity::Identities;
+use crate::state::published::{ClusterEntry, Published};
+use crate::state::store::Store;
+use crate::tls::verify::PeerMatcher;
+
+/// What discovery needs of the process.
+pub(super) struct DiscoveryStart {
+    pub(super) published: Arc<Published>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
+    pub(super) addresses: watch::Sender<Vec<SocketAddr>>,
+    pub(super) flush: broadcast::Sender<IpAddr>,
+}
+
+/// Applies what istiod sends.
+pub(super) struct Discovery {
+    start: DiscoveryStart,
+    applier: Applier,
+    store: Store,
+    report: Arc<Mutex<Report>>,
+}
+
+impl Discovery {
+    pub(super) fn new(start: DiscoveryStart) -> Self {
+        let store = Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry));
+        Self { start, applier: Applier::default(), store, report: Arc::default() }
+    }
+
+    /// What is not obeyed, as JSON.
+    pub(super) fn unsupported(&self) -> Box<dyn Fn() -> String + Send + Sync> {
+        let report = Arc::clone(&self.report);
+        Box::new(move || {
+            let report = report.lock();
+            let refused = report.refused.iter().map(|(name, reasons)| {
+                let reasons: Vec<_> = reasons.iter().map(|one| serde_json::json!({"path": one.path, "reason": one.reason})).collect();
+                serde_json::json!({"object": name, "reasons": reasons})
+            });
+            let listed = report.listed.iter().map(|((of, field), count)| serde_json::json!({"type": of, "field": field, "count": count}));
+            let all = serde_json::json!({"refused": refused.collect::<Vec<_>>(), "stale_chains": report.stale_chains, "listed": listed.collect::<Vec<_>>()});
+            format!("{all:#}\n")
+        })
+    }
+
+    /// Clusters and endpoints, as text.
+    pub(super) fn clusters(&self) -> Box<dyn Fn() -> String + Send + Sync> {
+        let published = Arc::clone(&self.start.published);
+        Box::new(move || {
+            let clusters = published.clusters();
+            let mut names: Vec<_> = clusters.keys().collect();
+            names.sort();
+            let mut text = String::new();
+            for name in names {
+                let line = match &clusters[name] {
+                    ClusterEntry::Refused(reasons) => {
+                        writeln!(text, "{name}::refused::{}", reasons.first().map_or(String::new(), ToString::to_string))
+                    }
+                    ClusterEntry::Served(served) => served.endpoints.load().entries.iter().try_for_each(|entry| {
+                        writeln!(
+                            text,
+                            "{name}::{}::weight::{}::active::{}",
+                            entry.endpoint.host,
+                            entry.endpoint.weight,
+                            entry.load.active()
+                        )
+                    }),
+                };
+                line.expect("writing to a text cannot fail");
+            }
+            text
+        })
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Listeners(listeners) => {
+                let prefixes = &listeners.terminate.client_id_prefixes;
+                self.start.identities.accept(prefixes);
+                let accepted = if prefixes.is_empty() { PeerMatcher::any() } else { PeerMatcher::new(prefixes.clone(), Vec::new()) };
+                self.start.accepted.store(Arc::new(accepted));
+                let addresses = listeners.terminate.addresses.clone();
+                self.store.set_listeners(listeners);
+                self.listen(addresses);
+            }
+            Change::ClusterUpserted(cluster) => self.store.upsert_cluster(cluster),
+            Change::ClusterRefused(name, reasons) => self.store.refuse_cluster(&name, &reasons),
+            Change::ClusterRemoved(name) => self.store.remove_cluster(&name),
+            Change::EndpointsUpserted(name, set) => self.store.set_endpoints(&name, set),
+            Change::EndpointsRemoved(name) => self.store.remove_endpoints(&name),
+            Change::WorkloadUpserted(workload) => self.store.upsert_workload(workload),
+            Change::WorkloadRemoved(uid) => {
+                for address in self.store.remove_workload(&uid) {
+                    // Nobody listens while there are no workers.
+                    let _ = self.start.flush.send(address);
+                }
+            }
+        }
+    }
+
+    /// Addresses are bound once: istiod does not change them while a pod lives.
+    fn listen(&self, addresses: Vec<SocketAddr>) {
+        self.start.addresses.send_if_modified(|current| {
+            if current.is_empty() {
+                *current = addresses;
+                return true;
+            }
+            if *current != addresses {
+                tracing::warn!(?addresses, "listening on other addresses needs a restart");
+            }
+            false
+        });
+    }
+}
+
+impl AdsObserver for Discovery {
+    fn apply(&mut self, update: Update) -> Applied {
+        let (of, count, removed) = (update.of, update.resources.len(), update.removed.len());
+        let Outcome { applied, changes } = self.applier.apply(update);
+        let changed = changes.len();
+        if of == ResourceType::Cluster {
+            self.store.note_clusters();
+        }
+        for change in changes {
+            self.change(change);
+        }
+        self.store.publish();
+        self.store.free_retired();
+        self.start.readiness.config(self.store.status());
+        *self.report.lock() = self.applier.report();
+        match &applied.verdict {
+            Verdict::Ack => tracing::debug!(?of, count, removed, changed, "applied"),
+            Verdict::Nack(reason) => tracing::warn!(?of, count, removed, changed, reason, "refused in part"),
+        }
+        applied
+    }
+
+    fn status(&mut self, status: AdsStatus) {
+        match status {
+            AdsStatus::Connecting => tracing::debug!("calling istiod"),
+            AdsStatus::Connected => {
+                tracing::info!("istiod answers");
+                self.start.readiness.discovery(None);
+            }
+            AdsStatus::Disconnected { reason, retry_in } => {
+                tracing::warn!(%reason, ?retry_in, "no stream from istiod; what was applied stays");
+                self.start.readiness.discovery(Some(reason.to_string()));
+            }
+        }
+    }
+}
+
+/// Who we are to istiod.
+pub(super) fn node_settings(node: &config::NodeSettings) -> NodeSettings {
+    let inputs = MetadataInputs {
+        pairs: node.meta.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        objects: vec![node.meta_json.clone()],
+        labels: node.labels.clone(),
+        annotations: node.annotations.clone(),
+        proxy_config: Some(node.proxy_config.clone()).filter(|config| !config.is_null()),
+        instance_ips: node.instance_ips.clone(),
+        namespace: node.namespace.clone(),
+        service_account: node.service_account.clone(),
+        istio_version: node.istio_version.clone(),
+    };
+    NodeSettings {
+        ip: node.instance_ip,
+        pod_name: node.pod_name.clone(),
+        namespace: node.namespace.clone(),
+        dns_domain: node.dns_domain.clone(),
+        service_cluster: node.service_cluster.clone(),
+        metadata: metadata(inputs),
+    }
+}

@@ -1,0 +1,373 @@
+//! Sends a request upstream: endpoint, connection, tries, time limits; then the answer on its way back.
+//!
+//! Not for: which results are tried again (`filters::retry`). Invariants: a request whose bytes may have arrived is sent
+//! again only if the policy names that result; the body is sent again only if all of it was kept.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use filters::retry::{TryResult, back_off, wants_retry};
+use http::header::HeaderValue;
+use http::{Request, Response, StatusCode, Version, request};
+use http_body::Body as _;
+use model::chain::{HttpChain, ServerHeader};
+use model::cluster::UpstreamProtocol;
+use model::endpoint::EndpointAddress;
+use model::flags::ResponseFlag;
+use model::headers::HeaderEdits;
+use model::retry::RetryPolicy;
+use model::route::{Forward, Route, VirtualHost, WeightedCluster};
+use smallvec::SmallVec;
+
+use super::recording::{Held, RecordedBody, Upload};
+use super::replay::Replay;
+use super::reply::LocalReply;
+use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
+use crate::http::body::Body;
+use crate::http::session::{Abort, Protocol};
+use crate::http::upgrade;
+use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
+use crate::upstream::balance;
+use crate::upstream::failure::UpstreamFailure;
+use crate::upstream::pool::Lease;
+
+/// What the filters decided.
+pub(super) struct Forwarding<'a> {
+    pub(super) route: &'a Arc<Route>,
+    pub(super) host: &'a VirtualHost,
+    pub(super) http: &'a HttpChain,
+    pub(super) forward: &'a Forward,
+}
+
+type Expiry = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An answer's head, and what it holds.
+struct Answered {
+    response: Response<Body>,
+    lease: Lease,
+    active: ActiveRequest,
+    sent_at: Instant,
+}
+
+/// Forwards a request and answers it, whatever comes of it.
+pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body, to: &Forwarding<'_>) -> Result<Response<Body>, Abort> {
+    let (name, share) = filters::route::choose_cluster(&to.forward.clusters, run.worker.draw());
+    let entry = run.worker.published.cluster(name);
+    run.recording.note_cluster(name, entry.as_ref());
+    let cluster = match entry {
+        Some(ClusterEntry::Served(cluster)) => cluster,
+        Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
+        None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
+    };
+    edit_request(&mut run, &mut parts, to, share);
+    let timeout = effective_timeout(&parts, to.forward, run.recording.record().is_grpc);
+    if let Some(value) = timeout.and_then(|timeout| HeaderValue::try_from(timeout.as_millis().to_string()).ok()) {
+        parts.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, value);
+    }
+    let body = run.recording.count_upload(body);
+    let mut expiry = timeout.map(|timeout| expire(run.recording.upload(), timeout));
+    let retry = to.forward.retry.as_ref();
+    let mut tries = Tries::new(&mut run, &cluster, parts, body, retry);
+    let outcome = match &mut expiry {
+        None => tries.run().await,
+        Some(expiry) => tokio::select! {
+            biased;
+            outcome = tries.run() => outcome,
+            () = expiry => Err(UpstreamFailure::RequestTimeout),
+        },
+    };
+    let was_retried = tries.retries > 0;
+    match outcome {
+        Ok(answered) => Ok(pass_on(run, answered, to, share, expiry)),
+        Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
+        Err(failure) => Ok(fail(run, &failure, to, was_retried)),
+    }
+}
+
+fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retried: bool) -> Response<Body> {
+    run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
+    let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
+    run.reply(reply)
+}
+
+/// Waits until the whole request has come, then for the route's time: what Envoy's route timeout measures.
+fn expire(upload: Option<Arc<Upload>>, timeout: Duration) -> Expiry {
+    Box::pin(async move {
+        if let Some(upload) = upload {
+            upload.ended().await;
+        }
+        tokio::time::sleep(timeout).await;
+    })
+}
+
+/// The route's timeout, or a gRPC client's own where the route lets it count, up to its cap.
+fn effective_timeout(parts: &request::Parts, forward: &Forward, is_grpc: bool) -> Option<Duration> {
+    let own = parts.headers.get("grpc-timeout").filter(|_| is_grpc).and_then(grpc_timeout);
+    match (forward.grpc_timeout_max, own) {
+        (Some(cap), Some(own)) => Some(cap.map_or(own, |cap| own.min(cap))),
+        _ => forward.timeout,
+    }
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// All edits of a request, the most specific first.
+fn edit_request(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) {
+    let levels: [Option<&HeaderEdits>; 4] = [
+        share.map(|share| &share.request_headers),
+        Some(&to.route.request_headers),
+        Some(&to.host.request_headers),
+        Some(&to.http.routes.request_headers),
+    ];
+    let mut is_edited = false;
+    for edits in levels.into_iter().flatten().filter(|edits| !edits.is_empty()) {
+        let pseudo = filters::headers::apply(edits, &mut parts.headers, run.recording.record());
+        if let Some(authority) = pseudo.authority {
+            parts.headers.insert(http::header::HOST, authority);
+        }
+        if let Some(uri) = pseudo.path.and_then(|path| http::Uri::try_from(path.as_bytes()).ok()) {
+            parts.uri = uri;
+        }
+        is_edited = true;
+    }
+    if is_edited {
+        run.recording.record().capture_request(&parts.headers);
+    }
+}
+
+/// The tries of one request.
+struct Tries<'a> {
+    run: &'a mut Run,
+    cluster: &'a Arc<ServedCluster>,
+    protocol: Protocol,
+    retry: Option<&'a RetryPolicy>,
+    parts: Option<request::Parts>,
+    body: Source,
+    avoid: SmallVec<[EndpointAddress; 4]>,
+    retries: u32,
+}
+
+/// The request's body for the next try.
+enum Source {
+    Empty,
+    Once(Option<Body>),
+    Replay(Replay),
+}
+
+impl<'a> Tries<'a> {
+    fn new(run: &'a mut Run, cluster: &'a Arc<ServedCluster>, parts: request::Parts, body: Body, retry: Option<&'a RetryPolicy>) -> Self {
+        let protocol = match cluster.cluster.protocol {
+            UpstreamProtocol::Http1 => Protocol::Http1,
+            UpstreamProtocol::Http2 => Protocol::Http2,
+            UpstreamProtocol::Downstream if parts.version == Version::HTTP_2 => Protocol::Http2,
+            UpstreamProtocol::Downstream => Protocol::Http1,
+        };
+        let body = match (body.is_end_stream(), retry) {
+            (true, _) => Source::Empty,
+            (false, None) => Source::Once(Some(body)),
+            (false, Some(_)) => Source::Replay(Replay::new(body)),
+        };
+        Self { run, cluster, protocol, retry, parts: Some(parts), body, avoid: SmallVec::new(), retries: 0 }
+    }
+
+    async fn run(&mut self) -> Result<Answered, UpstreamFailure> {
+        loop {
+            let outcome = match self.retry.and_then(|policy| policy.per_try_timeout) {
+                None => self.once().await,
+                Some(limit) => tokio::time::timeout(limit, self.once()).await.unwrap_or(Err(UpstreamFailure::TryTimeout)),
+            };
+            let result = match &outcome {
+                Ok(answered) => {
+                    Some(TryResult::Answer { status: answered.response.status().as_u16(), grpc_status: grpc_status(&answered.response) })
+                }
+                Err(failure) => failure.try_result(),
+            };
+            let Some(policy) = self.retry.filter(|policy| result.is_some_and(|result| wants_retry(policy, result))) else { return outcome };
+            if self.retries >= policy.retries_max {
+                self.run.recording.record().stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+                return outcome;
+            }
+            if !self.can_repeat() {
+                return outcome;
+            }
+            drop(outcome);
+            self.retries += 1;
+            tokio::time::sleep(back_off(policy, self.retries, self.run.worker.draw())).await;
+        }
+    }
+
+    fn can_repeat(&self) -> bool {
+        self.parts.is_some()
+            && match &self.body {
+                Source::Empty => true,
+                Source::Once(body) => body.is_some(),
+                Source::Replay(replay) => replay.can_repeat(),
+            }
+    }
+
+    /// One try, on an endpoint not tried before if there is one.
+    async fn once(&mut self) -> Result<Answered, UpstreamFailure> {
+        let (avoid, attempts_max): (&[_], _) = match self.retry {
+            Some(policy) if policy.avoid_previous_hosts => (&self.avoid, policy.host_attempts_max),
+            _ => (&[], 1),
+        };
+        let worker = Arc::clone(&self.run.worker);
+        let entry = balance::choose(self.cluster, avoid, attempts_max, || worker.draw()).ok_or(UpstreamFailure::NoEndpoint)?;
+        let address = entry.endpoint.address;
+        self.avoid.push(address);
+        self.run.recording.note_endpoint(&entry);
+        let active = ActiveRequest::begin(&entry.load);
+        let mut is_fresh = false;
+        loop {
+            let leased = worker.sessions.lease(self.cluster, &address, self.protocol, &worker.dialer, is_fresh).await;
+            let mut lease = leased.map_err(|failure| UpstreamFailure::Connect(failure.reason))?;
+            self.run.recording.note_connection(&lease);
+            let request = self.request();
+            let sent_at = Instant::now();
+            match lease.session.send(request, Some(self.run.interim.clone())).await {
+                Ok(response) => return Ok(Answered { response, lease, active, sent_at }),
+                Err(mut error) => {
+                    let nothing_sent = error.nothing_sent;
+                    self.take_back(error.request.take());
+                    // A connection that had ended while it was idle: nothing was sent, one fresh connection is tried.
+                    if !(lease.is_reused && nothing_sent && !is_fresh && self.can_repeat()) {
+                        return Err(UpstreamFailure::from_send(error.kind, nothing_sent));
+                    }
+                    is_fresh = true;
+                }
+            }
+        }
+    }
+
+    /// The request for one try; kept for another as long as there may be one.
+    fn request(&mut self) -> Request<Body> {
+        let parts = if self.may_repeat_after_sending() { self.parts.clone() } else { self.parts.take() };
+        let body = match &mut self.body {
+            Source::Empty => Body::empty(),
+            Source::Once(body) => body.take().unwrap_or_else(Body::empty),
+            Source::Replay(replay) => replay.body(),
+        };
+        Request::from_parts(parts.expect("a try begins only while the request is at hand"), body)
+    }
+
+    /// Whether the policy could want the request again after it was sent; if not, its head need not be copied.
+    fn may_repeat_after_sending(&mut self) -> bool {
+        let is_grpc = self.run.recording.record().is_grpc;
+        self.retry.is_some_and(|policy| {
+            let on = &policy.on;
+            let on_codes = on.retriable_status_codes && !policy.status_codes.is_empty();
+            is_grpc || self.protocol == Protocol::Http2 || on.server_error || on.gateway_error || on.reset || on.retriable_4xx || on_codes
+        })
+    }
+
+    /// A request of which nothing was sent.
+    fn take_back(&mut self, request: Option<Box<Request<Body>>>) {
+        let Some(request) = request else { return };
+        let (parts, body) = request.into_parts();
+        self.parts.get_or_insert(parts);
+        if let Source::Once(slot @ None) = &mut self.body {
+            *slot = Some(body);
+        }
+    }
+}
+
+fn grpc_status(response: &Response<Body>) -> Option<u32> {
+    response.headers().get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// The answer's head on its way to the client.
+fn pass_on(
+    mut run: Run,
+    answered: Answered,
+    to: &Forwarding<'_>,
+    share: Option<&WeightedCluster>,
+    expiry: Option<Expiry>,
+) -> Response<Body> {
+    let Answered { response, lease, active, sent_at } = answered;
+    let (mut parts, body) = response.into_parts();
+    let now = Instant::now();
+    let record = run.recording.record();
+    record.stream.response_start = Some(now);
+    record.stream.details = Some("via_upstream".into());
+    record.upstream_protocol = Some(if lease.session.is_shared() { "HTTP/2" } else { "HTTP/1.1" });
+    let elapsed = now.saturating_duration_since(sent_at).as_millis();
+    if let Ok(elapsed) = HeaderValue::from_str(itoa::Buffer::new().format(elapsed)) {
+        parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, elapsed);
+    }
+    let levels: [Option<&HeaderEdits>; 4] = [
+        share.map(|share| &share.response_headers),
+        Some(&to.route.response_headers),
+        Some(&to.host.response_headers),
+        Some(&to.http.routes.response_headers),
+    ];
+    for edits in levels.into_iter().flatten().filter(|edits| !edits.is_empty()) {
+        filters::headers::apply(edits, &mut parts.headers, run.recording.record());
+    }
+    set_server(&mut parts.headers, to.http);
+    if let Some(operation) = run.recording.record().operation.as_ref().and_then(|operation| HeaderValue::from_str(operation).ok()) {
+        parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);
+    }
+    run.recording.answered(parts.status.as_u16(), &parts.headers);
+    let mut response = Response::from_parts(parts, body);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let ended = upgrade::watch(&mut response);
+        let mut recording = run.recording;
+        tokio::spawn(async move {
+            let _active = active;
+            if let Ok(ended) = ended.await {
+                let stream = &mut recording.record().stream;
+                stream.bytes_received = ended.n_bytes_up;
+                stream.bytes_sent = ended.n_bytes_down;
+                recording.finish();
+            }
+        });
+        return response;
+    }
+    let worker = Arc::clone(&run.worker);
+    response.map(|body| RecordedBody::attach(body, run.recording, Held { lease, _active: active, expiry }, &worker))
+}
+
+fn set_server(headers: &mut http::HeaderMap, http: &HttpChain) {
+    let is_set = headers.contains_key(http::header::SERVER);
+    let is_ours = match http.options.server_header {
+        ServerHeader::Overwrite => true,
+        ServerHeader::AppendIfAbsent => !is_set,
+        ServerHeader::PassThrough => false,
+    };
+    if let Some(name) = HeaderValue::from_str(&http.options.server_name).ok().filter(|_| is_ours) {
+        headers.insert(http::header::SERVER, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_is_digits_and_a_unit() {
+        let read = |text: &'static str| grpc_timeout(&HeaderValue::from_static(text));
+        assert_eq!(read("100m"), Some(Duration::from_millis(100)));
+        assert_eq!((read("2S"), read("1H")), (Some(Duration::from_secs(2)), Some(Duration::from_secs(3600))));
+        for text in ["", "S", "1", "123456789S", "-1S", "1x"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The one owner of a request's record: fills it, hands it over once, and watches the answer's body to its end.
+//!
+//! Invariant: a record that nobody finished is finished when it is dropped, as cancelled by the client: that is what being
+//! dropped early means, since every other end of a request passes through [`Recording::finish`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use model::flags::ResponseFlag;
+use telemetry::record::{RequestRecord, UpstreamLocal};
+use tokio::sync::Notify;
+
+use super::head_bytes;
+use crate::http::body::{Body, BodyError};
+use crate::state::published::{ActiveRequest, ClusterEntry, EndpointEntry};
+use crate::upstream::pool::Lease;
+use crate::worker::Worker;
+
+/// A record on its way.
+#[derive(Debug)]
+pub(super) struct Recording {
+    record: Option<Box<RequestRecord>>,
+    worker: Arc<Worker>,
+    upload: Option<Arc<Upload>>,
+}
+
+impl Recording {
+    pub(super) fn new(record: RequestRecord, worker: Arc<Worker>) -> Self {
+        Self { record: Some(Box::new(record)), worker, upload: None }
+    }
+
+    /// The record, until it is finished.
+    pub(super) fn record(&mut self) -> &mut RequestRecord {
+        self.record.as_mut().expect("a recording is used only before it is finished")
+    }
+
+    /// Where it is sent, and for which service.
+    pub(super) fn note_cluster(&mut self, name: &Arc<str>, entry: Option<&ClusterEntry>) {
+        let stream = &mut self.record().stream;
+        if let Some(ClusterEntry::Served(served)) = entry {
+            stream.cluster = Some(Arc::clone(name));
+            stream.cluster_stat_name = Some(Arc::clone(&served.cluster.stat_name));
+            stream.service.clone_from(&served.cluster.service);
+        }
+    }
+
+    /// Which endpoint was chosen.
+    pub(super) fn note_endpoint(&mut self, entry: &EndpointEntry) {
+        let destination = self.worker.published.workload(entry.endpoint.address.target().ip());
+        let stream = &mut self.record().stream;
+        stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
+        stream.destination = destination;
+        stream.upstream_local = None;
+    }
+
+    /// That there is a connection to it.
+    pub(super) fn note_connection(&mut self, lease: &Lease) {
+        let stream = &mut self.record().stream;
+        stream.attempts += 1;
+        if lease.is_tunnelled {
+            stream.upstream_local = Some(UpstreamLocal::Tunnel);
+        }
+    }
+
+    /// The request's body, counted as it is read.
+    pub(super) fn count_upload(&mut self, body: Body) -> Body {
+        if body.is_end_stream() {
+            self.record().stream.request_end = Some(Instant::now());
+            return body;
+        }
+        let upload = Arc::new(Upload::default());
+        self.upload = Some(Arc::clone(&upload));
+        Body::wrap(CountedUpload { inner: body, upload, messages: MessageCounter::default() })
+    }
+
+    /// Its progress; none if there was no body.
+    pub(super) fn upload(&self) -> Option<Arc<Upload>> {
+        self.upload.clone()
+    }
+
+    /// An answer was made here: over with it.
+    pub(super) fn answered_here(&mut self, response: &Response<Body>) {
+        let body_bytes = response.body().size_hint().exact().unwrap_or(0);
+        self.answered(response.status().as_u16(), response.headers());
+        let record = self.record();
+        record.stream.bytes_sent = body_bytes;
+        record.wire_bytes_sent += body_bytes;
+        self.finish();
+    }
+
+    /// An answer's head is about to be sent.
+    pub(super) fn answered(&mut self, status: u16, headers: &HeaderMap) {
+        let record = self.record();
+        record.response_code = status;
+        record.capture_response(headers);
+        record.wire_bytes_sent = head_bytes(headers, 0);
+    }
+
+    /// Hands the record over. Later calls do nothing.
+    pub(super) fn finish(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        if let Some(upload) = &self.upload {
+            let bytes = upload.bytes.load(Ordering::Relaxed);
+            record.stream.bytes_received = bytes;
+            record.wire_bytes_received += bytes;
+            if let Some(messages) = &mut record.grpc_messages {
+                messages.request = upload.messages.load(Ordering::Relaxed);
+            }
+        }
+        record.stream.end = Some(Instant::now());
+        self.worker.with_telemetry(|telemetry| telemetry.record_request(&mut record));
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            record.stream.details = Some("downstream_remote_disconnect".into());
+            self.finish();
+        }
+    }
+}
+
+/// How far the client's body has come.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    bytes: AtomicU64,
+    messages: AtomicU64,
+    has_ended: AtomicBool,
+    ended: Notify,
+}
+
+impl Upload {
+    /// Waits for the last byte.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn ended(&self) {
+        let notified = self.ended.notified();
+        if !self.has_ended.load(Ordering::Acquire) {
+            notified.await;
+        }
+    }
+
+    fn end(&self) {
+        self.has_ended.store(true, Ordering::Release);
+        self.ended.notify_waiters();
+    }
+}
+
+struct CountedUpload {
+    inner: Body,
+    upload: Arc<Upload>,
+    messages: MessageCounter,
+}
+
+impl HttpBody for CountedUpload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.upload.bytes.fetch_add(bytes_of(data), Ordering::Relaxed);
+            this.upload.messages.fetch_add(this.messages.feed(data), Ordering::Relaxed);
+        }
+        if frame.is_none() || this.inner.is_end_stream() {
+            this.upload.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn bytes_of(data: &Bytes) -> u64 {
+    u64::try_from(data.len()).unwrap_or(u64::MAX)
+}
+
+/// Counts gRPC's length-prefixed messages in a body: a flag byte, four bytes of length, the message.
+#[derive(Debug, Default)]
+pub(super) struct MessageCounter {
+    prefix: [u8; 5],
+    prefix_bytes: usize,
+    left: u64,
+}
+
+impl MessageCounter {
+    /// Messages that begin in `data`.
+    pub(super) fn feed(&mut self, mut data: &[u8]) -> u64 {
+        let mut begun = 0;
+        while !data.is_empty() {
+            let skipped = usize::try_from(self.left).unwrap_or(usize::MAX).min(data.len());
+            self.left -= u64::try_from(skipped).unwrap_or(self.left);
+            data = &data[skipped..];
+            let taken = data.len().min(self.prefix.len() - self.prefix_bytes);
+            if self.left > 0 || taken == 0 {
+                continue;
+            }
+            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(&data[..taken]);
+            self.prefix_bytes += taken;
+            data = &data[taken..];
+            if self.prefix_bytes == self.prefix.len() {
+                let [_, length @ ..] = self.prefix;
+                self.left = u64::from(u32::from_be_bytes(length));
+                self.prefix_bytes = 0;
+                begun += 1;
+            }
+        }
+        begun
+    }
+}
+
+/// What an answer's body keeps until its end.
+pub(super) struct Held {
+    /// The connection; goes back when the exchange is over.
+    pub(super) lease: Lease,
+    /// Counts as load of the endpoint until then.
+    pub(super) _active: ActiveRequest,
+    /// When the route's time passes.
+    pub(super) expiry: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// An answer's body, recorded to its end.
+pub(super) struct RecordedBody {
+    inner: Body,
+    recording: Recording,
+    held: Option<Held>,
+    messages: MessageCounter,
+    /// From `content-length`; a codec does not ask for more once it is reached.
+    expected: Option<u64>,
+}
+
+impl RecordedBody {
+    /// Wraps an answer's body, or, when there is none, ends at once and hands out what is left of it.
+    pub(super) fn attach(inner: Body, mut recording: Recording, held: Held, worker: &Worker) -> Body {
+        if inner.is_end_stream() {
+            recording.finish();
+            worker.sessions.give_back(held.lease);
+            return inner;
+        }
+        let expected = inner.size_hint().exact();
+        Body::wrap(Self { inner, recording, held: Some(held), messages: MessageCounter::default(), expected })
+    }
+
+    fn complete(&mut self) {
+        if self.recording.record.is_some() {
+            self.recording.finish();
+            if let Some(held) = self.held.take() {
+                self.recording.worker.sessions.give_back(held.lease);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: BodyError) {
+        const AFTER: &str = "upstream_reset_after_response_started";
+        let record = self.recording.record();
+        let (flag, details) = match error {
+            BodyError::TimedOut => (ResponseFlag::UpstreamRequestTimeout, "response_timeout".to_owned()),
+            BodyError::Reset(_) => (ResponseFlag::UpstreamRemoteReset, format!("{AFTER}{{remote_reset}}")),
+            BodyError::Io(_) | BodyError::Abandoned => {
+                (ResponseFlag::UpstreamConnectionTermination, format!("{AFTER}{{connection_termination}}"))
+            }
+            BodyError::Truncated | BodyError::Malformed | BodyError::TooLarge => {
+                (ResponseFlag::UpstreamProtocolError, format!("{AFTER}{{protocol_error}}"))
+            }
+        };
+        record.stream.flags.insert(flag);
+        record.stream.details = Some(details.into());
+        self.recording.finish();
+        // The connection is not used again: dropping the lease ends it.
+        self.held = None;
+    }
+
+    fn note(&mut self, frame: &Frame<Bytes>) {
+        let record = self.recording.record();
+        if let Some(data) = frame.data_ref() {
+            record.stream.bytes_sent += bytes_of(data);
+            record.wire_bytes_sent += bytes_of(data);
+            if let Some(messages) = &mut record.grpc_messages {
+                messages.response += self.messages.feed(data);
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            record.capture_trailers(trailers);
+            record.wire_bytes_sent += head_bytes(trailers, 0);
+        }
+    }
+}
+
+impl HttpBody for RecordedBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let expiry = this.held.as_mut().and_then(|held| held.expiry.as_mut());
+        if expiry.is_some_and(|expiry| expiry.as_mut().poll(context).is_ready()) {
+            this.fail(BodyError::TimedOut);
+            return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        }
+        match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                if this.recording.record.is_some() {
+                    this.note(&frame);
+                }
+                if this.inner.is_end_stream() || frame.is_trailers() {
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if this.recording.record.is_some() {
+                    this.fail(error);
+                }
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                this.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for RecordedBody {
+    fn drop(&mut self) {
+        let sent = self.recording.record.as_ref().map(|record| record.stream.bytes_sent);
+        if sent.is_some() && sent == self.expected {
+            self.complete();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_wherever_a_body_is_cut() {
+        let mut body = Vec::new();
+        for length in [0_u32, 3, 300] {
+            body.push(0);
+            body.extend_from_slice(&length.to_be_bytes());
+            body.extend(std::iter::repeat_n(7, usize::try_from(length).expect("small")));
+        }
+        for chunk in [1, 2, 5, 7, 64, body.len()] {
+            let mut counter = MessageCounter::default();
+            let counted: u64 = body.chunks(chunk).map(|data| counter.feed(data)).sum();
+            assert_eq!(counted, 3, "in chunks of {chunk}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Answers made here: refusals and failures, as Envoy words them.
+//!
+//! Not for: when to make them. Invariants: nothing internal reaches the client; a gRPC client gets a gRPC answer.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use model::flags::ResponseFlag;
+use model::route::DirectResponse;
+use telemetry::record::RequestRecord;
+
+use crate::http::body::Body;
+use crate::upstream::failure::UpstreamFailure;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// An answer to be made.
+#[derive(Debug)]
+pub(super) struct LocalReply {
+    status: u16,
+    body: Cow<'static, str>,
+    bytes: Option<Bytes>,
+    flag: Option<ResponseFlag>,
+    details: Cow<'static, str>,
+    is_grpc: bool,
+}
+
+impl LocalReply {
+    fn new(status: u16, body: impl Into<Cow<'static, str>>, details: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, body: body.into(), bytes: None, flag: None, details: details.into(), is_grpc: false }
+    }
+
+    fn flagged(mut self, flag: ResponseFlag) -> Self {
+        self.flag = Some(flag);
+        self
+    }
+
+    /// Whether the request came as gRPC.
+    pub(super) fn for_grpc(mut self, is_grpc: bool) -> Self {
+        self.is_grpc = is_grpc;
+        self
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(404, "", "route_not_found").flagged(ResponseFlag::NoRouteFound)
+    }
+
+    /// The chain was refused: by name, never to another service.
+    pub(super) fn config_rejected() -> Self {
+        Self::new(503, "configuration of this service was rejected", "config_rejected")
+    }
+
+    pub(super) fn denied(policy: Option<&str>) -> Self {
+        Self::new(403, "RBAC: access denied", format!("rbac_access_denied_matched_policy[{}]", policy.unwrap_or("none")))
+    }
+
+    pub(super) fn upgrade_refused() -> Self {
+        Self::new(403, "", "upgrade_failed")
+    }
+
+    pub(super) fn direct(direct: &DirectResponse) -> Self {
+        Self { bytes: Some(Bytes::copy_from_slice(&direct.body)), ..Self::new(direct.status, "", "direct_response") }
+    }
+
+    /// A failure of the upstream. `was_retried`: after more than one try.
+    pub(super) fn failure(failure: &UpstreamFailure, cluster_not_found: u16, was_retried: bool) -> Self {
+        Self { flag: failure.flag(), ..Self::new(failure.status(cluster_not_found), failure.client_text(was_retried), failure.details()) }
+    }
+
+    /// Makes the answer, and notes why in the record.
+    pub(super) fn response(self, record: &mut RequestRecord, server: Option<&str>) -> Response<Body> {
+        if let Some(flag) = self.flag {
+            record.stream.flags.insert(flag);
+        }
+        record.stream.details = Some(self.details);
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = if self.is_grpc { grpc(status, &self.body) } else { plain(status, self.bytes, self.body) };
+        if let Some(server) = server.and_then(|server| HeaderValue::from_str(server).ok()) {
+            response.headers_mut().insert(header::SERVER, server);
+        }
+        response
+    }
+}
+
+fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>) -> Response<Body> {
+    let body = bytes.unwrap_or_else(|| match text {
+        Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+        Cow::Owned(text) => Bytes::from(text),
+    });
+    let length = body.len();
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    if length > 0 {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+/// Trailers-only: the status in the headers of a 200 (gRPC over HTTP/2, "Responses"). Statuses map as Envoy maps them.
+fn grpc(status: StatusCode, text: &str) -> Response<Body> {
+    let code = match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    };
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)).map_err(drop)
+        && !text.is_empty()
+    {
+        headers.insert(GRPC_MESSAGE, message);
+    }
+    response
+}
+
+/// `grpc-message`: bytes outside of printable ASCII, and `%`, are percent-encoded.
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if (0x20..=0x7e).contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_clients_get_a_trailers_only_answer() {
+        let response = grpc(StatusCode::FORBIDDEN, "RBAC: access denied");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[GRPC_STATUS], "7");
+        assert_eq!(response.headers()[GRPC_MESSAGE], "RBAC: access denied");
+        assert_eq!(grpc(StatusCode::SERVICE_UNAVAILABLE, "a%\u{e9}").headers()[GRPC_MESSAGE], "a%25%C3%A9");
+    }
+}

@@ -1,0 +1,175 @@
+//! One CONNECT, from its authority to the chain that serves it.
+//!
+//! Not for: HBONE itself, requests, bytes. Invariants: what nobody attached is refused by name and logged once; a CONNECT
+//! sees one generation of listeners from beginning to end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use model::chain::ChainKind;
+use model::dispatch::{Lookup, SniffedProtocol};
+use model::flags::ResponseFlag;
+use telemetry::record::RequestRecord;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::drain::DrainWatch;
+use crate::hbone::server::Connect;
+use crate::http::normalize::PathOptions;
+use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
+use crate::request::{TunnelContext, TunnelExchange};
+use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
+use crate::state::published::{Generation, ServedChain};
+use crate::tcp;
+use crate::worker::Worker;
+
+/// How long a client may be silent where the protocol is not declared before it counts as no HTTP; Envoy's inspector waits as long.
+pub const SNIFF_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Serves one CONNECT to its end.
+pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
+    let Some(generation) = worker.published.generation() else {
+        return refuse(connect, &worker, None, Refusal::NotConfigured);
+    };
+    match generation.listeners.dispatch.lookup(&connect.authority) {
+        Lookup::NotFound => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
+        Lookup::Chain(name) => match generation.chains.get(name).map(Arc::clone) {
+            Some(served) => serve_chain(connect, served, &worker, drain).await,
+            None => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
+        },
+        Lookup::Sniff(_) => serve_sniffed(connect, &generation, &worker, drain).await,
+    }
+}
+
+/// Why a CONNECT gets no tunnel.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    /// istiod has not been heard yet.
+    NotConfigured,
+    /// No chain for this destination.
+    UnknownDestination,
+}
+
+fn refuse(connect: Connect, worker: &Worker, generation: Option<&Generation>, refusal: Refusal) {
+    let status = match refusal {
+        Refusal::NotConfigured => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::UnknownDestination => StatusCode::NOT_FOUND,
+    };
+    if let Some(generation) = generation {
+        let mut record = RequestRecord::new(Arc::clone(&generation.terminate), "HTTP/2");
+        record.response_code = status.as_u16();
+        record.stream.flags.insert(ResponseFlag::NoRouteFound);
+        record.stream.details = Some("filter_chain_not_found".into());
+        record.stream.source = worker.published.workload(connect.connection.peer_address.ip());
+        record.stream.source_identity = Some(connect.connection.peer.clone());
+        record.stream.downstream_remote = Some(connect.connection.peer_address);
+        record.stream.downstream_local = Some(connect.connection.local_address);
+        record.head = Some(telemetry::record::Head {
+            method: http::Method::CONNECT,
+            path: None,
+            authority: connect.authority.to_string().parse().ok(),
+            scheme: http::uri::Scheme::HTTP,
+        });
+        worker.with_telemetry(|telemetry| telemetry.record_request(&mut record));
+    }
+    tracing::debug!(authority = %connect.authority, peer = %connect.connection.peer, ?refusal, "CONNECT refused");
+    connect.reject(status);
+}
+
+fn context(connect: &Connect, served: &Arc<ServedChain>, worker: &Worker) -> Arc<TunnelContext> {
+    let peer = &connect.connection.peer_address;
+    // An address that discovery gives to another identity than TLS has proven is not this client's.
+    let source = worker.published.workload(peer.ip()).filter(|found| found.identity == connect.connection.peer);
+    Arc::new(TunnelContext {
+        served: Arc::clone(served),
+        connection: Arc::clone(&connect.connection),
+        target: connect.authority.clone(),
+        source,
+    })
+}
+
+async fn serve_chain(connect: Connect, served: Arc<ServedChain>, worker: &Arc<Worker>, drain: DrainWatch) {
+    let tunnel = context(&connect, &served, worker);
+    match &served.chain.kind {
+        ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
+            let Ok(stream) = connect.accept() else { return };
+            let mut stream = Replay::new(stream);
+            let protocol = match stream.sniff(SNIFF_BYTES_MAX).await {
+                Ok(Sniffed::Http2) => Protocol::Http2,
+                // What is not HTTP is answered as a malformed request by the codec.
+                Ok(Sniffed::Http1 | Sniffed::NotHttp) => Protocol::Http1,
+                Err(_) => return,
+            };
+            serve_http(stream, protocol, tunnel, worker, drain).await;
+        }
+        ChainKind::Tcp(chain) => match tcp::prepare(&tunnel, chain, worker).await {
+            Ok(ready) => {
+                if let Ok(stream) = connect.accept() {
+                    ready.run(stream, worker).await;
+                }
+            }
+            Err(refusal) => connect.reject(refusal.status),
+        },
+        ChainKind::Refused { http: false, .. } => connect.reject(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+/// The chain depends on the first bytes, so the tunnel has to open before it is known.
+async fn serve_sniffed(connect: Connect, generation: &Arc<Generation>, worker: &Arc<Worker>, drain: DrainWatch) {
+    let authority = connect.authority.clone();
+    let Lookup::Sniff(by) = generation.listeners.dispatch.lookup(&authority) else { return };
+    let lookup = |protocol| match by.lookup(protocol, &authority) {
+        Lookup::Chain(name) => generation.chains.get(name).map(Arc::clone),
+        Lookup::Sniff(_) | Lookup::NotFound => None,
+    };
+    let facts = (Arc::clone(&connect.connection), connect.authority.clone());
+    let Ok(stream) = connect.accept() else { return };
+    let mut stream = Replay::new(stream);
+    let sniffed = match tokio::time::timeout(SNIFF_TIMEOUT, stream.sniff(SNIFF_BYTES_MAX)).await {
+        Ok(Ok(sniffed)) => sniffed,
+        Ok(Err(_)) => return,
+        Err(_) => Sniffed::NotHttp,
+    };
+    let (protocol, seen) = match sniffed {
+        Sniffed::Http2 => (Protocol::Http2, SniffedProtocol::Http2),
+        Sniffed::Http1 => (Protocol::Http1, SniffedProtocol::Http1),
+        Sniffed::NotHttp => (Protocol::Http1, SniffedProtocol::Other),
+    };
+    let Some(served) = lookup(seen) else { return };
+    let (connection, target) = facts;
+    let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
+    let tunnel = Arc::new(TunnelContext { served: Arc::clone(&served), connection, target, source });
+    match &served.chain.kind {
+        ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => serve_http(stream, protocol, tunnel, worker, drain).await,
+        ChainKind::Tcp(chain) => {
+            if let Ok(ready) = tcp::prepare(&tunnel, chain, worker).await {
+                ready.run(stream, worker).await;
+            }
+        }
+        ChainKind::Refused { http: false, .. } => {}
+    }
+}
+
+async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>, worker: &Arc<Worker>, mut drain: DrainWatch)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let options = match &tunnel.served.chain.kind {
+        ChainKind::Http(http) => ServerOptions {
+            head_bytes_max: http.options.header_bytes_max,
+            idle_timeout: http.options.idle_timeout.or(ServerOptions::default().idle_timeout),
+            path: PathOptions {
+                normalize: http.options.normalize_path,
+                merge_slashes: http.options.merge_slashes,
+                decode_slashes: http.options.unescape_slashes,
+            },
+            ..ServerOptions::default()
+        },
+        _ => ServerOptions::default(),
+    };
+    let exchange = TunnelExchange::new(tunnel, Arc::clone(worker));
+    match serve(stream, protocol, exchange, &options, async move { drain.draining().await }).await {
+        Ok(()) | Err(ServeError::ClientGone | ServeError::IdleTimeout) => {}
+        Err(error) => tracing::debug!(%error, "a connection inside a tunnel ended"),
+    }
+}

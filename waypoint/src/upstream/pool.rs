@@ -1,0 +1,171 @@
+//! HTTP sessions of one worker: idle HTTP/1.1 ones wait here, HTTP/2 ones are shared.
+//!
+//! Not for: HBONE connections, which have a pool of their own below. Keyed by cluster and endpoint, so that a session never
+//! serves another service. Idle sessions are bounded over all keys, the least recently used goes first (`pingora-pool`).
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use model::endpoint::EndpointAddress;
+use parking_lot::Mutex;
+use pingora_pool::{ConnectionMeta, ConnectionPool};
+
+use super::connect::{ConnectFailure, Dialer, UpstreamIo, dial};
+use crate::http::client::{ClientOptions, ClientSession};
+use crate::http::session::Protocol;
+use crate::state::published::ServedCluster;
+
+/// Idle HTTP/1.1 sessions that one worker keeps, over all endpoints.
+pub const IDLE_SESSIONS_MAX: usize = 1024;
+/// Endpoints with a shared HTTP/2 session before those that have ended are swept out.
+const SHARED_SWEEP_AT: usize = 256;
+/// How long an idle session is kept when its cluster does not say; Envoy's default.
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+
+/// Which sessions are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    cluster: Arc<str>,
+    endpoint: EndpointAddress,
+}
+
+struct Idle {
+    key: Key,
+    session: ClientSession,
+    since: Instant,
+}
+
+/// A worker's sessions.
+pub struct SessionPool {
+    idle: ConnectionPool<Idle>,
+    next_id: AtomicI32,
+    hasher: foldhash::fast::RandomState,
+    shared: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Option<ClientSession>>>>>,
+    options: ClientOptions,
+}
+
+impl std::fmt::Debug for SessionPool {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("SessionPool").finish_non_exhaustive()
+    }
+}
+
+/// A session in use; an HTTP/1.1 one goes back when its exchange is over.
+#[derive(Debug)]
+pub struct Lease {
+    /// The session.
+    pub session: ClientSession,
+    key: Key,
+    /// Whether it was idle before: what fails at once may only have been stale.
+    pub is_reused: bool,
+    /// Whether it runs inside a tunnel.
+    pub is_tunnelled: bool,
+}
+
+impl Default for SessionPool {
+    fn default() -> Self {
+        Self {
+            idle: ConnectionPool::new(IDLE_SESSIONS_MAX),
+            next_id: AtomicI32::new(0),
+            hasher: foldhash::fast::RandomState::default(),
+            shared: Mutex::default(),
+            options: ClientOptions::default(),
+        }
+    }
+}
+
+impl SessionPool {
+    /// A session to an endpoint of a cluster: an idle or shared one, else a new one. `fresh`: a new one in any case.
+    ///
+    /// # Errors
+    /// None could be made; the true cause.
+    ///
+    /// # Cancel safety
+    /// Safe: a session that was made meanwhile is lost, nothing else.
+    pub async fn lease(
+        &self,
+        cluster: &ServedCluster,
+        endpoint: &EndpointAddress,
+        protocol: Protocol,
+        dialer: &Dialer,
+        fresh: bool,
+    ) -> Result<Lease, ConnectFailure> {
+        let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
+        let is_tunnelled = matches!(endpoint, EndpointAddress::Hbone { .. });
+        match protocol {
+            Protocol::Http1 => {
+                let idle_timeout = cluster.cluster.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT);
+                if let Some(session) = self.take_idle(&key, idle_timeout).filter(|_| !fresh) {
+                    return Ok(Lease { session, key, is_reused: true, is_tunnelled });
+                }
+                let session = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
+                Ok(Lease { session, key, is_reused: false, is_tunnelled })
+            }
+            Protocol::Http2 => {
+                let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
+                // One connect at a time for an endpoint; whoever waited finds the session.
+                let mut held = slot.lock().await;
+                if let Some(session) = held.as_ref().filter(|session| session.is_open() && !fresh).and_then(ClientSession::share) {
+                    return Ok(Lease { session, key, is_reused: true, is_tunnelled });
+                }
+                let session = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
+                *held = session.share();
+                drop(held);
+                self.sweep();
+                Ok(Lease { session, key, is_reused: false, is_tunnelled })
+            }
+        }
+    }
+
+    /// Takes an HTTP/1.1 session back. Its exchange is over; one that cannot go on is dropped.
+    pub fn give_back(&self, lease: Lease) {
+        if lease.session.is_shared() || !lease.session.is_open() {
+            return;
+        }
+        let group = self.hasher.hash_one(&lease.key);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let idle = Idle { key: lease.key, session: lease.session, since: Instant::now() };
+        // The pool's signals are for watchers of idle connections; here the session's driver sees a close.
+        let _ = self.idle.put(&ConnectionMeta::new(group, id), idle);
+    }
+
+    fn take_idle(&self, key: &Key, idle_timeout: Duration) -> Option<ClientSession> {
+        let group = self.hasher.hash_one(key);
+        while let Some(idle) = self.idle.get(&group) {
+            // Equal hashes are not equal keys: a session must never serve another endpoint.
+            if idle.key == *key && idle.session.is_ready() && idle.since.elapsed() < idle_timeout {
+                return Some(idle.session);
+            }
+        }
+        None
+    }
+
+    async fn connect(
+        &self,
+        endpoint: &EndpointAddress,
+        protocol: Protocol,
+        dialer: &Dialer,
+        timeout: Duration,
+    ) -> Result<ClientSession, ConnectFailure> {
+        let io = dial(endpoint, dialer, timeout).await?;
+        self.session(io, protocol).await
+    }
+
+    async fn session(&self, io: UpstreamIo, protocol: Protocol) -> Result<ClientSession, ConnectFailure> {
+        let made = ClientSession::handshake(io, protocol, &self.options).await;
+        let (session, driver) = made.map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
+        tokio::spawn(driver);
+        Ok(session)
+    }
+
+    /// Forgets HTTP/2 sessions that have ended.
+    fn sweep(&self) {
+        let mut shared = self.shared.lock();
+        if shared.len() >= SHARED_SWEEP_AT {
+            shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.as_ref().is_some_and(ClientSession::is_open)));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What one worker has for itself: its sessions, tunnels, randomness and telemetry; and what all share.
+//!
+//! Not for: decisions. Invariant: locks here are a worker's own and held for no `await`.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use telemetry::WorkerTelemetry;
+
+use crate::state::published::Published;
+use crate::upstream::connect::Dialer;
+use crate::upstream::pool::SessionPool;
+
+/// One worker.
+pub struct Worker {
+    /// What istiod said.
+    pub published: Arc<Published>,
+    /// HTTP sessions.
+    pub sessions: SessionPool,
+    /// Connections to endpoints.
+    pub dialer: Dialer,
+    telemetry: Mutex<WorkerTelemetry>,
+    random: Mutex<fastrand::Rng>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A worker that has done nothing yet.
+    #[must_use]
+    pub fn new(published: Arc<Published>, dialer: Dialer, telemetry: WorkerTelemetry) -> Self {
+        Self {
+            published,
+            sessions: SessionPool::default(),
+            dialer,
+            telemetry: Mutex::new(telemetry),
+            random: Mutex::new(fastrand::Rng::new()),
+        }
+    }
+
+    /// 64 random bits.
+    pub fn draw(&self) -> u64 {
+        self.random.lock().u64(..)
+    }
+
+    /// The worker's source of randomness.
+    pub fn with_random<R>(&self, with: impl FnOnce(&mut fastrand::Rng) -> R) -> R {
+        with(&mut self.random.lock())
+    }
+
+    /// The worker's telemetry.
+    pub fn with_telemetry<R>(&self, with: impl FnOnce(&mut WorkerTelemetry) -> R) -> R {
+        with(&mut self.telemetry.lock())
+    }
+}

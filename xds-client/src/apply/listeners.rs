@@ -1,0 +1,239 @@
+//! Listeners as they are held: parts, chains by name, and the last good version of each.
+//!
+//! Invariants: a chain whose meaning did not change keeps its `Arc`, however its bytes were ordered; a refused chain serves its
+//! last good version, or is a refused chain. `connect_terminate` refused without a last good version refuses everything inside.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::listener::v3 as proto;
+use model::access_log::AccessLog;
+use model::chain::{Chain, ChainKind};
+use model::dispatch::Dispatch;
+use model::endpoint::HBONE_PORT;
+use model::invalid::Invalid;
+use model::listener::{Listeners, Originate, Terminate};
+use prost::Message;
+
+use super::hash;
+use super::report::{Checked, check, checked, dynamic};
+use crate::coverage::{FILTER_CHAINS, walk};
+use crate::observer::Report;
+use crate::translate::chain::chain;
+use crate::translate::listener::{
+    CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL, Parts, listener_logs, main_dispatch, originate_logs, take_apart, terminate,
+};
+
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
+const FILTER_CHAIN: &str = "envoy.config.listener.v3.FilterChain";
+
+/// One chain of `main_internal`.
+struct HeldChain {
+    bytes_hash: u64,
+    meaning: u128,
+    /// The last version that was obeyed.
+    good: Option<Arc<Chain>>,
+    /// What is served: the newest, or the last good one, or a refusal.
+    served: Arc<Chain>,
+    checked: Checked,
+}
+
+/// All listeners.
+#[derive(Default)]
+pub(super) struct Listening {
+    parts: BTreeMap<String, Parts>,
+    shells: BTreeMap<String, Checked>,
+    chains: HashMap<String, HeldChain>,
+    terminate: Option<Terminate>,
+    terminate_refused: Vec<Invalid>,
+    dispatch: Option<Dispatch>,
+    dispatch_refused: Vec<Invalid>,
+    seeds: Option<(RandomState, RandomState)>,
+}
+
+impl Listening {
+    pub(super) fn remove(&mut self, name: &str) {
+        self.parts.remove(name);
+        self.shells.remove(name);
+    }
+
+    /// Takes a listener in. One that is no listener at all leaves the one before in place.
+    pub(super) fn hold(&mut self, name: &str, body: Bytes, refused: &mut Vec<Invalid>) {
+        let parts = match take_apart(&body) {
+            Ok(parts) => parts,
+            Err(problem) => return refused.push(problem.of(name)),
+        };
+        // The chain of connect_terminate is walked with its listener; those of main_internal one by one.
+        let skip: &[&str] = if name == MAIN_INTERNAL { &[FILTER_CHAINS] } else { &[] };
+        let checked = check(LISTENER, &body, name, skip);
+        self.shells.insert(name.to_owned(), checked);
+        self.parts.insert(name.to_owned(), parts);
+    }
+
+    /// Puts together what the listeners say now.
+    pub(super) fn compile(&mut self, refused: &mut Vec<Invalid>) -> Arc<Listeners> {
+        self.compile_terminate();
+        self.compile_dispatch();
+        self.compile_chains();
+        for checked in self.shells.values() {
+            refused.extend(checked.refused.iter().cloned());
+        }
+        for chain in self.chains.values() {
+            refused.extend(chain.checked.refused.iter().cloned());
+        }
+        let mut seen = std::collections::HashSet::new();
+        refused.retain(|one| seen.insert(one.to_string()));
+        let refuse_all = !self.terminate_refused.is_empty() && self.terminate.is_none();
+        let terminate = self.terminate.clone().unwrap_or_else(|| self.fallback_terminate());
+        let chains = self.chains.iter().map(|(name, held)| {
+            let served = if refuse_all { self.refused_with_terminate(&held.served) } else { Arc::clone(&held.served) };
+            (Arc::from(name.as_str()), served)
+        });
+        Arc::new(Listeners {
+            terminate,
+            terminate_refused: self.terminate_refused.clone(),
+            dispatch: self.dispatch.clone().unwrap_or_default(),
+            dispatch_refused: self.dispatch_refused.clone(),
+            chains: chains.collect(),
+            unmatched_access_logs: self.logs(MAIN_INTERNAL, |parts| listener_logs(&parts.shell)),
+            originate: Originate { access_logs: self.logs(CONNECT_ORIGINATE, originate_logs) },
+        })
+    }
+
+    pub(super) fn add_to(&self, report: &mut Report) {
+        for (name, checked) in &self.shells {
+            checked.add_to(report, name);
+        }
+        for (name, held) in &self.chains {
+            held.checked.add_to(report, name);
+            if !held.checked.refused.is_empty() && held.good.is_some() {
+                report.stale_chains.push(name.clone());
+            }
+        }
+        report.stale_chains.sort();
+    }
+
+    fn logs(&self, name: &str, read: impl Fn(&Parts) -> Result<Vec<AccessLog>, crate::translate::Problem>) -> Vec<AccessLog> {
+        let read = self.parts.get(name).map(read);
+        match read {
+            Some(Ok(logs)) => logs,
+            Some(Err(problem)) => {
+                tracing::warn!(listener = name, path = problem.path, reason = problem.reason, "access log left out");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn compile_terminate(&mut self) {
+        let Some(parts) = self.parts.get(CONNECT_TERMINATE) else { return };
+        let shell = self.shells.get(CONNECT_TERMINATE);
+        let mut refused = shell.map(|checked| checked.refused.clone()).unwrap_or_default();
+        match terminate(parts) {
+            Ok(terminate) if refused.is_empty() => self.terminate = Some(terminate),
+            Ok(_) => {}
+            Err(problem) => refused.push(problem.of(CONNECT_TERMINATE)),
+        }
+        self.terminate_refused = refused;
+    }
+
+    /// `connect_terminate` cannot be obeyed and never could: what can be read of it, with every client of the mesh let in to be
+    /// told so.
+    fn fallback_terminate(&self) -> Terminate {
+        self.parts.get(CONNECT_TERMINATE).and_then(|parts| terminate(parts).ok()).unwrap_or_else(|| Terminate {
+            addresses: vec![SocketAddr::from(([0, 0, 0, 0], HBONE_PORT))],
+            client_id_prefixes: Vec::new(),
+            concurrent_streams_max: 100,
+            keepalive_interval: Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(20),
+            access_logs: Vec::new(),
+        })
+    }
+
+    fn compile_dispatch(&mut self) {
+        let Some(parts) = self.parts.get(MAIN_INTERNAL) else { return };
+        let mut refused = self.shells.get(MAIN_INTERNAL).map(|checked| checked.refused.clone()).unwrap_or_default();
+        match main_dispatch(&parts.shell) {
+            Ok(dispatch) if refused.is_empty() => self.dispatch = Some(dispatch),
+            Ok(_) => {}
+            Err(problem) => refused.push(problem.of(MAIN_INTERNAL)),
+        }
+        self.dispatch_refused = refused;
+    }
+
+    fn compile_chains(&mut self) {
+        let Some(parts) = self.parts.get(MAIN_INTERNAL) else {
+            self.chains.clear();
+            return;
+        };
+        let cut: Vec<(String, Bytes)> = parts.chains.clone();
+        let mut kept = HashMap::with_capacity(cut.len());
+        for (name, bytes) in cut {
+            let previous = self.chains.remove(&name);
+            let held = self.compile_chain(&name, &bytes, previous);
+            kept.insert(name, held);
+        }
+        self.chains = kept;
+    }
+
+    fn compile_chain(&mut self, name: &str, bytes: &Bytes, previous: Option<HeldChain>) -> HeldChain {
+        let bytes_hash = hash(bytes);
+        let previous = match previous {
+            Some(held) if held.bytes_hash == bytes_hash => return held,
+            other => other,
+        };
+        let walked = dynamic(FILTER_CHAIN, bytes).and_then(|message| {
+            // JSON with sorted keys: what istiod orders at random is in order, inside of `Any` too.
+            let canonical = xds_proto::dynamic_to_json(&message).map_err(|error| error.to_string())?;
+            Ok((checked(&walk(&message), name), self.meaning(&canonical.to_string())))
+        });
+        let (mut checked, meaning) = match walked {
+            Ok(walked) => walked,
+            Err(reason) => (Checked { refused: vec![Invalid::new(name, "", reason)], listed: Vec::new() }, 0),
+        };
+        let previous = match previous {
+            Some(held) if held.meaning == meaning && meaning != 0 => return HeldChain { bytes_hash, ..held },
+            other => other.and_then(|held| held.good),
+        };
+        let shared: Arc<str> = name.into();
+        let decoded = proto::FilterChain::decode(&bytes[..]);
+        let translated = match &decoded {
+            Ok(value) => chain(value, &shared).map_err(|refusal| (refusal.is_http, refusal.problem.of(name))),
+            Err(error) => Err((true, Invalid::new(name, "", format!("is not a chain: {error}")))),
+        };
+        let newest = match translated {
+            Ok(newest) if checked.refused.is_empty() => {
+                let newest = Arc::new(newest);
+                return HeldChain { bytes_hash, meaning, good: Some(Arc::clone(&newest)), served: newest, checked };
+            }
+            Ok(newest) => refused_chain(newest, &checked),
+            Err((is_http, invalid)) => {
+                checked.refuse(invalid);
+                let kind = ChainKind::Refused { http: is_http, reasons: checked.refused.clone() };
+                Chain { name: shared, kind, stats: None, access_logs: Vec::new(), tracing: None }
+            }
+        };
+        let served = previous.clone().unwrap_or_else(|| Arc::new(newest));
+        HeldChain { bytes_hash, meaning, good: previous, served, checked }
+    }
+
+    fn meaning(&mut self, canonical: &str) -> u128 {
+        let (one, other) = self.seeds.get_or_insert_with(|| (RandomState::new(), RandomState::new()));
+        u128::from(one.hash_one(canonical)) << 64 | u128::from(other.hash_one(canonical))
+    }
+
+    fn refused_with_terminate(&self, chain: &Chain) -> Arc<Chain> {
+        let http = !matches!(chain.kind, ChainKind::Tcp(_) | ChainKind::Refused { http: false, .. });
+        Arc::new(Chain { kind: ChainKind::Refused { http, reasons: self.terminate_refused.clone() }, ..chain.clone() })
+    }
+}
+
+/// A chain that could be read and must not be obeyed; it still counts and logs what it refuses.
+fn refused_chain(chain: Chain, checked: &Checked) -> Chain {
+    let http = matches!(chain.kind, ChainKind::Http(_));
+    Chain { kind: ChainKind::Refused { http, reasons: checked.refused.clone() }, ..chain }
+}

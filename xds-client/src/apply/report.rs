@@ -1,0 +1,60 @@
+//! The coverage walk of one object, kept as what the object is reported with.
+
+use model::invalid::Invalid;
+use prost_reflect::DynamicMessage;
+use xds_proto::descriptors;
+
+use crate::coverage::{Findings, walk_without};
+use crate::observer::Report;
+
+/// What the walk found in one object.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checked {
+    /// Why it is not obeyed.
+    pub(super) refused: Vec<Invalid>,
+    /// Type and field of what is accepted without effect.
+    pub(super) listed: Vec<(String, String)>,
+}
+
+impl Checked {
+    /// One more reason, unless the walk gave one for the same place.
+    pub(super) fn refuse(&mut self, invalid: Invalid) {
+        if !self.refused.iter().any(|known| known.path == invalid.path) {
+            self.refused.push(invalid);
+        }
+    }
+
+    pub(super) fn add_to(&self, report: &mut Report, name: &str) {
+        if !self.refused.is_empty() {
+            report.refused.entry(name.to_owned()).or_default().extend(self.refused.iter().cloned());
+        }
+        for field in &self.listed {
+            *report.listed.entry(field.clone()).or_default() += 1;
+        }
+    }
+}
+
+/// Decodes a message for walking it.
+pub(super) fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
+    let descriptor = descriptors().get_message_by_name(type_name).ok_or_else(|| format!("the type {type_name} is not known"))?;
+    DynamicMessage::decode(descriptor, bytes).map_err(|error| format!("is not a {type_name}: {error}"))
+}
+
+/// Walks an object.
+pub(super) fn check(type_name: &str, bytes: &[u8], name: &str, skip: &[&str]) -> Checked {
+    match dynamic(type_name, bytes) {
+        Ok(message) => checked(&walk_without(&message, skip), name),
+        Err(reason) => Checked { refused: vec![Invalid::new(name, "", reason)], listed: Vec::new() },
+    }
+}
+
+pub(super) fn checked(findings: &Findings, name: &str) -> Checked {
+    let invalid = |finding: &crate::coverage::Finding| {
+        let path = if finding.path.is_empty() { finding.field.clone() } else { finding.path.clone() };
+        Invalid::new(name, path, format!("{} ({}.{})", finding.reason, finding.type_name, finding.field))
+    };
+    Checked {
+        refused: findings.refused.iter().map(invalid).collect(),
+        listed: findings.listed.iter().map(|finding| (finding.type_name.clone(), finding.field.clone())).collect(),
+    }
+}

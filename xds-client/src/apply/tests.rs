@@ -1,0 +1,297 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model::authority::Authority;
+use model::chain::{ChainKind, HttpFilter};
+use model::cluster::UpstreamProtocol;
+use model::dispatch::{Lookup, SniffedProtocol};
+use model::endpoint::EndpointAddress;
+use model::listener::Listeners;
+use model::rbac::RbacAction;
+use model::route::{ClusterChoice, RouteAction};
+use prost::Message;
+use serde_json::Value;
+
+use super::*;
+
+const TYPES: [(ResourceType, &str); 4] = [
+    (ResourceType::Cluster, "Cluster"),
+    (ResourceType::Endpoint, "ClusterLoadAssignment"),
+    (ResourceType::Listener, "Listener"),
+    (ResourceType::Workload, "Workload"),
+];
+
+fn fixture(scenario: &str, file: &str) -> Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(scenario).join(format!("{file}.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn update(of: ResourceType, file: &Value) -> Update {
+    let type_url = file["type_url"].as_str().unwrap();
+    let resource = |entry: &Value| Resource {
+        name: entry["name"].as_str().unwrap().to_owned(),
+        version: String::new(),
+        body: xds_proto::message_from_json(type_url, &entry["resource"]).unwrap().into(),
+    };
+    Update { of, resources: file["resources"].as_array().unwrap().iter().map(resource).collect(), removed: Vec::new() }
+}
+
+/// What is held after a scenario was applied.
+struct Applied {
+    applier: Applier,
+    listeners: Arc<Listeners>,
+    clusters: HashMap<String, Arc<Cluster>>,
+    endpoints: HashMap<String, Arc<EndpointSet>>,
+    nacks: Vec<String>,
+    wanted: Vec<Wanted>,
+}
+
+fn apply(scenario: &str) -> Applied {
+    let mut applier = Applier::default();
+    let (mut listeners, mut clusters, mut endpoints) = (None, HashMap::new(), HashMap::new());
+    let (mut nacks, mut wanted) = (Vec::new(), Vec::new());
+    for (of, file) in TYPES {
+        let outcome = applier.apply(update(of, &fixture(scenario, file)));
+        if let Verdict::Nack(reason) = outcome.applied.verdict {
+            nacks.push(reason);
+        }
+        wanted.extend(outcome.applied.wanted);
+        for change in outcome.changes {
+            match change {
+                Change::Listeners(all) => listeners = Some(all),
+                Change::ClusterUpserted(cluster) => {
+                    clusters.insert(cluster.name.to_string(), cluster);
+                }
+                Change::EndpointsUpserted(name, set) => {
+                    endpoints.insert(name.to_string(), set);
+                }
+                _ => {}
+            }
+        }
+    }
+    Applied { applier, listeners: listeners.unwrap(), clusters, endpoints, nacks, wanted }
+}
+
+fn refused_chains(listeners: &Listeners) -> Vec<String> {
+    let refused = listeners.chains.values().filter(|chain| matches!(chain.kind, ChainKind::Refused { .. }));
+    let mut names: Vec<_> = refused.map(|chain| chain.name.to_string()).collect();
+    names.sort();
+    names
+}
+
+fn web() -> String {
+    "inbound-vip|80|http|web.shop.svc.cluster.local".to_owned()
+}
+
+#[test]
+fn the_plain_mesh_is_obeyed_in_full() {
+    let applied = apply("istiod-1.31/01-plain");
+    assert_eq!(applied.nacks, Vec::<String>::new());
+    assert_eq!(refused_chains(&applied.listeners), Vec::<String>::new());
+    assert_eq!(applied.listeners.terminate.addresses, ["0.0.0.0:15008".parse().unwrap()]);
+    assert_eq!(applied.listeners.terminate.client_id_prefixes, [Box::from("spiffe://cluster.local/")]);
+    let target = Authority::parse("10.96.1.1:80").unwrap();
+    assert_eq!(applied.listeners.dispatch.lookup(&target), Lookup::Chain(&web().as_str().into()));
+    let auto = Authority::parse("10.96.1.4:7000").unwrap();
+    let Lookup::Sniff(by) = applied.listeners.dispatch.lookup(&auto) else { panic!("an undeclared port is sniffed") };
+    let chain = |protocol| match by.lookup(protocol, &auto) {
+        Lookup::Chain(name) => name.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(chain(SniffedProtocol::Http2), "inbound-vip|7000|http|auto.shop.svc.cluster.local");
+    assert_eq!(chain(SniffedProtocol::Other), "inbound-vip|7000|tcp|auto.shop.svc.cluster.local");
+    assert_eq!(applied.applier.report().stale_chains, Vec::<String>::new());
+}
+
+#[test]
+fn the_default_route_has_istios_retries_and_no_time_limit() {
+    let applied = apply("istiod-1.31/01-plain");
+    let ChainKind::Http(http) = &applied.listeners.chains[web().as_str()].kind else { panic!("http") };
+    let route = &http.routes.virtual_hosts[0].routes[0];
+    let RouteAction::Forward(forward) = &route.action else { panic!("forwards") };
+    let retry = forward.retry.as_ref().unwrap();
+    assert!(retry.on.connect_failure && retry.on.refused_stream && retry.on.grpc_unavailable && retry.on.grpc_cancelled);
+    assert!(!retry.on.server_error && !retry.on.reset);
+    assert_eq!((retry.retries_max, retry.avoid_previous_hosts, retry.host_attempts_max), (2, true, 5));
+    assert_eq!((forward.timeout, forward.cluster_not_found_status), (None, 503));
+    assert_eq!(route.operation.as_deref(), Some("web.shop.svc.cluster.local:80/*"));
+    assert!(matches!(&forward.clusters, ClusterChoice::One(name) if **name == *web()));
+    assert!(http.options.normalize_path && http.options.websocket && http.count_grpc_messages);
+}
+
+#[test]
+fn clusters_and_endpoints_are_read_with_protocol_service_and_tunnel() {
+    let applied = apply("istiod-1.31/01-plain");
+    let cluster = &applied.clusters[&web()];
+    assert_eq!(&*cluster.stat_name, "inbound-vip|80|http|web.shop.svc.cluster.local;");
+    assert_eq!(cluster.service.as_ref().map(|service| &*service.host), Some("web.shop.svc.cluster.local"));
+    assert_eq!((cluster.protocol, cluster.connect_timeout), (UpstreamProtocol::Http1, Duration::from_secs(10)));
+    let ratings = &applied.clusters["inbound-vip|9000|http|ratings.shop.svc.cluster.local"];
+    assert_eq!(ratings.protocol, UpstreamProtocol::Http2);
+    let auto = &applied.clusters["inbound-vip|7000|http|auto.shop.svc.cluster.local"];
+    assert_eq!(auto.protocol, UpstreamProtocol::Downstream);
+    let first = &applied.endpoints[&web()].endpoints[0];
+    let expected = EndpointAddress::Hbone { tunnel: "10.244.1.1:15008".parse().unwrap(), target: "10.244.1.1:8080".parse().unwrap() };
+    assert_eq!((first.address, &*first.host), (expected, "envoy://connect_originate/10.244.1.1:8080"));
+    let legacy = &applied.endpoints["inbound-vip|80|http|legacy.shop.svc.cluster.local"].endpoints[0];
+    assert_eq!(legacy.address, EndpointAddress::Plain("10.244.7.1:80".parse().unwrap()));
+    let names: std::collections::BTreeSet<_> = applied.clusters.keys().cloned().collect();
+    assert_eq!(applied.wanted, [Wanted::new(ResourceType::Endpoint, names).unwrap()]);
+}
+
+#[test]
+fn every_recorded_scenario_loads_and_what_is_not_obeyed_is_named() {
+    let http = |name: &str, port: u16| format!("inbound-vip|{port}|http|{name}.shop.svc.cluster.local");
+    for (scenario, refused) in [
+        ("istiod-1.31/01-plain", vec![]),
+        ("istiod-1.31/02-httproute", vec![http("reviews", 9080)]),
+        ("istiod-1.31/03-grpcroute", vec![]),
+        ("istiod-1.31/04-virtualservice", vec![http("auto", 7000), http("reviews", 9080), http("web", 80)]),
+        ("istiod-1.31/05-authz", vec![http("auto", 7000), http("reviews", 9080), http("web", 80)]),
+        ("istiod-1.31/06-jwt", vec![http("reviews", 9080)]),
+        ("istiod-1.31/07-telemetry", vec![]),
+        ("istiod-1.31/09-tcp", vec![]),
+        ("istiod-1.28/default-chain", vec![]),
+    ] {
+        let applied = apply(scenario);
+        let mut refused = refused;
+        refused.sort();
+        assert_eq!(refused_chains(&applied.listeners), refused, "{scenario}");
+        for name in &refused {
+            assert!(applied.nacks.iter().any(|nack| nack.contains(name.as_str())), "{scenario}: {name} in {:?}", applied.nacks);
+        }
+    }
+    let egress = apply("istiod-1.31/08-egress");
+    let refused = refused_chains(&egress.listeners);
+    assert!(refused.len() == 1 && refused[0].contains('*'), "{refused:?}");
+}
+
+#[test]
+fn filters_that_are_not_known_leave_a_listening_waypoint_that_explains() {
+    let applied = apply("istiod-1.31/10-unsupported");
+    assert!(!applied.listeners.chains.is_empty() && !applied.listeners.terminate.addresses.is_empty());
+    let ChainKind::Refused { http: true, reasons } = &applied.listeners.chains[web().as_str()].kind else { panic!("refused") };
+    assert!(!reasons.is_empty());
+    assert!(matches!(applied.listeners.dispatch.lookup(&Authority::parse("10.96.1.1:80").unwrap()), Lookup::Chain(_)));
+}
+
+#[test]
+fn policies_are_compiled_in_their_order() {
+    let applied = apply("istiod-1.31/05-authz");
+    let ChainKind::Tcp(db) = &applied.listeners.chains["inbound-vip|5432|tcp|db.shop.svc.cluster.local"].kind else { panic!("tcp") };
+    let actions: Vec<_> = db.rbac.iter().map(|rbac| rbac.action).collect();
+    assert_eq!(actions, [RbacAction::Deny, RbacAction::Allow]);
+    assert_eq!(&*db.rbac[1].policies[0].name, "ns[shop]-policy[db-allow]-rule[0]");
+    let ChainKind::Http(empty) = &applied.listeners.chains["inbound-vip|80|http|empty.shop.svc.cluster.local"].kind else { panic!("http") };
+    let [HttpFilter::Rbac(deny)] = empty.filters.as_slice() else { panic!("one filter") };
+    assert_eq!(deny.action, RbacAction::Deny);
+}
+
+#[test]
+fn telemetry_is_read_where_it_is_configured() {
+    let applied = apply("istiod-1.31/07-telemetry");
+    let chain = &applied.listeners.chains[web().as_str()];
+    assert_eq!(chain.access_logs.len(), 1);
+    let tracing = chain.tracing.as_ref().unwrap();
+    let provider = tracing.provider.as_ref().unwrap();
+    assert_eq!((&*provider.cluster, &*provider.service_name), ("outbound|4317||tempo.tempo.svc.cluster.local", "waypoint.shop"));
+    assert!(tracing.custom_tags.iter().any(|tag| &*tag.tag == "istio.source_workload"));
+    assert!(chain.stats.is_some());
+    let plain = apply("istiod-1.31/01-plain");
+    assert!(plain.listeners.chains[web().as_str()].access_logs.is_empty(), "nothing is logged unless Telemetry says so");
+}
+
+fn listeners_of(outcome: Outcome) -> Arc<Listeners> {
+    match outcome.changes.into_iter().next() {
+        Some(Change::Listeners(listeners)) => listeners,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_same_resources_again_change_nothing() {
+    let mut applied = apply("istiod-1.31/07-telemetry");
+    for (of, file) in TYPES.iter().filter(|(of, _)| matches!(of, ResourceType::Cluster | ResourceType::Endpoint)) {
+        let outcome = applied.applier.apply(update(*of, &fixture("istiod-1.31/07-telemetry", file)));
+        assert!(outcome.changes.is_empty(), "{of:?}: {:?}", outcome.changes);
+    }
+    let again = listeners_of(applied.applier.apply(update(ResourceType::Listener, &fixture("istiod-1.31/07-telemetry", "Listener"))));
+    for (name, chain) in &again.chains {
+        assert!(Arc::ptr_eq(chain, &applied.listeners.chains[name]), "{name} kept its Arc");
+    }
+}
+
+#[test]
+fn chains_whose_bytes_are_ordered_otherwise_stay_the_same() {
+    let mut applied = apply("istiod-1.31/05-authz");
+    let mut shuffled = update(ResourceType::Listener, &fixture("istiod-1.31/05-authz", "Listener"));
+    for resource in &mut shuffled.resources {
+        // Decoding into hash maps and encoding again orders map entries at random, as istiod's releases do.
+        let decoded = envoy_types::pb::envoy::config::listener::v3::Listener::decode(resource.body.clone()).unwrap();
+        resource.body = decoded.encode_to_vec().into();
+    }
+    let again = listeners_of(applied.applier.apply(shuffled));
+    for (name, chain) in &again.chains {
+        assert!(Arc::ptr_eq(chain, &applied.listeners.chains[name]), "{name} kept its Arc");
+    }
+}
+
+#[test]
+fn a_bad_version_of_a_chain_leaves_the_last_good_one_and_harms_no_other() {
+    let mut applied = apply("istiod-1.31/01-plain");
+    let mut file = fixture("istiod-1.31/01-plain", "Listener");
+    let main = file["resources"].as_array_mut().unwrap().iter_mut().find(|entry| entry["name"] == "main_internal").unwrap();
+    for chain in main["resource"]["filter_chains"].as_array_mut().unwrap() {
+        if chain["name"] == web() {
+            chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["prefix_rewrite"] = "/x".into();
+        }
+    }
+    let outcome = applied.applier.apply(update(ResourceType::Listener, &file));
+    let Verdict::Nack(reason) = &outcome.applied.verdict else { panic!("refused in part") };
+    assert!(reason.contains(&web()) && reason.contains("prefix_rewrite"), "{reason}");
+    let listeners = listeners_of(outcome);
+    assert!(Arc::ptr_eq(&listeners.chains[web().as_str()], &applied.listeners.chains[web().as_str()]));
+    assert_eq!(refused_chains(&listeners), Vec::<String>::new());
+    assert_eq!(applied.applier.report().stale_chains, [web()]);
+}
+
+#[test]
+fn a_malformed_resource_is_refused_by_name_and_the_last_good_one_stays() {
+    let mut applied = apply("istiod-1.31/01-plain");
+    let garbage = |name: &str| Resource { name: name.to_owned(), version: String::new(), body: Bytes::from_static(&[0xff, 0xff, 0xff]) };
+    for (of, name) in [
+        (ResourceType::Cluster, web()),
+        (ResourceType::Endpoint, web()),
+        (ResourceType::Listener, "main_internal".to_owned()),
+        (ResourceType::Workload, "w".to_owned()),
+    ] {
+        let outcome = applied.applier.apply(Update { of, resources: vec![garbage(&name)], removed: Vec::new() });
+        let Verdict::Nack(reason) = &outcome.applied.verdict else { panic!("{of:?} is refused") };
+        assert!(reason.contains(&name), "{of:?}: {reason}");
+        for change in outcome.changes {
+            match change {
+                Change::Listeners(listeners) => {
+                    assert!(Arc::ptr_eq(&listeners.chains[web().as_str()], &applied.listeners.chains[web().as_str()]))
+                }
+                Change::ClusterRefused(refused, _) => assert_eq!(*refused, *web()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cluster_that_goes_takes_its_endpoints_and_their_subscription_along() {
+    let mut applied = apply("istiod-1.31/01-plain");
+    let outcome = applied.applier.apply(Update { of: ResourceType::Cluster, resources: Vec::new(), removed: vec![web()] });
+    let removed: Vec<_> = outcome.changes.iter().map(|change| format!("{change:?}")).collect();
+    assert!(
+        removed.iter().any(|text| text.contains("ClusterRemoved")) && removed.iter().any(|text| text.contains("EndpointsRemoved")),
+        "{removed:?}"
+    );
+    let names: std::collections::BTreeSet<_> = applied.clusters.keys().filter(|name| **name != web()).cloned().collect();
+    assert_eq!(outcome.applied.wanted, [Wanted::new(ResourceType::Endpoint, names).unwrap()]);
+}

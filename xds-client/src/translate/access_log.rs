@@ -1,0 +1,132 @@
+//! Access logs: formats and filters.
+//!
+//! What is not known here is a matter of observability: a logger of another kind is left out, and a filter that cannot be evaluated
+//! lets every line through, rather more than less; `coverage` lists both.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::accesslog::v3 as proto;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use envoy_types::pb::google::protobuf as google;
+use model::access_log::{AccessLog, LogFilter, LogFormat, LogTarget};
+use model::flags::ResponseFlag;
+use model::format::{JsonFormat, JsonValue, TextFormat, UnknownOperator};
+
+use super::{Translated, open, type_name};
+
+const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
+/// Nesting of a JSON format that is followed.
+const DEPTH_MAX: usize = 16;
+
+/// Istio's default text format.
+const TEXT_DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
+    %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% \
+    %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
+    \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
+
+/// Reads the loggers of a chain or listener.
+pub(super) fn all(loggers: &[proto::AccessLog], path: &str) -> Translated<Vec<AccessLog>> {
+    let mut logs = Vec::new();
+    for (at, logger) in loggers.iter().enumerate() {
+        let path = format!("{path}.access_log[{at}]");
+        let Some(proto::access_log::ConfigType::TypedConfig(config)) = &logger.config_type else { continue };
+        if type_name(config) != FILE {
+            continue;
+        }
+        let file: FileAccessLog = open(config, &path)?;
+        let mut filters = Vec::new();
+        if let Some(filter) = &logger.filter {
+            add_filter(filter, &mut filters);
+        }
+        logs.push(AccessLog { target: target(&file.path), format: format(&file), filters });
+    }
+    Ok(logs)
+}
+
+fn target(path: &str) -> LogTarget {
+    match path {
+        "/dev/stdout" => LogTarget::Stdout,
+        "/dev/stderr" => LogTarget::Stderr,
+        other => LogTarget::File(other.into()),
+    }
+}
+
+#[expect(deprecated, reason = "the forms before log_format are still accepted by Envoy")]
+fn format(file: &FileAccessLog) -> LogFormat {
+    let mut unknown: Vec<UnknownOperator> = Vec::new();
+    let text = |text: &str, omit: bool, unknown: &mut Vec<UnknownOperator>| {
+        let format = TextFormat::parse(text, unknown);
+        LogFormat::Text(if omit { format.omitting_missing() } else { format })
+    };
+    let format = match &file.access_log_format {
+        None => text(TEXT_DEFAULT, false, &mut unknown),
+        Some(AccessLogFormat::Format(format)) => text(format, false, &mut unknown),
+        Some(AccessLogFormat::JsonFormat(object) | AccessLogFormat::TypedJsonFormat(object)) => {
+            LogFormat::Json(JsonFormat::parse(&members(object, 0), false, &mut unknown))
+        }
+        Some(AccessLogFormat::LogFormat(format)) => {
+            let omit = format.omit_empty_values;
+            match &format.format {
+                Some(core::substitution_format_string::Format::JsonFormat(object)) => {
+                    LogFormat::Json(JsonFormat::parse(&members(object, 0), omit, &mut unknown))
+                }
+                Some(core::substitution_format_string::Format::TextFormat(format)) => text(format, omit, &mut unknown),
+                Some(core::substitution_format_string::Format::TextFormatSource(source)) => match &source.specifier {
+                    Some(core::data_source::Specifier::InlineString(format)) => text(format, omit, &mut unknown),
+                    _ => text(TEXT_DEFAULT, omit, &mut unknown),
+                },
+                None => text(TEXT_DEFAULT, omit, &mut unknown),
+            }
+        }
+    };
+    for operator in unknown {
+        ::tracing::warn!(%operator, "access log format");
+    }
+    format
+}
+
+fn members(object: &google::Struct, depth: usize) -> BTreeMap<String, JsonValue> {
+    object.fields.iter().map(|(name, value)| (name.clone(), json(value, depth + 1))).collect()
+}
+
+fn json(value: &google::Value, depth: usize) -> JsonValue {
+    use google::value::Kind;
+    match &value.kind {
+        _ if depth > DEPTH_MAX => JsonValue::Null,
+        None | Some(Kind::NullValue(_)) => JsonValue::Null,
+        Some(Kind::NumberValue(number)) => JsonValue::Number(*number),
+        Some(Kind::StringValue(text)) => JsonValue::Text(text.clone()),
+        Some(Kind::BoolValue(yes)) => JsonValue::Bool(*yes),
+        Some(Kind::StructValue(object)) => JsonValue::Object(members(object, depth)),
+        Some(Kind::ListValue(list)) => JsonValue::List(list.values.iter().map(|value| json(value, depth + 1)).collect()),
+    }
+}
+
+fn add_filter(filter: &proto::AccessLogFilter, filters: &mut Vec<LogFilter>) {
+    use proto::access_log_filter::FilterSpecifier;
+    match &filter.filter_specifier {
+        Some(FilterSpecifier::AndFilter(all)) => all.filters.iter().for_each(|one| add_filter(one, filters)),
+        Some(FilterSpecifier::ResponseFlagFilter(flags)) => {
+            let known: Vec<_> = flags.flags.iter().filter_map(|name| ResponseFlag::parse(name)).collect();
+            // Only flags that we never set were named: nothing is to be logged.
+            if known.is_empty() && !flags.flags.is_empty() {
+                filters.push(LogFilter::Never);
+            } else {
+                filters.push(LogFilter::Flags(known));
+            }
+        }
+        Some(FilterSpecifier::StatusCodeFilter(code)) => {
+            let Some(comparison) = &code.comparison else { return };
+            let value = comparison.value.as_ref().map_or(0, |value| value.default_value);
+            filters.extend(match proto::comparison_filter::Op::try_from(comparison.op) {
+                Ok(proto::comparison_filter::Op::Eq) => Some(LogFilter::CodeIs(value)),
+                Ok(proto::comparison_filter::Op::Ge) => Some(LogFilter::CodeAtLeast(value)),
+                Ok(proto::comparison_filter::Op::Le) => Some(LogFilter::CodeAtMost(value)),
+                _ => None,
+            });
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,225 @@
+//! Filter chains of `main_internal`: an HTTP connection manager or a TCP proxy, and what stands before it.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3 as listener;
+use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use envoy_types::pb::google::protobuf::Any;
+use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain, TcpCluster};
+use model::metrics::Stats;
+use model::rbac::Rbac;
+use xds_proto::istio::stats::PluginConfig;
+
+use super::{Problem, Translated, access_log, open, positive_duration, rbac, required, route, stats, tracing, type_name};
+
+const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
+const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const SET_FILTER_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
+const STATS: &str = "stats.PluginConfig";
+const TYPED_STRUCT: &str = "udpa.type.v1.TypedStruct";
+const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
+/// HTTP filters whose place in the chain is all that their configuration here says.
+const HTTP_FILTERS_WITHOUT_EFFECT: [&str; 3] = [
+    "envoy.extensions.filters.http.fault.v3.HTTPFault",
+    "envoy.extensions.filters.http.cors.v3.Cors",
+    "envoy.extensions.filters.http.router.v3.Router",
+];
+/// Prefix of the shadow rules that choose whether an external service is asked.
+const EXTERNAL_SHADOW_PREFIX: &str = "istio_ext_authz_";
+/// Envoy's default of `max_request_headers_kb`.
+const HEADER_KIBIBYTES_DEFAULT: u32 = 60;
+
+/// What of a chain was read before something in it could not be.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Whether it serves HTTP.
+    pub is_http: bool,
+    /// Why it is not obeyed.
+    pub problem: Problem,
+}
+
+/// Translates one chain.
+///
+/// # Errors
+/// The first thing that cannot be obeyed.
+pub fn chain(value: &listener::FilterChain, name: &Arc<str>) -> Result<Chain, Refusal> {
+    let configs: Vec<_> = value.filters.iter().map(config_of).collect();
+    let is_http = configs.iter().flatten().any(|config| type_name(config) == HCM);
+    translate(value, name).map_err(|problem| Refusal { is_http, problem })
+}
+
+fn config_of(filter: &listener::Filter) -> Option<&Any> {
+    match filter.config_type.as_ref()? {
+        listener::filter::ConfigType::TypedConfig(config) => Some(config),
+        listener::filter::ConfigType::ConfigDiscovery(_) => None,
+    }
+}
+
+fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain> {
+    let mut network = Network::default();
+    for (at, filter) in value.filters.iter().enumerate() {
+        let path = format!("filters[{at}]");
+        let config = required(config_of(filter), &path)
+            .map_err(|_| Problem::new(&path, format!("the filter {:?} comes by discovery", filter.name)))?;
+        network.add(config, filter, &path)?;
+    }
+    let (kind, access_logs, tracing, http_stats) = match network.last {
+        Some(Last::Http(http)) if network.rbac.is_empty() => (ChainKind::Http(http.chain), http.access_logs, http.tracing, http.stats),
+        Some(Last::Http(_)) => return Err(Problem::new("filters", "policies before the HTTP connection manager are not supported")),
+        Some(Last::Tcp(mut chain, logs)) => {
+            chain.rbac = network.rbac;
+            (ChainKind::Tcp(chain), logs, None, None)
+        }
+        None => return Err(Problem::new("filters", "neither an HTTP connection manager nor a TCP proxy")),
+    };
+    Ok(Chain { name: Arc::clone(name), kind, stats: http_stats.or(network.stats), access_logs, tracing })
+}
+
+struct HttpParts {
+    chain: HttpChain,
+    access_logs: Vec<model::access_log::AccessLog>,
+    tracing: Option<model::tracing::Tracing>,
+    stats: Option<Stats>,
+}
+
+enum Last {
+    Http(Box<HttpParts>),
+    Tcp(TcpChain, Vec<model::access_log::AccessLog>),
+}
+
+#[derive(Default)]
+struct Network {
+    rbac: Vec<Rbac>,
+    stats: Option<Stats>,
+    last: Option<Last>,
+}
+
+impl Network {
+    fn add(&mut self, config: &Any, filter: &listener::Filter, path: &str) -> Translated<()> {
+        if self.last.is_some() {
+            return Err(Problem::new(path, format!("the filter {:?} stands behind the last one", filter.name)));
+        }
+        match type_name(config) {
+            HCM => self.last = Some(Last::Http(Box::new(http(&open(config, path)?, path)?))),
+            TCP_PROXY => {
+                let (chain, logs) = tcp_proxy(&open(config, path)?, path)?;
+                self.last = Some(Last::Tcp(chain, logs));
+            }
+            NETWORK_RBAC => {
+                let value: NetworkRbac = open(config, path)?;
+                refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), path)?;
+                self.rbac.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, path)).transpose()?);
+            }
+            STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
+            // Peers are looked up, and a CONNECT's target is known, without these.
+            TYPED_STRUCT | SET_FILTER_STATE => {}
+            other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
+        }
+        Ok(())
+    }
+}
+
+fn refuse_external(prefix: &str, has_shadow: bool, path: &str) -> Translated<()> {
+    if has_shadow && prefix.starts_with(EXTERNAL_SHADOW_PREFIX) {
+        return Err(Problem::new(path, "external authorization (CUSTOM) is not supported yet"));
+    }
+    Ok(())
+}
+
+fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<model::access_log::AccessLog>)> {
+    use tcp::tcp_proxy::ClusterSpecifier;
+    let clusters = match required(value.cluster_specifier.as_ref(), path)? {
+        ClusterSpecifier::Cluster(name) => vec![TcpCluster { name: name.as_str().into(), weight: 1 }],
+        ClusterSpecifier::WeightedClusters(all) => {
+            all.clusters.iter().map(|one| TcpCluster { name: one.name.as_str().into(), weight: one.weight }).collect()
+        }
+    };
+    if clusters.iter().all(|cluster| cluster.weight == 0) {
+        return Err(Problem::new(path, "the weights of the clusters sum to nothing"));
+    }
+    if value.tunneling_config.is_some() {
+        return Err(Problem::new(format!("{path}.tunneling_config"), "is not supported"));
+    }
+    let idle_timeout = match value.idle_timeout.as_ref() {
+        None => Some(std::time::Duration::from_secs(3600)), // Envoy's default
+        some => positive_duration(some, &format!("{path}.idle_timeout"))?,
+    };
+    let attempts = value.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value);
+    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, connect_attempts_max: attempts };
+    Ok((chain, access_log::all(&value.access_log, path)?))
+}
+
+fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
+    use hcm::http_connection_manager::RouteSpecifier;
+    let routes = match required(value.route_specifier.as_ref(), path)? {
+        RouteSpecifier::RouteConfig(table) => route::table(table, &format!("{path}.route_config"))?,
+        _ => return Err(Problem::new(path, "routes have to be inline")),
+    };
+    let mut filters = Vec::new();
+    let (mut chain_stats, mut count_grpc_messages) = (None, false);
+    for (at, filter) in value.http_filters.iter().enumerate() {
+        let path = format!("{path}.http_filters[{at}]");
+        let Some(hcm::http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
+            return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
+        };
+        match type_name(config) {
+            HTTP_RBAC => {
+                let value: HttpRbac = open(config, &path)?;
+                refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), &path)?;
+                filters.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, &path)).transpose()?.map(HttpFilter::Rbac));
+            }
+            STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
+            GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
+            TYPED_STRUCT => {}
+            known if HTTP_FILTERS_WITHOUT_EFFECT.contains(&known) => {}
+            other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
+        }
+    }
+    let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
+    Ok(HttpParts {
+        chain: HttpChain { options: options(value, path)?, filters, count_grpc_messages, routes },
+        access_logs: access_log::all(&value.access_log, path)?,
+        tracing,
+        stats: chain_stats,
+    })
+}
+
+fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOptions> {
+    use hcm::http_connection_manager::{ForwardClientCertDetails, PathWithEscapedSlashesAction, ServerHeaderTransformation};
+    let unescape_slashes = match PathWithEscapedSlashesAction::try_from(value.path_with_escaped_slashes_action) {
+        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => false,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => true,
+        _ => return Err(Problem::new(format!("{path}.path_with_escaped_slashes_action"), "is not supported")),
+    };
+    let server_header = match ServerHeaderTransformation::try_from(value.server_header_transformation) {
+        Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+        Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
+        _ => ServerHeader::Overwrite,
+    };
+    let keep_forwarded_client_cert = matches!(
+        ForwardClientCertDetails::try_from(value.forward_client_cert_details),
+        Ok(ForwardClientCertDetails::ForwardOnly | ForwardClientCertDetails::AlwaysForwardOnly)
+    );
+    let common = value.common_http_protocol_options.as_ref();
+    let kibibytes = value.max_request_headers_kb.as_ref().map_or(HEADER_KIBIBYTES_DEFAULT, |limit| limit.value);
+    Ok(HttpOptions {
+        server_name: if value.server_name.is_empty() { "envoy".into() } else { value.server_name.as_str().into() },
+        server_header,
+        normalize_path: value.normalize_path.as_ref().is_some_and(|normalize| normalize.value),
+        merge_slashes: value.merge_slashes,
+        unescape_slashes,
+        websocket: value.upgrade_configs.iter().any(|upgrade| upgrade.upgrade_type.eq_ignore_ascii_case("websocket")),
+        generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
+        http1_0: value.http_protocol_options.as_ref().is_some_and(|options| options.accept_http_10),
+        idle_timeout: positive_duration(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
+        stream_idle_timeout: positive_duration(value.stream_idle_timeout.as_ref(), &format!("{path}.stream_idle_timeout"))?,
+        header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
+        keep_forwarded_client_cert,
+    })
+}

@@ -1,0 +1,71 @@
+//! Endpoints: HBONE ones by Envoy's internal addresses, plain ones by socket address. One that cannot be obeyed is left out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as proto;
+use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
+
+use super::{Problem, Translated, required, socket_address, text_of};
+
+const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
+const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
+const CONNECT_ORIGINATE: &str = "connect_originate";
+
+/// Translates all endpoints of a cluster; those that cannot be obeyed are in [`EndpointSet::refused`].
+#[must_use]
+pub fn assignment(value: &proto::ClusterLoadAssignment) -> EndpointSet {
+    let mut set = EndpointSet::default();
+    for (group, locality) in value.endpoints.iter().enumerate() {
+        for (at, one) in locality.lb_endpoints.iter().enumerate() {
+            let path = format!("endpoints[{group}].lb_endpoints[{at}]");
+            match endpoint(one, locality.priority, &path) {
+                Ok(endpoint) => set.endpoints.push(Arc::new(endpoint)),
+                Err(problem) => set.refused.push(problem.of(&value.cluster_name)),
+            }
+        }
+    }
+    set
+}
+
+fn endpoint(value: &proto::LbEndpoint, priority: u32, path: &str) -> Translated<Endpoint> {
+    let Some(proto::lb_endpoint::HostIdentifier::Endpoint(inner)) = &value.host_identifier else {
+        return Err(Problem::new(path, "has no address"));
+    };
+    let address = required(inner.address.as_ref().and_then(|address| address.address.as_ref()), path)?;
+    let metadata = |filter: &str, name: &str| {
+        let fields = value.metadata.as_ref()?.filter_metadata.get(filter)?;
+        text_of(fields, name)
+    };
+    let (address, host) = match address {
+        core::address::Address::SocketAddress(socket) => {
+            if metadata(TRANSPORT_SOCKET_MATCH, "tlsMode") == Some("istio") {
+                return Err(Problem::new(path, "speaks mesh TLS without HBONE, which is not supported"));
+            }
+            let address = socket_address(socket, path)?;
+            (EndpointAddress::Plain(address), address.to_string())
+        }
+        core::address::Address::EnvoyInternalAddress(internal) => {
+            let Some(core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(listener)) = &internal.address_name_specifier
+            else {
+                return Err(Problem::new(path, "names no internal listener"));
+            };
+            if listener != CONNECT_ORIGINATE {
+                return Err(Problem::new(path, format!("the internal listener {listener:?} is not supported")));
+            }
+            let target = metadata(ORIGINAL_DST, "local").unwrap_or(&internal.endpoint_id);
+            let target: SocketAddr = target.parse().map_err(|_| Problem::new(path, format!("{target:?} is no address")))?;
+            let tunnel = match metadata(ORIGINAL_DST, "waypoint") {
+                Some(waypoint) => waypoint.parse().map_err(|_| Problem::new(path, format!("{waypoint:?} is no address")))?,
+                None => SocketAddr::new(target.ip(), HBONE_PORT),
+            };
+            (EndpointAddress::Hbone { tunnel, target }, format!("envoy://{CONNECT_ORIGINATE}/{}", internal.endpoint_id))
+        }
+        core::address::Address::Pipe(_) => return Err(Problem::new(path, "a pipe is not supported")),
+    };
+    let health = core::HealthStatus::try_from(value.health_status).map_err(|_| Problem::new(path, "the health status is not known"))?;
+    let healthy = matches!(health, core::HealthStatus::Unknown | core::HealthStatus::Healthy | core::HealthStatus::Degraded);
+    let weight = value.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
+    Ok(Endpoint { address, host: host.into(), weight, priority, healthy })
+}

@@ -1,0 +1,103 @@
+//! Authorization policies: Envoy's RBAC as istiod generates it.
+//!
+//! Invariant: what cannot be read is a problem of the whole chain; a policy never loses a condition.
+
+use envoy_types::pb::envoy::config::rbac::v3 as proto;
+use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
+
+use super::{Problem, Translated, cidr, matcher, port, required};
+
+/// The filter state in which Istio keeps the identity of the HBONE client.
+const PEER_PRINCIPAL: &str = "io.istio.peer_principal";
+/// Nesting that is followed; istiod's own stays below 10.
+const DEPTH_MAX: usize = 64;
+
+/// Reads the rules of an RBAC filter; none of them is no filter.
+pub(super) fn rules(value: &proto::Rbac, path: &str) -> Translated<Rbac> {
+    let action = match proto::rbac::Action::try_from(value.action) {
+        Ok(proto::rbac::Action::Allow) => RbacAction::Allow,
+        Ok(proto::rbac::Action::Deny) => RbacAction::Deny,
+        Ok(proto::rbac::Action::Log) => RbacAction::Log,
+        Err(_) => return Err(Problem::new(path, format!("the action {} is not known", value.action))),
+    };
+    let mut named: Vec<_> = value.policies.iter().collect();
+    named.sort_unstable_by_key(|(name, _)| *name);
+    let policies = named.into_iter().map(|(name, policy)| translate_policy(name, policy, &format!("{path}.policies[{name}]")));
+    Ok(Rbac { action, policies: policies.collect::<Translated<_>>()? })
+}
+
+fn translate_policy(name: &str, value: &proto::Policy, path: &str) -> Translated<Policy> {
+    if value.condition.is_some() || value.checked_condition.is_some() {
+        return Err(Problem::new(path, "CEL conditions are not supported"));
+    }
+    let permissions = value.permissions.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}.permissions[{at}]"), 0));
+    let permissions = permissions.collect::<Translated<_>>()?;
+    let principals = value.principals.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}.principals[{at}]"), 0));
+    Ok(Policy { name: name.into(), permissions, principals: principals.collect::<Translated<_>>()? })
+}
+
+fn too_deep(path: &str) -> Problem {
+    Problem::new(path, "is nested too deeply")
+}
+
+fn permission(value: &proto::Permission, path: &str, depth: usize) -> Translated<Permission> {
+    use proto::permission::Rule;
+    if depth > DEPTH_MAX {
+        return Err(too_deep(path));
+    }
+    let all = |set: &proto::permission::Set| -> Translated<Vec<_>> {
+        set.rules.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}[{at}]"), depth + 1)).collect()
+    };
+    #[expect(deprecated, reason = "metadata is named to be refused")]
+    Ok(match required(value.rule.as_ref(), path)? {
+        Rule::AndRules(set) => Permission::And(all(set)?),
+        Rule::OrRules(set) => Permission::Or(all(set)?),
+        // `any: false` would be a condition that never holds.
+        Rule::Any(true) => Permission::Any,
+        Rule::Any(false) => Permission::Or(Vec::new()),
+        Rule::NotRule(one) => Permission::Not(Box::new(permission(one, &format!("{path}.not"), depth + 1)?)),
+        Rule::Header(one) => Permission::Header(matcher::header(one, path)?),
+        Rule::UrlPath(one) => Permission::UrlPath(matcher::path(one, path)?),
+        Rule::DestinationIp(range) => Permission::DestinationIp(cidr(range, path)?),
+        Rule::DestinationPort(number) => Permission::DestinationPort(port(*number, path)?),
+        Rule::RequestedServerName(name) => Permission::RequestedServerName(matcher::string(name, path)?),
+        Rule::DestinationPortRange(_) => return Err(unsupported(path, "destination_port_range")),
+        Rule::Metadata(_) | Rule::SourcedMetadata(_) => return Err(unsupported(path, "metadata")),
+        Rule::Matcher(_) => return Err(unsupported(path, "matcher")),
+        Rule::UriTemplate(_) => return Err(unsupported(path, "uri_template")),
+    })
+}
+
+fn unsupported(path: &str, what: &str) -> Problem {
+    Problem::new(path, format!("{what} is not supported"))
+}
+
+fn principal(value: &proto::Principal, path: &str, depth: usize) -> Translated<Principal> {
+    use proto::principal::Identifier;
+    if depth > DEPTH_MAX {
+        return Err(too_deep(path));
+    }
+    let all = |set: &proto::principal::Set| -> Translated<Vec<_>> {
+        set.ids.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}[{at}]"), depth + 1)).collect()
+    };
+    #[expect(deprecated, reason = "source_ip and metadata are named to be refused")]
+    Ok(match required(value.identifier.as_ref(), path)? {
+        Identifier::AndIds(set) => Principal::And(all(set)?),
+        Identifier::OrIds(set) => Principal::Or(all(set)?),
+        Identifier::Any(true) => Principal::Any,
+        Identifier::Any(false) => Principal::Or(Vec::new()),
+        Identifier::NotId(one) => Principal::Not(Box::new(principal(one, &format!("{path}.not"), depth + 1)?)),
+        Identifier::DirectRemoteIp(range) => Principal::DirectRemoteIp(cidr(range, path)?),
+        Identifier::RemoteIp(range) => Principal::RemoteIp(cidr(range, path)?),
+        Identifier::Header(one) => Principal::Header(matcher::header(one, path)?),
+        Identifier::UrlPath(one) => Principal::UrlPath(matcher::path(one, path)?),
+        Identifier::FilterState(state) => match matcher::filter_state(state, path)? {
+            (PEER_PRINCIPAL, test) => Principal::PeerPrincipal(test),
+            (key, _) => return Err(Problem::new(path, format!("the filter state {key:?} is not known"))),
+        },
+        Identifier::Authenticated(_) => return Err(unsupported(path, "authenticated")),
+        Identifier::SourceIp(_) => return Err(unsupported(path, "source_ip")),
+        Identifier::Metadata(_) | Identifier::SourcedMetadata(_) => return Err(unsupported(path, "metadata")),
+        Identifier::Custom(_) => return Err(unsupported(path, "custom")),
+    })
+}

@@ -1,0 +1,235 @@
+//! Inline routes: matches, clusters, time limits, retries, header changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as proto;
+use model::format::TextFormat;
+use model::headers::{AppendAction, EditTarget, HeaderAdd, HeaderEdits};
+use model::matcher::StringMatcher;
+use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
+use model::route::{
+    ClusterChoice, DirectResponse, Domain, Forward, PathMatcher, QueryMatcher, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+    WeightedCluster,
+};
+
+use super::{Problem, Translated, duration, matcher, positive_duration, required};
+
+/// Envoy's route timeout when a route names none.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// Envoy's longest back-off is this many times the first.
+const BACK_OFF_FACTOR: u32 = 10;
+
+pub(super) fn table(value: &proto::RouteConfiguration, path: &str) -> Translated<RouteTable> {
+    let hosts = value.virtual_hosts.iter().map(|host| virtual_host(host, &format!("{path}.virtual_hosts[{}]", host.name)));
+    Ok(RouteTable {
+        name: value.name.as_str().into(),
+        virtual_hosts: hosts.collect::<Translated<_>>()?,
+        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
+        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+    })
+}
+
+fn virtual_host(value: &proto::VirtualHost, path: &str) -> Translated<VirtualHost> {
+    let routes = value.routes.iter().enumerate().map(|(at, one)| {
+        let name = if one.name.is_empty() { at.to_string() } else { one.name.clone() };
+        route(one, &format!("{path}.routes[{name}]")).map(Arc::new)
+    });
+    Ok(VirtualHost {
+        name: value.name.as_str().into(),
+        domains: value.domains.iter().map(|text| domain(text)).collect(),
+        routes: routes.collect::<Translated<_>>()?,
+        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
+        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+    })
+}
+
+fn domain(text: &str) -> Domain {
+    let text = text.to_ascii_lowercase();
+    match (text.as_str(), text.strip_prefix('*'), text.strip_suffix('*')) {
+        ("*", ..) => Domain::Any,
+        (_, Some(suffix), _) => Domain::Suffix(suffix.into()),
+        (_, None, Some(prefix)) => Domain::Prefix(prefix.into()),
+        (exact, None, None) => Domain::Exact(exact.into()),
+    }
+}
+
+fn route(value: &proto::Route, path: &str) -> Translated<Route> {
+    use proto::route::Action;
+    let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
+        Action::Route(action) => RouteAction::Forward(forward(action, path)?),
+        Action::DirectResponse(direct) => RouteAction::Direct(direct_response(direct, path)?),
+        Action::Redirect(_) => return Err(Problem::new(format!("{path}.redirect"), "is not supported yet")),
+        Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
+    };
+    if let Some(name) = value.typed_per_filter_config.keys().min() {
+        return Err(Problem::new(format!("{path}.typed_per_filter_config[{name}]"), "is not supported yet"));
+    }
+    let operation = value.decorator.as_ref().map(|decorator| decorator.operation.as_str()).filter(|operation| !operation.is_empty());
+    Ok(Route {
+        name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
+        matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
+        action,
+        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
+        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+        operation: operation.map(Arc::from),
+    })
+}
+
+fn direct_response(value: &proto::DirectResponseAction, path: &str) -> Translated<DirectResponse> {
+    use core::data_source::Specifier;
+    let status = u16::try_from(value.status).ok().filter(|status| (200..600).contains(status));
+    let status = status.ok_or_else(|| Problem::new(path, format!("{} is no status", value.status)))?;
+    let body = match value.body.as_ref().and_then(|body| body.specifier.as_ref()) {
+        None => Vec::new(),
+        Some(Specifier::InlineString(text)) => text.clone().into_bytes(),
+        Some(Specifier::InlineBytes(bytes)) => bytes.clone(),
+        Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => return Err(Problem::new(path, "the body has to be inline")),
+    };
+    Ok(DirectResponse { status, body: body.into() })
+}
+
+fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<RouteMatch> {
+    use proto::route_match::PathSpecifier;
+    let matched = match required(value.path_specifier.as_ref(), path)? {
+        PathSpecifier::Prefix(text) => PathMatcher::Prefix(text.as_str().into()),
+        PathSpecifier::Path(text) => PathMatcher::Exact(text.as_str().into()),
+        PathSpecifier::PathSeparatedPrefix(text) => PathMatcher::SeparatedPrefix(text.as_str().into()),
+        PathSpecifier::SafeRegex(expression) => PathMatcher::Regex(matcher::regex(expression, path)?),
+        PathSpecifier::ConnectMatcher(_) => return Err(Problem::new(path, "connect_matcher is not supported here")),
+        PathSpecifier::PathMatchPolicy(_) => return Err(Problem::new(path, "path_match_policy is not supported")),
+    };
+    let headers = value.headers.iter().enumerate().map(|(at, one)| matcher::header(one, &format!("{path}.headers[{at}]")));
+    let query = value.query_parameters.iter().map(|one| query(one, &format!("{path}.query_parameters[{}]", one.name)));
+    Ok(RouteMatch {
+        path: matched,
+        case_sensitive: value.case_sensitive.as_ref().is_none_or(|sensitive| sensitive.value),
+        headers: headers.collect::<Translated<_>>()?,
+        query: query.collect::<Translated<_>>()?,
+        grpc_only: value.grpc.is_some(),
+    })
+}
+
+fn query(value: &proto::QueryParameterMatcher, path: &str) -> Translated<QueryMatcher> {
+    use proto::query_parameter_matcher::QueryParameterMatchSpecifier;
+    let test: Option<StringMatcher> = match value.query_parameter_match_specifier.as_ref() {
+        None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,
+        Some(QueryParameterMatchSpecifier::StringMatch(text)) => Some(matcher::string(text, path)?),
+        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => return Err(Problem::new(path, "present_match: false is not supported")),
+    };
+    Ok(QueryMatcher { name: value.name.as_str().into(), value: test })
+}
+
+fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
+    use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier};
+    let clusters = match required(value.cluster_specifier.as_ref(), &format!("{path}.route"))? {
+        ClusterSpecifier::Cluster(name) => ClusterChoice::One(name.as_str().into()),
+        ClusterSpecifier::WeightedClusters(weighted) => weighted_clusters(weighted, &format!("{path}.weighted_clusters"))?,
+        _ => return Err(Problem::new(format!("{path}.route"), "only cluster and weighted_clusters are supported")),
+    };
+    let status = match ClusterNotFoundResponseCode::try_from(value.cluster_not_found_response_code) {
+        Ok(ClusterNotFoundResponseCode::ServiceUnavailable) => 503,
+        Ok(ClusterNotFoundResponseCode::NotFound) => 404,
+        Ok(ClusterNotFoundResponseCode::InternalServerError) => 500,
+        Err(_) => return Err(Problem::new(path, "the cluster_not_found_response_code is not known")),
+    };
+    let timeout = match value.timeout.as_ref() {
+        None => Some(TIMEOUT_DEFAULT),
+        some => positive_duration(some, &format!("{path}.timeout"))?,
+    };
+    #[expect(deprecated, reason = "istiod sets max_grpc_timeout")]
+    let max_grpc_timeout = value.max_grpc_timeout.as_ref();
+    let from_stream_duration = value.max_stream_duration.as_ref().and_then(|limits| limits.grpc_timeout_header_max.as_ref());
+    let grpc_timeout_max = match max_grpc_timeout.or(from_stream_duration) {
+        None => None,
+        some => Some(positive_duration(some, &format!("{path}.max_grpc_timeout"))?),
+    };
+    if let Some(limit) = value.max_stream_duration.as_ref().and_then(|limits| limits.max_stream_duration.as_ref())
+        && !duration(limit, path)?.is_zero()
+    {
+        return Err(Problem::new(format!("{path}.max_stream_duration"), "a limit other than none is not supported yet"));
+    }
+    let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
+    Ok(Forward { clusters, cluster_not_found_status: status, timeout, grpc_timeout_max, retry })
+}
+
+fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {
+    let shares = value.clusters.iter().map(|one| {
+        let path = format!("{path}[{}]", one.name);
+        if one.name.is_empty() || !one.typed_per_filter_config.is_empty() || one.host_rewrite_specifier.is_some() {
+            return Err(Problem::new(path, "only a name, a weight and header changes are supported"));
+        }
+        Ok(WeightedCluster {
+            name: one.name.as_str().into(),
+            weight: one.weight.as_ref().map_or(0, |weight| weight.value),
+            request_headers: edits(&one.request_headers_to_add, &one.request_headers_to_remove, &path)?,
+            response_headers: edits(&one.response_headers_to_add, &one.response_headers_to_remove, &path)?,
+        })
+    });
+    let shares: Vec<_> = shares.collect::<Translated<_>>()?;
+    if shares.iter().all(|share| share.weight == 0) {
+        return Err(Problem::new(path, "the weights sum to nothing"));
+    }
+    Ok(ClusterChoice::Weighted(shares))
+}
+
+fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolicy> {
+    let mut on = RetryOn::default();
+    for word in value.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        if !on.add(word) {
+            return Err(Problem::new(format!("{path}.retry_on"), format!("{word:?} is not known")));
+        }
+    }
+    let codes = value.retriable_status_codes.iter().map(|code| {
+        u16::try_from(*code).map_err(|_| Problem::new(format!("{path}.retriable_status_codes"), format!("{code} is no status")))
+    });
+    let base = value.retry_back_off.as_ref().and_then(|back_off| back_off.base_interval.as_ref());
+    let base = positive_duration(base, &format!("{path}.retry_back_off"))?.unwrap_or(BACK_OFF_BASE_DEFAULT);
+    let longest = value.retry_back_off.as_ref().and_then(|back_off| back_off.max_interval.as_ref());
+    let longest = positive_duration(longest, &format!("{path}.retry_back_off"))?.unwrap_or(base.saturating_mul(BACK_OFF_FACTOR));
+    let attempts = u32::try_from(value.host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX);
+    Ok(RetryPolicy {
+        on,
+        retries_max: value.num_retries.as_ref().map_or(1, |retries| retries.value),
+        status_codes: codes.collect::<Translated<_>>()?,
+        per_try_timeout: positive_duration(value.per_try_timeout.as_ref(), &format!("{path}.per_try_timeout"))?,
+        back_off_base: base,
+        back_off_max: longest,
+        avoid_previous_hosts: !value.retry_host_predicate.is_empty(),
+        host_attempts_max: attempts,
+    })
+}
+
+fn edits(add: &[core::HeaderValueOption], remove: &[String], path: &str) -> Translated<HeaderEdits> {
+    let add = add.iter().enumerate().map(|(at, one)| header_add(one, &format!("{path}.headers_to_add[{at}]")));
+    let remove = remove.iter().map(|name| matcher::header_name(&name.to_ascii_lowercase(), &format!("{path}.headers_to_remove")));
+    Ok(HeaderEdits { add: add.collect::<Translated<_>>()?, remove: remove.collect::<Translated<_>>()? })
+}
+
+fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderAdd> {
+    use core::header_value_option::HeaderAppendAction;
+    let header = required(value.header.as_ref(), path)?;
+    #[expect(deprecated, reason = "istiod's older releases set append")]
+    let append = value.append.as_ref().map(|append| append.value);
+    let action = match (append, HeaderAppendAction::try_from(value.append_action)) {
+        (Some(true), _) | (None, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => AppendAction::Append,
+        (Some(false), _) | (None, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => AppendAction::Overwrite,
+        (None, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
+        (None, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
+        (None, Err(_)) => return Err(Problem::new(path, format!("the append_action {} is not known", value.append_action))),
+    };
+    let target = match header.key.to_ascii_lowercase().as_str() {
+        ":authority" | "host" => EditTarget::Authority,
+        ":path" => EditTarget::Path,
+        name => EditTarget::Header(matcher::header_name(name, path)?),
+    };
+    let text = if header.value.is_empty() { String::from_utf8(header.raw_value.clone()) } else { Ok(header.value.clone()) };
+    let text = text.map_err(|_| Problem::new(path, "the value is no text"))?;
+    let mut unknown = Vec::new();
+    let format = TextFormat::parse(&text, &mut unknown);
+    if let Some(operator) = unknown.first() {
+        return Err(Problem::new(path, operator.to_string()));
+    }
+    Ok(HeaderAdd { target, value: format, action, keep_empty_value: value.keep_empty_value })
+}

@@ -1,0 +1,62 @@
+//! `HttpConnectionManager.Tracing`.
+//!
+//! Providers and tags that are not known are a matter of observability: ids are made and propagated all the same.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
+use envoy_types::pb::envoy::config::trace::v3::OpenTelemetryConfig;
+use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as proto;
+use envoy_types::pb::envoy::r#type::tracing::v3 as tag;
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use http::HeaderName;
+use model::format::TextFormat;
+use model::tracing::{CustomTag, OtlpProvider, Sampling, TagSource, Tracing};
+
+use super::{Translated, open, type_name};
+
+const OPEN_TELEMETRY: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
+/// Envoy's bound on the path in `http.url`.
+const PATH_BYTES_MAX_DEFAULT: u32 = 256;
+
+pub(super) fn tracing(value: &proto::Tracing, path: &str) -> Translated<Tracing> {
+    let sampling = |percent: Option<&Percent>| Sampling::percent(percent.map_or(100.0, |percent| percent.value));
+    let provider = match value.provider.as_ref().and_then(|provider| provider.config_type.as_ref()) {
+        Some(ConfigType::TypedConfig(config)) if type_name(config) == OPEN_TELEMETRY => otlp(&open(config, &format!("{path}.provider"))?),
+        _ => None,
+    };
+    let path_bytes_max = value.max_path_tag_length.as_ref().map_or(PATH_BYTES_MAX_DEFAULT, |length| length.value);
+    Ok(Tracing {
+        random_sampling: sampling(value.random_sampling.as_ref()),
+        overall_sampling: sampling(value.overall_sampling.as_ref()),
+        custom_tags: value.custom_tags.iter().filter_map(custom_tag).collect(),
+        provider,
+        path_bytes_max: usize::try_from(path_bytes_max).unwrap_or(usize::MAX),
+    })
+}
+
+fn otlp(config: &OpenTelemetryConfig) -> Option<OtlpProvider> {
+    let TargetSpecifier::EnvoyGrpc(target) = config.grpc_service.as_ref()?.target_specifier.as_ref()? else { return None };
+    let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
+    Some(OtlpProvider {
+        cluster: target.cluster_name.as_str().into(),
+        authority: authority.as_str().into(),
+        service_name: config.service_name.as_str().into(),
+    })
+}
+
+fn custom_tag(value: &tag::CustomTag) -> Option<CustomTag> {
+    use tag::custom_tag::Type;
+    let source = match value.r#type.as_ref()? {
+        Type::Literal(literal) => TagSource::Literal(literal.value.as_str().into()),
+        Type::RequestHeader(header) => TagSource::RequestHeader {
+            name: HeaderName::from_bytes(header.name.to_ascii_lowercase().as_bytes()).ok()?,
+            default: header.default_value.as_str().into(),
+        },
+        Type::Value(format) => TagSource::Format(TextFormat::parse(format, &mut Vec::new()).omitting_missing()),
+        Type::Metadata(_) => TagSource::Metadata,
+        Type::Environment(_) => return None,
+    };
+    Some(CustomTag { tag: Arc::from(value.tag.as_str()), source })
+}
