@@ -77,6 +77,8 @@ pub struct Launch {
     pub environment: BTreeMap<String, Option<String>>,
     /// Extra of PROXY_CONFIG, such as `terminationDrainDuration`.
     pub proxy_config: serde_json::Map<String, Value>,
+    /// At the end, writes what it wrote to standard error, which a test runner shows for tests that fail.
+    pub tells_at_end: bool,
 }
 
 /// A running waypoint.
@@ -88,6 +90,7 @@ pub struct Waypoint {
     root: TempDir,
     output: Lines,
     log: Lines,
+    tells_at_end: bool,
 }
 
 /// The waypoint's binary, built in the profile and target folder of whoever asks.
@@ -190,7 +193,7 @@ impl Waypoint {
         let (output, log) = (Lines::default(), Lines::default());
         output.follow(child.stdout.take().context("no standard output")?);
         log.follow(child.stderr.take().context("no standard error")?);
-        Ok(Self { child, exit: None, address: launch.address, root, output, log })
+        Ok(Self { child, exit: None, address: launch.address, root, output, log, tells_at_end: launch.tells_at_end })
     }
 
     /// A port of it.
@@ -334,7 +337,7 @@ impl Drop for Waypoint {
             drop(self.child.kill());
             drop(self.child.wait());
         }
-        if thread::panicking() {
+        if self.tells_at_end {
             eprintln!("--- the waypoint's log\n{}\n--- its access log\n{}", self.log().join("\n"), self.output().join("\n"));
         }
     }
