@@ -24,7 +24,10 @@ async fn the_waypoint_introduces_itself_as_the_rendered_pod() -> Result<()> {
     assert_eq!(nodes[0]["id"], format!("waypoint~{address}~waypoint-0.shop~shop.svc.cluster.local"));
     assert_eq!(nodes[0]["cluster"], "waypoint.shop");
     let metadata = &nodes[0]["metadata"];
-    assert_eq!((&metadata["NAMESPACE"], &metadata["SERVICE_ACCOUNT"], &metadata["CLUSTER_ID"]), (&"shop".into(), &"waypoint".into(), &"Kubernetes".into()));
+    assert_eq!(
+        (&metadata["NAMESPACE"], &metadata["SERVICE_ACCOUNT"], &metadata["CLUSTER_ID"]),
+        (&"shop".into(), &"waypoint".into(), &"Kubernetes".into())
+    );
     assert!(metadata["INSTANCE_IPS"].as_str().is_some_and(|ips| ips.split(',').next() == Some(&address.to_string())), "{metadata}");
     assert_eq!(metadata["LABELS"]["gateway.networking.k8s.io/gateway-name"], "waypoint");
     assert!(mesh.istiod.replies().iter().all(|reply| reply.refusal.is_none()), "{:?}", mesh.istiod.replies());
@@ -33,13 +36,24 @@ async fn the_waypoint_introduces_itself_as_the_rendered_pod() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_scenario_is_served_or_refused_by_name() -> Result<()> {
-    for scenario in
-        ["01-plain", "02-httproute", "03-grpcroute", "04-virtualservice", "05-authz", "06-jwt", "07-telemetry", "08-egress", "09-tcp", "10-unsupported"]
-    {
+    for scenario in [
+        "01-plain",
+        "02-httproute",
+        "03-grpcroute",
+        "04-virtualservice",
+        "05-authz",
+        "06-jwt",
+        "07-telemetry",
+        "08-egress",
+        "09-tcp",
+        "10-unsupported",
+    ] {
         let mesh = Mesh::builder(scenario)?.start_unready().await?;
         for kind in Kind::ALL {
             let reply = mesh.istiod.reply(kind, 1, DEADLINE).await?;
-            let names_something = |text: &String| text.contains("inbound-vip|") || text.contains("direct-") || text.contains("connect_") || text.contains("outbound|");
+            let names_something = |text: &String| {
+                text.contains("inbound-vip|") || text.contains("direct-") || text.contains("connect_") || text.contains("outbound|")
+            };
             assert!(reply.refusal.as_ref().is_none_or(names_something), "{scenario}: {reply:?}");
         }
         let readiness = until("an answer on the readiness page", DEADLINE, async || {

@@ -11,8 +11,8 @@ use tests::wait::{Look, until};
 use tests::workload::App;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-/// What an idle waypoint may hold.
-const IDLE_BYTES_MAX: u64 = 20 * 1024 * 1024;
+/// What an idle waypoint may hold; without optimization its code alone is several times larger.
+const IDLE_BYTES_MAX: u64 = if cfg!(debug_assertions) { 64 * 1024 * 1024 } else { 20 * 1024 * 1024 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_ca_it_is_not_ready_says_why_and_keeps_trying() -> Result<()> {

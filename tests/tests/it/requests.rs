@@ -30,7 +30,11 @@ async fn a_request_goes_from_hbone_to_hbone() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_share_one_connection_to_the_pod() -> Result<()> {
-    let mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.proxy_config("concurrency", 1.into()).start().await?;
+    let mesh = Mesh::builder("01-plain")?
+        .edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?
+        .proxy_config("concurrency", 1.into())
+        .start()
+        .await?;
     let web = mesh.pod("web-v1-1", App::Http).await?;
     let connection = mesh.connect("frontend-0").await?;
     let mut http = connection.http1(WEB).await?;
@@ -88,18 +92,6 @@ async fn what_a_port_without_a_protocol_carries_is_told_by_its_first_bytes() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_speaks_first_is_heard_on_a_port_without_a_protocol() -> Result<()> {
-    let mesh = Mesh::start("01-plain").await?;
-    let _auto = mesh.pod("auto-v1-1", App::Tcp { greets: true }).await?;
-    let connection = mesh.connect("frontend-0").await?;
-    let mut tunnel = connection.tunnel(AUTO).await?;
-    let mut greeting = [0; 6];
-    tokio::time::timeout(std::time::Duration::from_secs(5), tokio::io::AsyncReadExt::read_exact(&mut tunnel, &mut greeting)).await??;
-    assert_eq!(&greeting, b"ready\n");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_outside_the_mesh_is_reached_in_plaintext() -> Result<()> {
     let mesh = Mesh::start("01-plain").await?;
     let legacy = mesh.plain_pod("legacy-v1-1", PRIVILEGED_PORT_SHIFT + 80, App::Http).await?;
@@ -119,7 +111,10 @@ async fn a_service_without_endpoints_is_answered_503() -> Result<()> {
     let answer = connection.get(EMPTY, "/nobody").await?;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     let (_, line) = mesh.waypoint.access_line("the line of /nobody", |line| line["path"] == "/nobody").await?;
-    assert_eq!((&line["response_code"], &line["response_flags"], &line["upstream_host"]), (&503.into(), &"UH".into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&line["response_code"], &line["response_flags"], &line["upstream_host"]),
+        (&503.into(), &"UH".into(), &serde_json::Value::Null)
+    );
     assert_eq!(line["upstream_cluster"], "inbound-vip|80|http|empty.shop.svc.cluster.local;");
     Ok(())
 }

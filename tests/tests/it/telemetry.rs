@@ -61,7 +61,10 @@ async fn a_log_line_is_json_in_the_providers_format_and_names_the_exported_span(
     assert!(shape.is_match(&text), "{text}");
     let trace_id = line["trace_id"].as_str().unwrap_or_default().to_owned();
     let span = mesh.spans.wait_for("the span of /ok", SPAN_DEADLINE, |span| span.trace_id == trace_id).await?;
-    assert_eq!((span.span_id.as_str(), span.kind, span.parent_span_id.as_str()), (line["span_id"].as_str().unwrap_or_default(), KIND_SERVER, ""));
+    assert_eq!(
+        (span.span_id.as_str(), span.kind, span.parent_span_id.as_str()),
+        (line["span_id"].as_str().unwrap_or_default(), KIND_SERVER, "")
+    );
     assert_eq!(span.name, "web.shop.svc.cluster.local:80/*");
     assert_eq!(span.resource["service.name"], "waypoint.shop");
     let attribute = |name: &str| span.attributes.get(name).map(String::as_str);
