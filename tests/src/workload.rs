@@ -4,7 +4,7 @@
 //! answer, `/stream/N` sends N chunks, one every 100 ms; everything else is echoed as JSON (pod, method, path, headers in order, body
 //! length). Requests whose content type is gRPC's get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
 //!
-//! Invariants: every request is counted when its head arrives; nothing of a workload outlives it.
+//! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -38,6 +38,8 @@ use crate::tunnel::Tunnel;
 const HBONE_PORT: u16 = 15008;
 /// The first bytes of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// CONNECTs and paths kept, the first ones; later ones are not recorded.
+const RECORDS_MAX: usize = 100_000;
 /// Bytes at a time that the TCP app reads.
 const CHUNK_BYTES: usize = 16 * 1024;
 
@@ -101,7 +103,10 @@ impl Record {
 
     fn count(&self, method: &Method, path: &str) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry(format!("{method} {path}")).or_default() += 1;
+        let key = format!("{method} {path}");
+        if requests.len() < RECORDS_MAX || requests.contains_key(&key) {
+            *requests.entry(key).or_default() += 1;
+        }
     }
 }
 
@@ -212,7 +217,11 @@ fn answer_connect(
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
     let seen = SeenConnect { authority, headers: head.headers, identity: identity.to_owned() };
-    record.connects.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+    let mut connects = record.connects.lock().unwrap_or_else(PoisonError::into_inner);
+    if connects.len() < RECORDS_MAX {
+        connects.push(seen);
+    }
+    drop(connects);
     let refusal = match StatusCode::from_u16(record.refuse_connects.load(Ordering::Relaxed)) {
         _ if head.method != Method::CONNECT => Some(StatusCode::BAD_REQUEST),
         Ok(status) => Some(status),

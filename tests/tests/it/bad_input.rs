@@ -44,6 +44,16 @@ async fn what_is_not_tls_on_the_hbone_port_is_closed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_http2_within_tls_is_closed() -> Result<()> {
+    let (mesh, _web, good) = with_a_good_connection().await?;
+    let stream = mesh.peer("batch-0")?.dial_tls(mesh.hbone()).await?;
+    let heard = exchange_raw(stream, b"CONNECT 10.96.1.1:80 HTTP/1.1\r\nhost: 10.96.1.1:80\r\n\r\n", false).await.unwrap_or_default();
+    // At most SETTINGS and GOAWAY.
+    assert!(!heard.windows(5).any(|window| window == b"HTTP/"), "{heard:?}");
+    is_unharmed(&good).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_no_connect_is_answered_404() -> Result<()> {
     let (mesh, _web, good) = with_a_good_connection().await?;
     let connection = mesh.connect("batch-0").await?;
