@@ -19,7 +19,7 @@ use prost::Message;
 use xds_proto::istio::workload as workload_proto;
 
 use self::listeners::Listening;
-use self::report::{Checked, check};
+use self::report::{ASSIGNMENT, Checked, check, check_endpoints};
 use crate::ads::{Applied, Resource, ResourceType, Update, Verdict, Wanted};
 use crate::coverage::LB_ENDPOINTS;
 use crate::observer::{Change, Report};
@@ -166,7 +166,8 @@ impl Applier {
         let mut changes = Vec::new();
         let mut refused = Vec::new();
         for Resource { name, body, .. } in update.resources {
-            let checked = check("envoy.config.endpoint.v3.ClusterLoadAssignment", &body, &name, &[LB_ENDPOINTS]);
+            let mut checked = check(ASSIGNMENT, &body, &name, &[LB_ENDPOINTS]);
+            let walked = check_endpoints(&body, &name);
             let value = match endpoint_proto::ClusterLoadAssignment::decode(body) {
                 Ok(value) if checked.refused.is_empty() => value,
                 Ok(_) => {
@@ -178,7 +179,9 @@ impl Applier {
                     continue;
                 }
             };
-            let set = Arc::new(endpoint::assignment(&value));
+            let of = |group, at| walked.get(&(group, at)).map(|checked| checked.refused.clone()).unwrap_or_default();
+            let set = Arc::new(endpoint::assignment(&value, of));
+            checked.listed.extend(walked.into_values().flat_map(|checked| checked.listed));
             refused.extend(set.refused.iter().cloned());
             let is_known = self.endpoints.get(&name).is_some_and(|held| held.set == set);
             if !is_known {
@@ -240,7 +243,14 @@ fn verdict(refused: &[Invalid]) -> Applied {
     for (at, one) in refused.iter().enumerate() {
         let line = one.to_string();
         if text.len() + line.len() > NACK_BYTES_MAX {
-            text.push_str(&format!("; and {} more", refused.len() - at));
+            // Of a single reason that is too long, its beginning says where and what.
+            if at == 0 {
+                text.push_str(&line[..line.floor_char_boundary(NACK_BYTES_MAX)]);
+            }
+            let more = refused.len() - at.max(1);
+            if more > 0 {
+                text.push_str(&format!("; and {more} more"));
+            }
             break;
         }
         if at > 0 {

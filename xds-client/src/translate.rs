@@ -60,6 +60,27 @@ pub(crate) fn type_name(any: &google::Any) -> &str {
     xds_proto::message_name(&any.type_url)
 }
 
+const TYPED_STRUCT: &str = "udpa.type.v1.TypedStruct";
+
+/// The type of an extension's configuration, which may be in JSON form inside a `TypedStruct`. That form is opened for
+/// [`PLUMBING`] only: anything else in it would be passed over, and keeps the type `TypedStruct`, which nothing accepts.
+pub(crate) fn extension_type(any: &google::Any) -> Translated<String> {
+    if type_name(any) != TYPED_STRUCT {
+        return Ok(type_name(any).to_owned());
+    }
+    let inner = open::<xds_proto::udpa::TypedStruct>(any, "typed_config")?;
+    let inner = xds_proto::message_name(&inner.type_url);
+    Ok(if PLUMBING.contains(&inner) { inner.to_owned() } else { format!("{TYPED_STRUCT} of {inner}") })
+}
+
+/// Filters whose work is done without them: peers are looked up, and a CONNECT's target and client are known.
+pub(crate) const PLUMBING: [&str; 4] = [
+    "io.istio.http.peer_metadata.Config",
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "envoy.extensions.filters.http.set_filter_state.v3.Config",
+    "envoy.extensions.filters.network.set_filter_state.v3.Config",
+];
+
 /// Reads an `Any` whose type is known.
 pub(crate) fn open<M: Message + Default>(any: &google::Any, path: &str) -> Translated<M> {
     M::decode(&any.value[..]).map_err(|error| Problem::new(path, format!("is not a {}: {error}", type_name(any))))

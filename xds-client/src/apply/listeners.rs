@@ -25,7 +25,8 @@ use crate::coverage::{FILTER_CHAINS, walk};
 use crate::observer::Report;
 use crate::translate::chain::chain;
 use crate::translate::listener::{
-    CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL, Parts, listener_logs, main_dispatch, originate_logs, take_apart, terminate,
+    CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_logs,
+    take_apart, terminate,
 };
 
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
@@ -85,6 +86,7 @@ impl Listening {
         for chain in self.chains.values() {
             refused.extend(chain.checked.refused.iter().cloned());
         }
+        refused.extend(self.terminate_refused.iter().chain(&self.dispatch_refused).cloned());
         let mut seen = std::collections::HashSet::new();
         refused.retain(|one| seen.insert(one.to_string()));
         let refuse_all = !self.terminate_refused.is_empty() && self.terminate.is_none();
@@ -133,6 +135,9 @@ impl Listening {
         let Some(parts) = self.parts.get(CONNECT_TERMINATE) else { return };
         let shell = self.shells.get(CONNECT_TERMINATE);
         let mut refused = shell.map(|checked| checked.refused.clone()).unwrap_or_default();
+        if let Err(problem) = check_tunnel_filters(parts) {
+            refused.push(problem.of(CONNECT_TERMINATE));
+        }
         match terminate(parts) {
             Ok(terminate) if refused.is_empty() => self.terminate = Some(terminate),
             Ok(_) => {}
@@ -189,7 +194,11 @@ impl Listening {
         let walked = dynamic(FILTER_CHAIN, bytes).and_then(|message| {
             // JSON with sorted keys: what istiod orders at random is in order, inside of `Any` too.
             let canonical = xds_proto::dynamic_to_json(&message).map_err(|error| error.to_string())?;
-            Ok((checked(&walk(&message), name), self.meaning(&canonical.to_string())))
+            // Fields that are not known have no JSON form, so what the walk found is part of the meaning: a condition that is new to
+            // us must not pass for the version without it.
+            let checked = checked(&walk(&message), name);
+            let meaning = self.meaning(&format!("{canonical}{}", checked.in_order()));
+            Ok((checked, meaning))
         });
         let (mut checked, meaning) = match walked {
             Ok(walked) => walked,

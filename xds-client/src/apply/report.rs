@@ -1,11 +1,16 @@
 //! The coverage walk of one object, kept as what the object is reported with.
 
+use std::collections::HashMap;
+
 use model::invalid::Invalid;
 use prost_reflect::DynamicMessage;
 use xds_proto::descriptors;
 
 use crate::coverage::{Findings, walk_without};
 use crate::observer::Report;
+
+/// The type of a load assignment.
+pub(super) const ASSIGNMENT: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// What the walk found in one object.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +27,14 @@ impl Checked {
         if !self.refused.iter().any(|known| known.path == invalid.path) {
             self.refused.push(invalid);
         }
+    }
+
+    /// All of it as one text, whatever the order of maps in the object was.
+    pub(super) fn in_order(&self) -> String {
+        let refused = self.refused.iter().map(ToString::to_string);
+        let mut all: Vec<_> = refused.chain(self.listed.iter().map(|(of, field)| format!("{of}.{field}"))).collect();
+        all.sort_unstable();
+        all.join("\n")
     }
 
     pub(super) fn add_to(&self, report: &mut Report, name: &str) {
@@ -46,6 +59,29 @@ pub(super) fn check(type_name: &str, bytes: &[u8], name: &str, skip: &[&str]) ->
         Ok(message) => checked(&walk_without(&message, skip), name),
         Err(reason) => Checked { refused: vec![Invalid::new(name, "", reason)], listed: Vec::new() },
     }
+}
+
+/// Walks each endpoint of a load assignment, so that one that cannot be obeyed costs no other its place. By position of its locality,
+/// and in it; bytes that are no assignment have none.
+pub(super) fn check_endpoints(bytes: &[u8], name: &str) -> HashMap<(usize, usize), Checked> {
+    let Ok(assignment) = dynamic(ASSIGNMENT, bytes) else { return HashMap::new() };
+    let mut all = HashMap::new();
+    for (group, locality) in messages(&assignment, "endpoints").into_iter().enumerate() {
+        for (at, endpoint) in messages(&locality, "lb_endpoints").into_iter().enumerate() {
+            let mut checked = checked(&walk_without(&endpoint, &[]), name);
+            for invalid in &mut checked.refused {
+                invalid.path = format!("endpoints[{group}].lb_endpoints[{at}].{}", invalid.path);
+            }
+            all.insert((group, at), checked);
+        }
+    }
+    all
+}
+
+fn messages(of: &DynamicMessage, field: &str) -> Vec<DynamicMessage> {
+    let value = of.get_field_by_name(field);
+    let list = value.as_ref().and_then(|value| value.as_list()).unwrap_or_default();
+    list.iter().filter_map(|item| item.as_message().cloned()).collect()
 }
 
 pub(super) fn checked(findings: &Findings, name: &str) -> Checked {

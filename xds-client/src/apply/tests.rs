@@ -4,6 +4,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::listener::v3::{Listener as ListenerProto, filter::ConfigType};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType::TypedConfig;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter as PbHttpFilter,
+};
+use envoy_types::pb::google::protobuf::Any;
 use model::authority::Authority;
 use model::chain::{ChainKind, HttpFilter};
 use model::cluster::UpstreamProtocol;
@@ -13,7 +19,7 @@ use model::listener::Listeners;
 use model::rbac::RbacAction;
 use model::route::{ClusterChoice, RouteAction};
 use prost::Message;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -294,4 +300,130 @@ fn a_cluster_that_goes_takes_its_endpoints_and_their_subscription_along() {
     );
     let names: std::collections::BTreeSet<_> = applied.clusters.keys().filter(|name| **name != web()).cloned().collect();
     assert_eq!(outcome.applied.wanted, [Wanted::new(ResourceType::Endpoint, names).unwrap()]);
+}
+
+/// Changes one connection manager of a listeners' update.
+fn edit_manager(update: &mut Update, listener: &str, chain: &str, work: impl Fn(&mut HttpConnectionManager, &mut Vec<u8>)) {
+    let resource = update.resources.iter_mut().find(|resource| resource.name == listener).unwrap();
+    let mut decoded = ListenerProto::decode(resource.body.clone()).unwrap();
+    let chain = decoded.filter_chains.iter_mut().find(|one| one.name == chain).unwrap();
+    let Some(ConfigType::TypedConfig(config)) = &mut chain.filters[0].config_type else { panic!("no manager") };
+    let mut manager = HttpConnectionManager::decode(&config.value[..]).unwrap();
+    let mut extra = Vec::new();
+    work(&mut manager, &mut extra);
+    config.value = manager.encode_to_vec();
+    config.value.extend(extra);
+    resource.body = decoded.encode_to_vec().into();
+}
+
+fn plain_listeners() -> Update {
+    update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener"))
+}
+
+/// An HTTP filter in front of all others.
+fn put_first(manager: &mut HttpConnectionManager, type_name: &str, config: &Value) {
+    let value = xds_proto::message_from_json(type_name, config).unwrap();
+    let config = Any { type_url: format!("type.googleapis.com/{type_name}"), value };
+    let name = "policy".to_owned();
+    manager.http_filters.insert(0, PbHttpFilter { name, config_type: Some(TypedConfig(config)), ..PbHttpFilter::default() });
+}
+
+fn deny_everybody() -> Value {
+    json!({"rules": {"action": "DENY", "policies": {"all": {"permissions": [{"any": true}], "principals": [{"any": true}]}}}})
+}
+
+fn nack(verdict: &Verdict) -> &str {
+    match verdict {
+        Verdict::Nack(reason) => reason,
+        Verdict::Ack => panic!("accepted"),
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_is_refused_in_a_chain_that_was_good_before() {
+    for was_good in [false, true] {
+        let mut applier = Applier::default();
+        if was_good {
+            applier.apply(plain_listeners());
+        }
+        let mut newer = plain_listeners();
+        edit_manager(&mut newer, "main_internal", &web(), |_, extra| prost::encoding::uint32::encode(9999, &1, extra));
+        let outcome = applier.apply(newer);
+        let reason = nack(&outcome.applied.verdict);
+        assert!(reason.contains(&web()) && reason.contains("9999"), "{reason}");
+        assert_eq!(refused_chains(&listeners_of(outcome)).is_empty(), was_good, "the last good version serves");
+    }
+}
+
+#[test]
+fn a_policy_on_tunnels_is_refused_by_name_and_nothing_inside_is_served() {
+    let mut policed = plain_listeners();
+    edit_manager(&mut policed, "connect_terminate", "default", |manager, _| {
+        put_first(manager, "envoy.extensions.filters.http.rbac.v3.RBAC", &deny_everybody());
+    });
+    let outcome = Applier::default().apply(policed);
+    assert!(nack(&outcome.applied.verdict).contains("RBAC"));
+    let listeners = listeners_of(outcome);
+    assert!(listeners.terminate_refused[0].reason.contains("RBAC"), "{:?}", listeners.terminate_refused);
+    assert_eq!(*listeners.terminate.client_id_prefixes, ["spiffe://cluster.local/".into()], "who may connect is still known");
+    assert_eq!(refused_chains(&listeners).len(), listeners.chains.len());
+}
+
+#[test]
+fn a_policy_in_the_json_form_of_a_typed_struct_is_not_passed_over() {
+    let mut policed = plain_listeners();
+    let config = json!({"type_url": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC", "value": deny_everybody()});
+    edit_manager(&mut policed, "main_internal", &web(), |manager, _| put_first(manager, "udpa.type.v1.TypedStruct", &config));
+    let outcome = Applier::default().apply(policed);
+    assert!(nack(&outcome.applied.verdict).contains("RBAC"));
+    assert_eq!(refused_chains(&listeners_of(outcome)), [web()]);
+}
+
+#[test]
+fn an_endpoint_with_a_field_that_is_not_known_is_left_out_and_its_neighbour_stays() {
+    let mut newer = update(ResourceType::Endpoint, &fixture("istiod-1.31/01-plain", "ClusterLoadAssignment"));
+    newer.resources.retain(|resource| resource.name == web());
+    let decoded = endpoint_proto::ClusterLoadAssignment::decode(newer.resources[0].body.clone()).unwrap();
+    let mut endpoints: Vec<_> = decoded.endpoints.iter().flat_map(|locality| &locality.lb_endpoints).map(Message::encode_to_vec).collect();
+    assert_eq!(endpoints.len(), 2);
+    prost::encoding::uint32::encode(9999, &1, &mut endpoints[0]);
+    let (mut locality, mut body) = (Vec::new(), Vec::new());
+    endpoints.iter().for_each(|endpoint| prost::encoding::bytes::encode(2, endpoint, &mut locality));
+    prost::encoding::string::encode(1, &web(), &mut body);
+    prost::encoding::bytes::encode(2, &locality, &mut body);
+    newer.resources[0].body = body.into();
+    let outcome = Applier::default().apply(newer);
+    let reason = nack(&outcome.applied.verdict);
+    assert!(reason.contains("endpoints[0].lb_endpoints[0].") && reason.contains("9999"), "{reason}");
+    let Some(Change::EndpointsUpserted(_, set)) = outcome.changes.first() else { panic!("{:?}", outcome.changes) };
+    assert_eq!(set.endpoints.len(), 1);
+}
+
+#[test]
+fn a_cluster_whose_endpoints_cannot_be_asked_for_costs_no_other_its_own() {
+    let mut file = fixture("istiod-1.31/01-plain", "Cluster");
+    let web_cluster = file["resources"].as_array_mut().unwrap().iter_mut().find(|entry| entry["name"] == web()).unwrap();
+    web_cluster["resource"]["eds_cluster_config"]["service_name"] = "*".into();
+    let outcome = Applier::default().apply(update(ResourceType::Cluster, &file));
+    assert!(nack(&outcome.applied.verdict).contains(&web()));
+    assert_eq!(outcome.applied.wanted.len(), 1, "the others' endpoints are asked for");
+}
+
+#[test]
+fn a_single_reason_that_is_too_long_is_cut_and_not_left_out() {
+    let applied = verdict(&[Invalid::new("web", "filters[0]", "ü".repeat(NACK_BYTES_MAX))]);
+    let reason = nack(&applied.verdict);
+    assert!(reason.starts_with("web: filters[0]: ü") && reason.len() <= NACK_BYTES_MAX, "{}", reason.len());
+}
+
+#[test]
+fn a_workload_of_a_kind_that_is_not_known_is_refused() {
+    let mut newer = update(ResourceType::Workload, &fixture("istiod-1.31/01-plain", "Workload"));
+    newer.resources.truncate(1);
+    let mut body = newer.resources[0].body.to_vec();
+    prost::encoding::int32::encode(12, &99, &mut body);
+    newer.resources[0].body = body.into();
+    let outcome = Applier::default().apply(newer);
+    assert!(nack(&outcome.applied.verdict).contains("workload_type"));
+    assert!(outcome.changes.is_empty());
 }

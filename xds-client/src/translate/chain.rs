@@ -14,15 +14,15 @@ use model::metrics::Stats;
 use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
-use super::{Problem, Translated, access_log, open, positive_duration, rbac, required, route, stats, tracing, type_name};
+use super::{
+    PLUMBING, Problem, Translated, access_log, extension_type, open, positive_duration, rbac, required, route, stats, tracing, type_name,
+};
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
-const SET_FILTER_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 const STATS: &str = "stats.PluginConfig";
-const TYPED_STRUCT: &str = "udpa.type.v1.TypedStruct";
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 /// HTTP filters whose place in the chain is all that their configuration here says.
 const HTTP_FILTERS_WITHOUT_EFFECT: [&str; 3] = [
@@ -105,7 +105,7 @@ impl Network {
         if self.last.is_some() {
             return Err(Problem::new(path, format!("the filter {:?} stands behind the last one", filter.name)));
         }
-        match type_name(config) {
+        match extension_type(config)?.as_str() {
             HCM => self.last = Some(Last::Http(Box::new(http(&open(config, path)?, path)?))),
             TCP_PROXY => {
                 let (chain, logs) = tcp_proxy(&open(config, path)?, path)?;
@@ -117,8 +117,7 @@ impl Network {
                 self.rbac.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, path)).transpose()?);
             }
             STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
-            // Peers are looked up, and a CONNECT's target is known, without these.
-            TYPED_STRUCT | SET_FILTER_STATE => {}
+            known if PLUMBING.contains(&known) => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
         Ok(())
@@ -168,7 +167,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
         let Some(hcm::http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
             return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
         };
-        match type_name(config) {
+        match extension_type(config)?.as_str() {
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
                 refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), &path)?;
@@ -176,7 +175,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             }
             STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
             GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
-            TYPED_STRUCT => {}
+            known if PLUMBING.contains(&known) => {}
             known if HTTP_FILTERS_WITHOUT_EFFECT.contains(&known) => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }

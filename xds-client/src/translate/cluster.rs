@@ -46,7 +46,8 @@ pub fn eds_name(value: &proto::Cluster) -> Option<&str> {
         return None;
     }
     let named = value.eds_cluster_config.as_ref().map(|config| config.service_name.as_str()).filter(|name| !name.is_empty());
-    Some(named.unwrap_or(&value.name))
+    // The protocol has a meaning of its own for these, and one such cluster must not cost the others their endpoints.
+    Some(named.unwrap_or(&value.name)).filter(|name| !matches!(*name, "" | "*"))
 }
 
 fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
@@ -62,10 +63,14 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
         }
     };
     match kind {
-        DiscoveryType::Eds => Ok(Discovery::Eds(eds_name(value).unwrap_or(&value.name).into())),
+        DiscoveryType::Eds => match eds_name(value) {
+            Some(name) => Ok(Discovery::Eds(name.into())),
+            None => Err(Problem::new("eds_cluster_config.service_name", "is no name that endpoints can be asked for by")),
+        },
         DiscoveryType::Static => {
+            // It was walked with its cluster.
             let assignment = required(value.load_assignment.as_ref(), "load_assignment")?;
-            Ok(Discovery::Static(Arc::new(endpoint::assignment(assignment))))
+            Ok(Discovery::Static(Arc::new(endpoint::assignment(assignment, |_, _| Vec::new()))))
         }
         other => Err(Problem::new("type", format!("{} is not supported yet", other.as_str_name()))),
     }

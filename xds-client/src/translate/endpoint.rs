@@ -6,6 +6,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as proto;
 use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
+use model::invalid::Invalid;
 
 use super::{Problem, Translated, required, socket_address, text_of};
 
@@ -13,13 +14,19 @@ const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
 const CONNECT_ORIGINATE: &str = "connect_originate";
 
-/// Translates all endpoints of a cluster; those that cannot be obeyed are in [`EndpointSet::refused`].
+/// Translates all endpoints of a cluster; those that cannot be obeyed are in [`EndpointSet::refused`]. `walked` says what else is not
+/// obeyed of the endpoint at these positions of its locality and in it.
 #[must_use]
-pub fn assignment(value: &proto::ClusterLoadAssignment) -> EndpointSet {
+pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, usize) -> Vec<Invalid>) -> EndpointSet {
     let mut set = EndpointSet::default();
     for (group, locality) in value.endpoints.iter().enumerate() {
         for (at, one) in locality.lb_endpoints.iter().enumerate() {
             let path = format!("endpoints[{group}].lb_endpoints[{at}]");
+            let not_obeyed = walked(group, at);
+            if !not_obeyed.is_empty() {
+                set.refused.extend(not_obeyed);
+                continue;
+            }
             match endpoint(one, locality.priority, &path) {
                 Ok(endpoint) => set.endpoints.push(Arc::new(endpoint)),
                 Err(problem) => set.refused.push(problem.of(&value.cluster_name)),

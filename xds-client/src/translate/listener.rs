@@ -19,7 +19,7 @@ use model::listener::Terminate;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use super::{Problem, Translated, access_log, dispatch, open, required, socket_address, type_name};
+use super::{PLUMBING, Problem, Translated, access_log, dispatch, extension_type, open, required, socket_address, type_name};
 
 /// HBONE in.
 pub const CONNECT_TERMINATE: &str = "connect_terminate";
@@ -30,6 +30,7 @@ pub const CONNECT_ORIGINATE: &str = "connect_originate";
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const DOWNSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const FILTER_CHAINS_FIELD: u32 = 3;
 const CHAIN_NAME_FIELD: u32 = 7;
@@ -104,9 +105,7 @@ pub fn terminate(parts: &Parts) -> Translated<Terminate> {
         let path = format!("additional_addresses[{at}]");
         addresses.push(listen_address(required(more.address.as_ref(), &path)?, &path)?);
     }
-    let [(_, bytes)] = parts.chains.as_slice() else { return Err(Problem::new("filter_chains", "there has to be exactly one")) };
-    let chain =
-        proto::FilterChain::decode(&bytes[..]).map_err(|error| Problem::new("filter_chains", format!("is not a chain: {error}")))?;
+    let chain = only_chain(parts)?;
     let manager = chain.filters.iter().find_map(|filter| match &filter.config_type {
         Some(proto::filter::ConfigType::TypedConfig(config)) if type_name(config) == HCM => Some(config),
         _ => None,
@@ -127,6 +126,38 @@ pub fn terminate(parts: &Parts) -> Translated<Terminate> {
         keepalive_timeout: read(keepalive.and_then(|keepalive| keepalive.timeout.as_ref()), KEEPALIVE_TIMEOUT)?,
         access_logs: access_log::all(&manager.access_log, "filter_chains[0]")?,
     })
+}
+
+/// Whether the tunnel has no filters but those that every waypoint has. Any other, above all a policy, would decide about tunnels, and
+/// nothing here does: to pass over it would let in whom it keeps out. Apart from [`terminate`], so that who may connect is known even
+/// when this fails.
+///
+/// # Errors
+/// A filter that is not obeyed on tunnels.
+pub fn check_tunnel_filters(parts: &Parts) -> Translated<()> {
+    const PATH: &str = "filter_chains[0].filters";
+    let chain = only_chain(parts)?;
+    let [filter] = chain.filters.as_slice() else { return Err(Problem::new(PATH, "there has to be exactly one")) };
+    let manager: hcm::HttpConnectionManager = match &filter.config_type {
+        Some(proto::filter::ConfigType::TypedConfig(config)) if type_name(config) == HCM => open(config, PATH)?,
+        _ => return Err(Problem::new(PATH, format!("the filter {:?} is not supported on tunnels", filter.name))),
+    };
+    for (at, filter) in manager.http_filters.iter().enumerate() {
+        let path = format!("{PATH}[0].typed_config.http_filters[{at}]");
+        let kind = match &filter.config_type {
+            Some(hcm::http_filter::ConfigType::TypedConfig(config)) => extension_type(config)?,
+            _ => return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name))),
+        };
+        if kind != ROUTER && !PLUMBING.contains(&kind.as_str()) {
+            return Err(Problem::new(path, format!("the filter {:?} ({kind}) is not supported on tunnels", filter.name)));
+        }
+    }
+    Ok(())
+}
+
+fn only_chain(parts: &Parts) -> Translated<proto::FilterChain> {
+    let [(_, bytes)] = parts.chains.as_slice() else { return Err(Problem::new("filter_chains", "there has to be exactly one")) };
+    proto::FilterChain::decode(&bytes[..]).map_err(|error| Problem::new("filter_chains", format!("is not a chain: {error}")))
 }
 
 fn listen_address(value: &core::Address, path: &str) -> Translated<SocketAddr> {
