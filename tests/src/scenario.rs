@@ -197,11 +197,7 @@ struct Member {
 /// Moves every pod address below `value` to loopback, in text and in the bytes of workloads.
 fn move_addresses(value: &mut Value, net: &Loopback) {
     match value {
-        Value::String(text) => {
-            if text.contains("10.244.") {
-                *text = text.replace("10.244.", &format!("127.{}.", net.number));
-            }
-        }
+        Value::String(text) if text.contains("10.244.") => *text = text.replace("10.244.", &format!("127.{}.", net.number)),
         Value::Array(items) => items.iter_mut().for_each(|item| move_addresses(item, net)),
         Value::Object(fields) => {
             for (key, field) in fields {
