@@ -28,6 +28,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -116,6 +117,8 @@ pub struct Workload {
     record: Arc<Record>,
     address: SocketAddr,
     accepting: JoinHandle<()>,
+    /// Ends when the last task of this pod has.
+    all_ended: mpsc::Receiver<Infallible>,
 }
 
 impl Drop for Workload {
@@ -154,16 +157,21 @@ impl Workload {
             refuse_connects: AtomicU16::new(0),
         });
         let shared = Arc::clone(&record);
+        let (alive, all_ended) = mpsc::channel(1);
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 // A connection that fails is the test's business, not this server's.
-                connections.spawn(serve(Arc::clone(&shared), tcp));
+                let (served, alive) = (serve(Arc::clone(&shared), tcp), alive.clone());
+                connections.spawn(async move {
+                    drop(served.await);
+                    drop(alive);
+                });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { record, address, accepting })
+        Ok(Self { record, address, accepting, all_ended })
     }
 
     /// Where it listens.
@@ -178,11 +186,12 @@ impl Workload {
         &self.record
     }
 
-    /// Cuts all connections and listens no more; returns when the port is free.
+    /// Cuts all connections and listens no more; returns when they are closed and the port is free.
     pub async fn kill(mut self) {
         self.accepting.abort();
         // Cancelled, which is what was asked for.
         drop((&mut self.accepting).await);
+        while self.all_ended.recv().await.is_some() {}
     }
 }
 

@@ -33,11 +33,19 @@ async fn a_pod_that_is_gone_is_replaced_by_another() -> Result<()> {
         assert_eq!(http.get(&format!("/warm/{number}")).await?.status, StatusCode::OK);
     }
     dying.kill().await;
+    // Only a request that was sent before the end of its connection was seen may fail: it must not be sent again.
+    let mut n_failed = 0;
     for number in 0..20 {
         let request = http.request(Method::POST, &format!("/once/{number}")).body(full("order"))?;
-        assert_eq!(http.send(request).await?.status, StatusCode::OK);
-        assert_eq!(serving.record().requests(&format!("POST /once/{number}")), 1);
+        let answer = http.send(request).await?;
+        let n_served = serving.record().requests(&format!("POST /once/{number}"));
+        match (answer.status, n_served) {
+            (StatusCode::OK, 1) => {}
+            (StatusCode::SERVICE_UNAVAILABLE, 0) => n_failed += 1,
+            (status, n_served) => panic!("POST {number}: {status}, served {n_served} times"),
+        }
     }
+    assert!(n_failed <= 1, "{n_failed} requests failed");
     Ok(())
 }
 
