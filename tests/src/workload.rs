@@ -1,8 +1,9 @@
 //! The called side of a mesh: pods with an HBONE server in front (as ztunnel is) or plain, and an app that tells what it was asked.
 //!
 //! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS` waits, `/cut` ends in the middle of a body, `/reset` before the
-//! answer, `/stream/N` sends N chunks, one every 100 ms; everything else is echoed as JSON (pod, method, path, headers in order, body
-//! length). Requests whose content type is gRPC's get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
+//! answer, `/stream/N` sends N chunks, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what
+//! follows; everything else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's
+//! get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
 //!
 //! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
@@ -284,7 +285,7 @@ async fn serve_http(record: Arc<Record>, mut stream: impl AsyncRead + AsyncWrite
     if is_http2 {
         http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await?;
     } else {
-        http1::Builder::new().half_close(true).serve_connection(stream, service).await?;
+        http1::Builder::new().half_close(true).serve_connection(stream, service).with_upgrades().await?;
     }
     Ok(())
 }
@@ -295,10 +296,13 @@ fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
-async fn answer(record: Arc<Record>, request: Request<Incoming>) -> Result<Response<AnswerBody>> {
+async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>> {
+    let path = request.uri().path().to_owned();
+    record.count(request.method(), &path);
+    if path == "/upgrade" {
+        return switch_protocols(&mut request);
+    }
     let (head, body) = request.into_parts();
-    let path = head.uri.path().to_owned();
-    record.count(&head.method, &path);
     if path == "/reset" {
         return Err(anyhow!("told to reset"));
     }
@@ -311,6 +315,7 @@ async fn answer(record: Arc<Record>, request: Request<Incoming>) -> Result<Respo
         "status" => response.status(argument).body(whole(format!("status {argument}\n")))?,
         "cut" => response.header("content-length", "1000").body(cut_body())?,
         "stream" => response.body(chunks(number))?,
+        "bytes" => response.body(kibibytes(number))?,
         "empty" => response.status(StatusCode::NO_CONTENT).body(Empty::new().map_err(|never| match never {}).boxed_unsync())?,
         _ => {
             if verb == "delay" {
@@ -324,6 +329,22 @@ async fn answer(record: Arc<Record>, request: Request<Incoming>) -> Result<Respo
             }
         }
     })
+}
+
+/// 101 in the protocol that was asked for, and an echo of what comes then.
+fn switch_protocols(request: &mut Request<Incoming>) -> Result<Response<AnswerBody>> {
+    let asked = request.headers().get("upgrade").cloned().context("no Upgrade header")?;
+    let upgraded = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(stream) = upgraded.await {
+            let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+            // How it ends is seen by the caller.
+            drop(tokio::io::copy(&mut reader, &mut writer).await);
+            drop(writer.shutdown().await);
+        }
+    });
+    let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade").header("upgrade", asked);
+    Ok(response.body(whole(Bytes::new()))?)
 }
 
 fn echo(pod: &str, head: &http::request::Parts, n_body_bytes: usize, trailers: Option<&HeaderMap>) -> Value {
@@ -359,6 +380,12 @@ fn chunks(n_chunks: u64) -> AnswerBody {
         tokio::time::sleep(Duration::from_millis(100)).await;
         Ok(Frame::data(Bytes::from(format!("chunk {number}\n"))))
     });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+fn kibibytes(n_kibibytes: u64) -> AnswerBody {
+    let kibibyte = Bytes::from(vec![b'k'; 1024]);
+    let frames = stream::iter(0..n_kibibytes).map(move |_| Ok(Frame::data(kibibyte.clone())));
     StreamBody::new(frames).boxed_unsync()
 }
 

@@ -9,6 +9,10 @@ use tests::peer::{exchange_raw, full};
 use tests::pki::spiffe;
 use tests::scenario::{AUTO, DB, EMPTY, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, RATINGS, WEB, WEB_CHAIN};
 use tests::workload::App;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+
+/// What a body that nobody reads may cost.
+const GROWTH_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_goes_from_hbone_to_hbone() -> Result<()> {
@@ -63,6 +67,62 @@ async fn grpc_loses_neither_trailers_nor_messages() -> Result<()> {
     assert_eq!(told["trailers"], serde_json::json!([["x-end", "of request"]]));
     assert_eq!(answer.trailers.get("grpc-status"), Some(&HeaderValue::from_static("0")));
     assert_eq!(answer.trailers.get("x-trailer"), Some(&HeaderValue::from_static("kept")));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_joined_to_the_pods() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let tunnel = mesh.connect("frontend-0").await?.tunnel(WEB).await?;
+    let head = "GET /upgrade HTTP/1.1\r\nhost: web.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let mut stream = tokio::io::BufReader::new(tunnel);
+    stream.write_all(head.as_bytes()).await?;
+    let mut answer = String::new();
+    while !answer.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut answer).await?, 0, "{answer}");
+    }
+    assert!(answer.starts_with("HTTP/1.1 101 ") && answer.to_lowercase().contains("upgrade: websocket"), "{answer}");
+    let heard = exchange_raw(stream, b"\x81\x05hello", true).await?;
+    assert_eq!(heard, b"\x81\x05hello");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_carries_a_hundred_tunnels_at_once() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    let requests: Vec<_> = (0..100)
+        .map(|_| {
+            let connection = connection.clone();
+            tokio::spawn(async move { connection.get(WEB, "/delay/300").await })
+        })
+        .collect();
+    for request in requests {
+        assert_eq!(request.await??.status, StatusCode::OK);
+    }
+    assert_eq!(web.record().requests("GET /delay/300"), 100);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stops_holds_up_nobody_and_little_memory() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(connection.get(WEB, "/warm").await?.status, StatusCode::OK);
+    let n_bytes_before = mesh.waypoint.resident_bytes()?;
+    let mut unread = connection.tunnel(WEB).await?;
+    unread.write_all(b"GET /bytes/1048576 HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+    let mut first = [0; 1024];
+    unread.read_exact(&mut first).await?;
+    for number in 0..50 {
+        assert_eq!(connection.get(WEB, &format!("/beside/{number}")).await?.status, StatusCode::OK);
+    }
+    let grown = mesh.waypoint.resident_bytes()?.saturating_sub(n_bytes_before);
+    assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes more for a GiB that nobody reads");
+    assert_eq!(web.record().requests("GET /bytes/1048576"), 1);
     Ok(())
 }
 
