@@ -265,7 +265,10 @@ impl Waypoint {
         until(what, Duration::from_secs(10), async || {
             let page = self.metrics().await?;
             let found = page.lines().find(|line| is_it(line)).map(str::to_owned);
-            Ok(found.map_or_else(|| Look::NotYet(page.lines().filter(|line| line.starts_with("istio_")).collect::<Vec<_>>().join("\n")), Look::Done))
+            Ok(found.map_or_else(
+                || Look::NotYet(page.lines().filter(|line| line.starts_with("istio_")).collect::<Vec<_>>().join("\n")),
+                Look::Done,
+            ))
         })
         .await
     }

@@ -328,12 +328,11 @@ fn echo(pod: &str, head: &http::request::Parts, n_body_bytes: usize, trailers: O
 
 /// The first of a thousand announced bytes, then the end of the connection.
 fn cut_body() -> AnswerBody {
-    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"the first part\n")))])
-        .chain(stream::once(async {
-            // The first part has to leave before the connection breaks.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            Err(anyhow!("told to end in the middle"))
-        }));
+    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"the first part\n")))]).chain(stream::once(async {
+        // The first part has to leave before the connection breaks.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(anyhow!("told to end in the middle"))
+    }));
     StreamBody::new(frames).boxed_unsync()
 }
 
