@@ -17,8 +17,9 @@ use crate::invalid::Invalid;
 pub struct Terminate {
     /// Where HBONE is taken.
     pub addresses: Vec<SocketAddr>,
-    /// A client's SPIFFE id must begin with one of these; none means any.
-    pub client_id_prefixes: Vec<Box<str>>,
+    /// A client's SPIFFE id must begin with one of these; an empty list means any of the mesh's roots. None: this could not be read,
+    /// and whom the process accepts by itself holds.
+    pub client_id_prefixes: Option<Vec<Box<str>>>,
     /// Streams per connection.
     pub concurrent_streams_max: u32,
     /// Time between keepalive pings.

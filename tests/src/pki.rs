@@ -9,14 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 
 /// How far a certificate's validity begins before now, for clocks that are read twice.
@@ -27,7 +28,8 @@ const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// One root and what it signs.
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
-    root: Certificate,
+    root: CertificateDer<'static>,
+    root_pem: String,
 }
 
 impl std::fmt::Debug for Pki {
@@ -66,13 +68,20 @@ impl Pki {
         params.not_before = (SystemTime::now() - BACKDATE).into();
         params.not_after = (SystemTime::now() + LIFETIME).into();
         let root = params.self_signed(&key)?;
-        Ok(Self { issuer: Issuer::new(params, key), root })
+        Ok(Self { issuer: Issuer::new(params, key), root: root.der().clone(), root_pem: root.pem() })
+    }
+
+    /// A root that exists: its certificate and key as PEM.
+    pub fn from_pem(root_pem: &str, key_pem: &str) -> Result<Self> {
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|error| anyhow!("the root certificate: {error}"))?;
+        let issuer = Issuer::from_ca_cert_der(&root, KeyPair::from_pem(key_pem).context("the root's key")?)?;
+        Ok(Self { issuer, root, root_pem: root_pem.to_owned() })
     }
 
     /// The root as PEM, what `istio-ca-root-cert` holds.
     #[must_use]
     pub fn root_pem(&self) -> String {
-        self.root.pem()
+        self.root_pem.clone()
     }
 
     /// A member's certificate.
@@ -113,7 +122,7 @@ impl Pki {
 
     fn roots(&self) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.root.der().clone())?;
+        roots.add(self.root.clone())?;
         Ok(roots)
     }
 

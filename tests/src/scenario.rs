@@ -253,6 +253,13 @@ impl MeshBuilder {
         Ok(self)
     }
 
+    /// Uses a root that others know too.
+    #[must_use]
+    pub fn pki(mut self, pki: Pki) -> Self {
+        self.pki = Arc::new(pki);
+        self
+    }
+
     /// Sets a variable of the waypoint, or takes one away.
     #[must_use]
     pub fn environment(mut self, name: &str, value: Option<&str>) -> Self {

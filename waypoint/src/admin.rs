@@ -95,8 +95,8 @@ pub async fn serve(listener: TcpListener, port: Port, admin: Arc<Admin>) {
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, port: Port, admin: Arc<Admin>) -> hyper::Result<()> {
-    // The pod itself: loopback, or its own address talking to itself.
-    let is_local = peer.ip().is_loopback() || stream.local_addr().is_ok_and(|local| local.ip() == peer.ip());
+    // The pod's own address is not enough: what this waypoint forwards there would pass for the pod.
+    let is_local = peer.ip().is_loopback();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(answer(&request, port, is_local, &admin)) }

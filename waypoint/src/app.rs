@@ -38,6 +38,8 @@ use crate::tls::MeshTls;
 
 /// How long flushing logs and spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long nothing has to be applied until memory that only this needs is let go.
+const REST_AFTER: Duration = Duration::from_secs(5);
 /// How long one call of the CA may take, without connecting.
 const CA_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,7 @@ impl Process {
             flush: workers.flush(),
         };
         let discovery = Discovery::new(start);
+        tokio::spawn(rest(discovery.applied()));
         let admin = Arc::new(admin_of(&discovery, &telemetry, &readiness, &quit));
         listen_locally(&settings, &admin).await?;
         tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));
@@ -149,6 +152,8 @@ impl Process {
         self.telemetry.set_draining(true);
         let deadline = Instant::now() + self.settings.drain_deadline();
         self.drain.begin(deadline);
+        // Clients learn of our end later than we do; until then they are served, as with pilot-agent and Envoy.
+        tokio::time::sleep(self.settings.drain_duration_min()).await;
         match self.drain.wait_idle(deadline).await {
             Ok(()) => tracing::info!("drained"),
             Err(open) => tracing::warn!(open, "drain deadline reached; closing what is still open"),
@@ -158,6 +163,15 @@ impl Process {
             workers.join();
         }
         self.telemetry.shutdown(FLUSH_TIMEOUT).await;
+    }
+}
+
+/// Lets go of what only applying configuration needs, whenever nothing was applied for a while.
+async fn rest(applied: Arc<Notify>) {
+    loop {
+        applied.notified().await;
+        while tokio::time::timeout(REST_AFTER, applied.notified()).await.is_ok() {}
+        xds_proto::release_descriptors();
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Settings {
     pub termination_drain_duration: Duration,
     /// `EXIT_ON_ZERO_ACTIVE_CONNECTIONS`: a drain ends when nothing is open, and may use the whole grace period.
     pub exit_on_zero_active_connections: bool,
+    /// `MINIMUM_DRAIN_DURATION`, for the above.
+    pub drain_duration_minimum: Duration,
     /// Our own ports.
     pub local: LocalAddresses,
     /// Ready although a chain is refused without a last good version.
@@ -203,6 +205,7 @@ impl Settings {
             cpu_limit: reader.count("ISTIO_CPU_LIMIT"),
             termination_drain_duration: reader.drain_duration(&proxy_config),
             exit_on_zero_active_connections: reader.flag("EXIT_ON_ZERO_ACTIVE_CONNECTIONS"),
+            drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
@@ -211,6 +214,12 @@ impl Settings {
             node,
         };
         if reader.errors.is_empty() { Ok(settings) } else { Err(reader.errors) }
+    }
+
+    /// The shortest a drain lasts, whatever is open: the whole of it, or `MINIMUM_DRAIN_DURATION` where it ends with the last connection.
+    #[must_use]
+    pub fn drain_duration_min(&self) -> Duration {
+        if self.exit_on_zero_active_connections { self.drain_duration_minimum.min(self.drain_deadline()) } else { self.drain_deadline() }
     }
 
     /// The longest a drain may last: what was configured, and never into the end of the pod's grace period.

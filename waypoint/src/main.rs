@@ -3,9 +3,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use tikv_jemallocator::Jemalloc;
 use waypoint::app;
 use waypoint::config::args::{self, Command};
 use waypoint::config::{SettingError, Settings, Sources, interface_addresses};
+
+/// What a configuration push needs goes back to the system soon after it.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const HELP: &str = "waypoint: the L7 proxy of an Istio ambient mesh
 

@@ -20,6 +20,7 @@ use http::{Request, Response, Version};
 use model::authority::Authority as Target;
 use model::chain::{ChainKind, HttpChain};
 use model::flags::ResponseFlag;
+use model::headers::HeaderEdits;
 use model::route::{Route, RouteAction, VirtualHost};
 use model::stream_view::RequestHead;
 use model::workload::Workload;
@@ -126,6 +127,9 @@ impl Run {
         let chain = &tunnel.served.chain;
         let ChainKind::Http(http) = &chain.kind else { return Ok(self.reply(LocalReply::config_rejected())) };
         self.note_head(&mut parts, http);
+        if parts.version == Version::HTTP_10 && !http.options.http1_0 {
+            return Ok(self.reply(LocalReply::low_version()));
+        }
         let verdict = {
             let head = head_of(&parts);
             let input = RbacInput {
@@ -139,7 +143,10 @@ impl Run {
         };
         match verdict {
             Outcome::Route(host, route) => self.route(parts, body, http, (host, route)).await,
-            Outcome::NoRoute => Ok(self.reply(LocalReply::no_route())),
+            Outcome::NoRoute => {
+                self.recording.record().is_grpc = self.is_grpc;
+                Ok(self.reply(LocalReply::no_route()))
+            }
             Outcome::Denied { policy, route } => {
                 if let Some(route) = route {
                     self.note_route(route);
@@ -181,7 +188,11 @@ impl Run {
     fn note_route(&mut self, route: &Arc<Route>) {
         let RouteAction::Forward(forward) = &route.action else { return };
         let (name, _) = filters::route::choose_cluster(&forward.clusters, self.worker.draw());
-        self.recording.record().stream.route_name.clone_from(&route.name);
+        let record = self.recording.record();
+        record.stream.route_name.clone_from(&route.name);
+        if record.operation.is_none() {
+            record.operation.clone_from(&route.operation);
+        }
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
     }
 
@@ -207,7 +218,10 @@ impl Run {
             return Ok(self.reply(LocalReply::upgrade_refused()));
         }
         match &route.action {
-            RouteAction::Direct(direct) => Ok(self.reply(LocalReply::direct(direct))),
+            RouteAction::Direct(direct) => {
+                let levels = [&route.response_headers, &host.response_headers, &http.routes.response_headers];
+                Ok(self.reply_edited(LocalReply::direct(direct), &levels))
+            }
             RouteAction::Forward(forward) => {
                 let forwarding = attempt::Forwarding { route, host, http, forward };
                 attempt::forward(self, parts, body, &forwarding).await
@@ -216,7 +230,12 @@ impl Run {
     }
 
     /// Answers here.
-    fn reply(mut self, reply: LocalReply) -> Response<Body> {
+    fn reply(self, reply: LocalReply) -> Response<Body> {
+        self.reply_edited(reply, &[])
+    }
+
+    /// Answers here, with a route's changes to the answer.
+    fn reply_edited(mut self, reply: LocalReply, levels: &[&HeaderEdits]) -> Response<Body> {
         let server = match &self.tunnel.served.chain.kind {
             ChainKind::Http(http) => Some(http.options.server_name.as_ref()),
             _ => None,
@@ -224,6 +243,9 @@ impl Run {
         let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), server);
         if let Some(operation) = self.recording.record().operation.as_ref().and_then(|operation| HeaderValue::from_str(operation).ok()) {
             response.headers_mut().insert(X_ENVOY_DECORATOR_OPERATION, operation);
+        }
+        for edits in levels {
+            filters::headers::apply(edits, response.headers_mut(), self.recording.record());
         }
         self.recording.answered_here(&response);
         response

@@ -35,7 +35,7 @@ pub struct TcpRefusal {
 
 /// A connection to an endpoint, made before the CONNECT is answered.
 pub struct TcpReady {
-    record: ConnectionRecord,
+    record: Recorded,
     upstream: UpstreamIo,
     active: ActiveRequest,
     idle_timeout: Option<Duration>,
@@ -48,29 +48,35 @@ impl std::fmt::Debug for TcpReady {
     }
 }
 
+/// A connection's record, handed over once: at its end, or when what serves it is dropped.
+struct Recorded {
+    record: ConnectionRecord,
+    worker: Arc<Worker>,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        let record = &mut self.record;
+        self.worker.with_telemetry(|telemetry| telemetry.record_connection(record));
+    }
+}
+
 /// Judges a connection and dials for it.
 ///
 /// # Errors
 /// The CONNECT's answer; the connection has been recorded.
-pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Worker) -> Result<TcpReady, TcpRefusal> {
+pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Worker>) -> Result<TcpReady, TcpRefusal> {
     let mut record = ConnectionRecord::new(Arc::clone(&tunnel.served.telemetry));
     record.stream.source.clone_from(&tunnel.source);
     record.stream.source_identity = Some(tunnel.connection.peer.clone());
     record.stream.local_identity = Some(tunnel.connection.local.clone());
     record.stream.downstream_local = tunnel.target.address();
     record.stream.downstream_remote = Some(tunnel.connection.peer_address);
-    let result = connect(tunnel, chain, worker, &mut record).await;
-    match result {
-        Ok((upstream, active)) => {
-            let interval =
-                tunnel.served.telemetry.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
-            Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval: interval })
-        }
-        Err(status) => {
-            worker.with_telemetry(|telemetry| telemetry.record_connection(&mut record));
-            Err(TcpRefusal { status })
-        }
-    }
+    let mut record = Recorded { record, worker: Arc::clone(worker) };
+    let (upstream, active) = connect(tunnel, chain, worker, &mut record.record).await.map_err(|status| TcpRefusal { status })?;
+    let stats = tunnel.served.telemetry.stats.as_ref();
+    let reporting_interval = stats.map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
+    Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval })
 }
 
 async fn connect(
@@ -152,8 +158,8 @@ impl TcpReady {
     /// Copies both ways until both sides have ended, one fails, or nothing moves for the idle timeout.
     ///
     /// # Cancel safety
-    /// Dropping the future cuts both connections, and the connection is not recorded.
-    pub async fn run<I>(mut self, downstream: I, worker: &Worker)
+    /// Dropping the future cuts both connections.
+    pub async fn run<I>(mut self, downstream: I)
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
@@ -175,24 +181,25 @@ impl TcpReady {
                 ended = &mut copying => break Some(ended),
                 _ = report.tick() => {}
             }
-            note(&mut self.record, &counts);
-            worker.with_telemetry(|telemetry| telemetry.report_connection(&mut self.record));
-            let total = self.record.stream.bytes_received + self.record.stream.bytes_sent;
+            let Recorded { record, worker } = &mut self.record;
+            note(record, &counts);
+            worker.with_telemetry(|telemetry| telemetry.report_connection(record));
+            let total = record.stream.bytes_received + record.stream.bytes_sent;
             if total != moved {
                 (moved, moved_at) = (total, Instant::now());
             } else if self.idle_timeout.is_some_and(|limit| moved_at.elapsed() >= limit) {
-                self.record.stream.termination_details = Some("idle_timeout_on_connection".into());
+                record.stream.termination_details = Some("idle_timeout_on_connection".into());
                 break None;
             }
         };
         if let Some(Err(side)) = ended {
-            self.record.stream.flags.insert(match side {
+            self.record.record.stream.flags.insert(match side {
                 Side::Client => ResponseFlag::DownstreamConnectionTermination,
                 Side::Endpoint => ResponseFlag::UpstreamConnectionTermination,
             });
         }
-        note(&mut self.record, &counts);
-        worker.with_telemetry(|telemetry| telemetry.record_connection(&mut self.record));
+        note(&mut self.record.record, &counts);
+        drop(self.record);
         drop(self.active);
     }
 }

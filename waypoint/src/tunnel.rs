@@ -23,6 +23,8 @@ use crate::state::published::{Generation, ServedChain};
 use crate::tcp;
 use crate::worker::Worker;
 
+/// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a client may be silent where the protocol is not declared before it counts as no HTTP; Envoy's inspector waits as long.
 pub const SNIFF_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -31,14 +33,27 @@ pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWa
     let Some(generation) = worker.published.generation() else {
         return refuse(connect, &worker, None, Refusal::NotConfigured);
     };
-    match generation.listeners.dispatch.lookup(&connect.authority) {
-        Lookup::NotFound => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
-        Lookup::Chain(name) => match generation.chains.get(name).map(Arc::clone) {
-            Some(served) => serve_chain(connect, served, &worker, drain).await,
-            None => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
-        },
-        Lookup::Sniff(_) => serve_sniffed(connect, &generation, &worker, drain).await,
+    let found = match generation.listeners.dispatch.lookup(&connect.authority) {
+        Lookup::NotFound => Found::Nothing,
+        Lookup::Chain(name) => generation.chains.get(name).map_or(Found::Nothing, |served| Found::Chain(Arc::clone(served))),
+        Lookup::Sniff(_) => Found::Sniff,
+    };
+    match found {
+        Found::Nothing => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
+        Found::Chain(served) => {
+            // A long tunnel keeps its chain and not the whole mesh.
+            drop(generation);
+            serve_chain(connect, served, &worker, drain).await;
+        }
+        Found::Sniff => serve_sniffed(connect, generation, &worker, drain).await,
     }
+}
+
+/// Where a CONNECT leads.
+enum Found {
+    Nothing,
+    Chain(Arc<ServedChain>),
+    Sniff,
 }
 
 /// Why a CONNECT gets no tunnel.
@@ -94,18 +109,25 @@ async fn serve_chain(connect: Connect, served: Arc<ServedChain>, worker: &Arc<Wo
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
             let Ok(stream) = connect.accept() else { return };
             let mut stream = Replay::new(stream);
-            let protocol = match stream.sniff(SNIFF_BYTES_MAX).await {
-                Ok(Sniffed::Http2) => Protocol::Http2,
+            let mut draining = drain.clone();
+            let sniffed = tokio::select! {
+                biased;
+                sniffed = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.sniff(SNIFF_BYTES_MAX)) => sniffed,
+                // Nothing was asked yet: the client's next tunnel goes to another waypoint.
+                () = draining.draining() => return,
+            };
+            let protocol = match sniffed {
+                Ok(Ok(Sniffed::Http2)) => Protocol::Http2,
                 // What is not HTTP is answered as a malformed request by the codec.
-                Ok(Sniffed::Http1 | Sniffed::NotHttp) => Protocol::Http1,
-                Err(_) => return,
+                Ok(Ok(Sniffed::Http1 | Sniffed::NotHttp)) => Protocol::Http1,
+                Ok(Err(_)) | Err(_) => return,
             };
             serve_http(stream, protocol, tunnel, worker, drain).await;
         }
         ChainKind::Tcp(chain) => match tcp::prepare(&tunnel, chain, worker).await {
             Ok(ready) => {
                 if let Ok(stream) = connect.accept() {
-                    ready.run(stream, worker).await;
+                    ready.run(stream).await;
                 }
             }
             Err(refusal) => connect.reject(refusal.status),
@@ -115,7 +137,7 @@ async fn serve_chain(connect: Connect, served: Arc<ServedChain>, worker: &Arc<Wo
 }
 
 /// The chain depends on the first bytes, so the tunnel has to open before it is known.
-async fn serve_sniffed(connect: Connect, generation: &Arc<Generation>, worker: &Arc<Worker>, drain: DrainWatch) {
+async fn serve_sniffed(connect: Connect, generation: Arc<Generation>, worker: &Arc<Worker>, drain: DrainWatch) {
     let authority = connect.authority.clone();
     let Lookup::Sniff(by) = generation.listeners.dispatch.lookup(&authority) else { return };
     let lookup = |protocol| match by.lookup(protocol, &authority) {
@@ -136,6 +158,7 @@ async fn serve_sniffed(connect: Connect, generation: &Arc<Generation>, worker: &
         Sniffed::NotHttp => (Protocol::Http1, SniffedProtocol::Other),
     };
     let Some(served) = lookup(seen) else { return };
+    drop(generation);
     let (connection, target) = facts;
     let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
     let tunnel = Arc::new(TunnelContext { served: Arc::clone(&served), connection, target, source });
@@ -143,7 +166,7 @@ async fn serve_sniffed(connect: Connect, generation: &Arc<Generation>, worker: &
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => serve_http(stream, protocol, tunnel, worker, drain).await,
         ChainKind::Tcp(chain) => {
             if let Ok(ready) = tcp::prepare(&tunnel, chain, worker).await {
-                ready.run(stream, worker).await;
+                ready.run(stream).await;
             }
         }
         ChainKind::Refused { http: false, .. } => {}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use telemetry::Telemetry;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use xds_client::ads::node::{MetadataInputs, NodeSettings, metadata};
 use xds_client::ads::{AdsObserver, AdsStatus, Applied, ResourceType, Update, Verdict};
 use xds_client::apply::{Applier, Outcome};
@@ -39,12 +39,18 @@ pub(super) struct Discovery {
     applier: Applier,
     store: Store,
     report: Arc<Mutex<Report>>,
+    applied: Arc<Notify>,
 }
 
 impl Discovery {
     pub(super) fn new(start: DiscoveryStart) -> Self {
         let store = Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry));
-        Self { start, applier: Applier::default(), store, report: Arc::default() }
+        Self { start, applier: Applier::default(), store, report: Arc::default(), applied: Arc::default() }
+    }
+
+    /// Told after each response that was applied.
+    pub(super) fn applied(&self) -> Arc<Notify> {
+        Arc::clone(&self.applied)
     }
 
     /// What is not obeyed, as JSON.
@@ -94,10 +100,11 @@ impl Discovery {
     fn change(&mut self, change: Change) {
         match change {
             Change::Listeners(listeners) => {
-                let prefixes = &listeners.terminate.client_id_prefixes;
-                self.start.identities.accept(prefixes);
-                let accepted = if prefixes.is_empty() { PeerMatcher::any() } else { PeerMatcher::new(prefixes.clone(), Vec::new()) };
-                self.start.accepted.store(Arc::new(accepted));
+                if let Some(prefixes) = &listeners.terminate.client_id_prefixes {
+                    self.start.identities.accept(prefixes);
+                    let accepted = if prefixes.is_empty() { PeerMatcher::any() } else { PeerMatcher::new(prefixes.clone(), Vec::new()) };
+                    self.start.accepted.store(Arc::new(accepted));
+                }
                 let addresses = listeners.terminate.addresses.clone();
                 self.store.set_listeners(listeners);
                 self.listen(addresses);
@@ -147,6 +154,7 @@ impl AdsObserver for Discovery {
         self.store.free_retired();
         self.start.readiness.config(self.store.status());
         *self.report.lock() = self.applier.report();
+        self.applied.notify_one();
         match &applied.verdict {
             Verdict::Ack => tracing::debug!(?of, count, removed, changed, "applied"),
             Verdict::Nack(reason) => tracing::warn!(?of, count, removed, changed, reason, "refused in part"),

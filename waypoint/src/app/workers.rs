@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::drain::DrainWatch;
 use crate::hbone::pool::{Pool, PoolObserver, PoolOptions};
 use crate::hbone::server::{Connect, ConnectRefusal, HandshakeRefusal, Server, ServerObserver, ServerOptions};
-use crate::hbone::{ConnectionFacts, Downstream};
+use crate::hbone::{ConnectionFacts, Downstream, KeepaliveOptions};
 use crate::listen::{Accepting, ConnectionLimit, ListenObserver, OnDrain, accept_loop, bind};
 use crate::runtime;
 use crate::state::published::Published;
@@ -189,6 +189,7 @@ fn server(share: &WorkerShare, worker: Arc<Worker>) -> Server<impl crate::hbone:
         let terminate = &generation.listeners.terminate;
         let mut options = ServerOptions::default();
         options.streams_max = options.streams_max.max(terminate.concurrent_streams_max);
+        options.keepalive = KeepaliveOptions { interval: terminate.keepalive_interval, timeout: terminate.keepalive_timeout };
         options
     });
     let drain = share.drain.clone();

@@ -129,6 +129,8 @@ pub fn request_in(parts: &mut request::Parts, protocol: Protocol, path: &PathOpt
         Protocol::Http2 => None,
     };
     strip_hop_by_hop(&mut parts.headers);
+    // Before any rule looks at cookies: crumbs are one field, and not a list joined by commas.
+    merge_cookies(&mut parts.headers);
     check_host(parts, protocol)?;
     rewrite_target(parts, path)?;
     if let Some(upgrade) = upgrade {

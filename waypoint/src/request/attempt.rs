@@ -105,7 +105,7 @@ fn expire(upload: Option<Arc<Upload>>, timeout: Duration) -> Expiry {
 fn effective_timeout(parts: &request::Parts, forward: &Forward, is_grpc: bool) -> Option<Duration> {
     let own = parts.headers.get("grpc-timeout").filter(|_| is_grpc).and_then(grpc_timeout);
     match (forward.grpc_timeout_max, own) {
-        (Some(cap), Some(own)) => Some(cap.map_or(own, |cap| own.min(cap))),
+        (Some(cap), Some(own)) => Some(cap.map_or(own, |cap| own.min(cap))).filter(|timeout| !timeout.is_zero()),
         _ => forward.timeout,
     }
 }
@@ -192,7 +192,14 @@ impl<'a> Tries<'a> {
         loop {
             let outcome = match self.retry.and_then(|policy| policy.per_try_timeout) {
                 None => self.once().await,
-                Some(limit) => tokio::time::timeout(limit, self.once()).await.unwrap_or(Err(UpstreamFailure::TryTimeout)),
+                Some(limit) => {
+                    let expiry = expire(self.run.recording.upload(), limit);
+                    tokio::select! {
+                        biased;
+                        outcome = self.once() => outcome,
+                        () = expiry => Err(UpstreamFailure::TryTimeout),
+                    }
+                }
             };
             let result = match &outcome {
                 Ok(answered) => {
@@ -234,6 +241,7 @@ impl<'a> Tries<'a> {
         let address = entry.endpoint.address;
         self.avoid.push(address);
         self.run.recording.note_endpoint(&entry);
+        self.run.recording.record().stream.attempts += 1;
         let active = ActiveRequest::begin(&entry.load);
         let mut is_fresh = false;
         loop {

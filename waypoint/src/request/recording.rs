@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use model::flags::ResponseFlag;
+use parking_lot::Mutex;
 use telemetry::record::{RequestRecord, UpstreamLocal};
 use tokio::sync::Notify;
 
@@ -61,11 +62,7 @@ impl Recording {
 
     /// That there is a connection to it.
     pub(super) fn note_connection(&mut self, lease: &Lease) {
-        let stream = &mut self.record().stream;
-        stream.attempts += 1;
-        if lease.is_tunnelled {
-            stream.upstream_local = Some(UpstreamLocal::Tunnel);
-        }
+        self.record().stream.upstream_local = Some(lease.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
     }
 
     /// The request's body, counted as it is read.
@@ -76,7 +73,8 @@ impl Recording {
         }
         let upload = Arc::new(Upload::default());
         self.upload = Some(Arc::clone(&upload));
-        Body::wrap(CountedUpload { inner: body, upload, messages: MessageCounter::default() })
+        let messages = self.record().grpc_messages.map(|_| MessageCounter::default());
+        Body::wrap(CountedUpload { inner: body, upload, messages })
     }
 
     /// Its progress; none if there was no body.
@@ -107,6 +105,7 @@ impl Recording {
         let Some(mut record) = self.record.take() else { return };
         if let Some(upload) = &self.upload {
             let bytes = upload.bytes.load(Ordering::Relaxed);
+            record.stream.request_end = *upload.ended_at.lock();
             record.stream.bytes_received = bytes;
             record.wire_bytes_received += bytes;
             if let Some(messages) = &mut record.grpc_messages {
@@ -135,6 +134,7 @@ pub(super) struct Upload {
     messages: AtomicU64,
     has_ended: AtomicBool,
     ended: Notify,
+    ended_at: Mutex<Option<Instant>>,
 }
 
 impl Upload {
@@ -150,6 +150,7 @@ impl Upload {
     }
 
     fn end(&self) {
+        self.ended_at.lock().get_or_insert_with(Instant::now);
         self.has_ended.store(true, Ordering::Release);
         self.ended.notify_waiters();
     }
@@ -158,7 +159,8 @@ impl Upload {
 struct CountedUpload {
     inner: Body,
     upload: Arc<Upload>,
-    messages: MessageCounter,
+    /// Of gRPC requests whose chain counts messages.
+    messages: Option<MessageCounter>,
 }
 
 impl HttpBody for CountedUpload {
@@ -172,7 +174,9 @@ impl HttpBody for CountedUpload {
             && let Some(data) = frame.data_ref()
         {
             this.upload.bytes.fetch_add(bytes_of(data), Ordering::Relaxed);
-            this.upload.messages.fetch_add(this.messages.feed(data), Ordering::Relaxed);
+            if let Some(messages) = &mut this.messages {
+                this.upload.messages.fetch_add(messages.feed(data), Ordering::Relaxed);
+            }
         }
         if frame.is_none() || this.inner.is_end_stream() {
             this.upload.end();

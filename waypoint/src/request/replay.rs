@@ -24,6 +24,8 @@ struct Source {
     trailers: Option<HeaderMap>,
     has_ended: bool,
     is_too_large: bool,
+    /// The try that may read; those before it have been given up, whatever still polls them.
+    current_try: u64,
 }
 
 /// The client's body, shared by all tries.
@@ -34,7 +36,15 @@ impl Replay {
     /// Of the client's body.
     #[must_use]
     pub fn new(body: Body) -> Self {
-        Self(Arc::new(Mutex::new(Source { body, kept: Vec::new(), kept_bytes: 0, trailers: None, has_ended: false, is_too_large: false })))
+        Self(Arc::new(Mutex::new(Source {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            has_ended: false,
+            is_too_large: false,
+            current_try: 0,
+        })))
     }
 
     /// Whether another try can send the body from its beginning.
@@ -45,7 +55,9 @@ impl Replay {
 
     /// The body for one try.
     pub fn body(&self) -> Body {
-        Body::wrap(Try { replay: self.clone(), next: 0, has_sent_trailers: false })
+        let mut source = self.0.lock();
+        source.current_try += 1;
+        Body::wrap(Try { replay: self.clone(), number: source.current_try, next: 0, has_sent_trailers: false })
     }
 }
 
@@ -57,6 +69,7 @@ impl std::fmt::Debug for Replay {
 
 struct Try {
     replay: Replay,
+    number: u64,
     next: usize,
     has_sent_trailers: bool,
 }
@@ -68,6 +81,9 @@ impl HttpBody for Try {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let mut source = this.replay.0.lock();
+        if source.current_try != this.number {
+            return Poll::Ready(Some(Err(BodyError::Abandoned)));
+        }
         if let Some(bytes) = source.kept.get(this.next) {
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
@@ -165,6 +181,16 @@ mod tests {
             assert_eq!(all.to_bytes(), "abcd");
         }
         assert!(replay.can_repeat());
+    }
+
+    #[tokio::test]
+    async fn a_try_that_was_given_up_reads_nothing_more() {
+        let replay = replay(&[b"ab", b"cd"], None);
+        let mut given_up = replay.body();
+        assert_eq!(given_up.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        let next = replay.body();
+        assert_eq!(given_up.frame().await.unwrap().err(), Some(BodyError::Abandoned));
+        assert_eq!(next.collect().await.unwrap().to_bytes(), "abcd");
     }
 
     #[tokio::test]

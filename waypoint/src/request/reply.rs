@@ -57,6 +57,11 @@ impl LocalReply {
         Self::new(403, "RBAC: access denied", format!("rbac_access_denied_matched_policy[{}]", policy.unwrap_or("none")))
     }
 
+    /// HTTP/1.0, which istiod did not ask to accept.
+    pub(super) fn low_version() -> Self {
+        Self::new(426, "", "low_version").flagged(ResponseFlag::DownstreamProtocolError)
+    }
+
     pub(super) fn upgrade_refused() -> Self {
         Self::new(403, "", "upgrade_failed")
     }

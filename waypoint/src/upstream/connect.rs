@@ -25,6 +25,9 @@ use crate::tls::verify::PeerMatcher;
 /// The time before the first keepalive probe of a plain upstream connection, and between probes; ztunnel's.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
 
+/// Ports of this process that answer loopback more than others; no service leads there.
+const OWN_PORTS: [u16; 2] = [15000, 15020];
+
 /// A byte stream to an application.
 #[derive(Debug)]
 pub enum UpstreamIo {
@@ -73,8 +76,11 @@ pub struct Dialer {
 pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration) -> Result<UpstreamIo, ConnectFailure> {
     let timed_out = || ConnectFailure { reason: "delayed connect error: Connection timed out".into() };
     match address {
+        EndpointAddress::Plain(address) if address.ip().is_loopback() && OWN_PORTS.contains(&address.port()) => {
+            Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
+        }
         EndpointAddress::Plain(address) => {
-            let connected = tokio::time::timeout(timeout, TcpStream::connect(address)).await.map_err(|_| timed_out())?;
+            let connected = pingora_timeout::timeout(timeout, TcpStream::connect(address)).await.map_err(|_| timed_out())?;
             let stream = connected.map_err(|error| ConnectFailure { reason: describe(&error) })?;
             // Options that a socket may lack without harm.
             let _ = stream.set_nodelay(true);
@@ -87,7 +93,7 @@ pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration)
                 dialer.tls.client(&dialer.accepted.load_full()).map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
             let tls = tls.ok_or(ConnectFailure { reason: "no workload certificate yet".into() })?;
             let (target, no_headers) = (Authority::Address(*target), HeaderMap::new());
-            let opened = tokio::time::timeout(timeout, dialer.pool.open(*tunnel, &tls, &target, &no_headers));
+            let opened = pingora_timeout::timeout(timeout, dialer.pool.open(*tunnel, &tls, &target, &no_headers));
             let stream = opened.await.map_err(|_| timed_out())?;
             Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
         }

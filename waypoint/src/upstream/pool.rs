@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use crate::state::published::ServedCluster;
 pub const IDLE_SESSIONS_MAX: usize = 1024;
 /// Endpoints with a shared HTTP/2 session before those that have ended are swept out.
 const SHARED_SWEEP_AT: usize = 256;
+/// HTTP/2 sessions to one endpoint of a cluster; beyond, requests wait for the peer's stream limit.
+const SHARED_PER_ENDPOINT_MAX: usize = 8;
 /// How long an idle session is kept when its cluster does not say; Envoy's default.
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
@@ -32,8 +35,11 @@ struct Key {
     endpoint: EndpointAddress,
 }
 
+type Shared = Arc<tokio::sync::Mutex<Vec<(ClientSession, Option<SocketAddr>)>>>;
+
 struct Idle {
     key: Key,
+    local_address: Option<SocketAddr>,
     session: ClientSession,
     since: Instant,
 }
@@ -43,7 +49,7 @@ pub struct SessionPool {
     idle: ConnectionPool<Idle>,
     next_id: AtomicI32,
     hasher: foldhash::fast::RandomState,
-    shared: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Option<ClientSession>>>>>,
+    shared: Mutex<HashMap<Key, Shared>>,
     options: ClientOptions,
 }
 
@@ -61,8 +67,8 @@ pub struct Lease {
     key: Key,
     /// Whether it was idle before: what fails at once may only have been stale.
     pub is_reused: bool,
-    /// Whether it runs inside a tunnel.
-    pub is_tunnelled: bool,
+    /// Our end of its connection; none inside a tunnel.
+    pub local_address: Option<SocketAddr>,
 }
 
 impl Default for SessionPool {
@@ -78,7 +84,8 @@ impl Default for SessionPool {
 }
 
 impl SessionPool {
-    /// A session to an endpoint of a cluster: an idle or shared one, else a new one. `fresh`: a new one in any case.
+    /// A session to an endpoint of a cluster: an idle or shared one, else a new one. `fresh`: no idle HTTP/1.1 session, they may be as stale
+    /// as the one before; an HTTP/2 session knows whether its connection has ended.
     ///
     /// # Errors
     /// None could be made; the true cause.
@@ -94,28 +101,31 @@ impl SessionPool {
         fresh: bool,
     ) -> Result<Lease, ConnectFailure> {
         let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
-        let is_tunnelled = matches!(endpoint, EndpointAddress::Hbone { .. });
         match protocol {
             Protocol::Http1 => {
                 let idle_timeout = cluster.cluster.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT);
-                if let Some(session) = self.take_idle(&key, idle_timeout).filter(|_| !fresh) {
-                    return Ok(Lease { session, key, is_reused: true, is_tunnelled });
+                if let Some(idle) = self.take_idle(&key, idle_timeout).filter(|_| !fresh) {
+                    return Ok(Lease { session: idle.session, key, is_reused: true, local_address: idle.local_address });
                 }
-                let session = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
-                Ok(Lease { session, key, is_reused: false, is_tunnelled })
+                let (session, local_address) = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
+                Ok(Lease { session, key, is_reused: false, local_address })
             }
             Protocol::Http2 => {
                 let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
                 // One connect at a time for an endpoint; whoever waited finds the session.
                 let mut held = slot.lock().await;
-                if let Some(session) = held.as_ref().filter(|session| session.is_open() && !fresh).and_then(ClientSession::share) {
-                    return Ok(Lease { session, key, is_reused: true, is_tunnelled });
+                held.retain(|(session, _)| session.is_open());
+                let ready = held.iter().find(|(session, _)| session.is_ready());
+                // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.
+                let usable = ready.or_else(|| held.first().filter(|_| held.len() >= SHARED_PER_ENDPOINT_MAX));
+                if let Some((session, local_address)) = usable.and_then(|(session, local)| Some((session.share()?, *local))) {
+                    return Ok(Lease { session, key, is_reused: true, local_address });
                 }
-                let session = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
-                *held = session.share();
+                let (session, local_address) = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
+                held.extend(session.share().map(|session| (session, local_address)));
                 drop(held);
                 self.sweep();
-                Ok(Lease { session, key, is_reused: false, is_tunnelled })
+                Ok(Lease { session, key, is_reused: false, local_address })
             }
         }
     }
@@ -127,17 +137,17 @@ impl SessionPool {
         }
         let group = self.hasher.hash_one(&lease.key);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let idle = Idle { key: lease.key, session: lease.session, since: Instant::now() };
+        let idle = Idle { key: lease.key, local_address: lease.local_address, session: lease.session, since: Instant::now() };
         // The pool's signals are for watchers of idle connections; here the session's driver sees a close.
         let _ = self.idle.put(&ConnectionMeta::new(group, id), idle);
     }
 
-    fn take_idle(&self, key: &Key, idle_timeout: Duration) -> Option<ClientSession> {
+    fn take_idle(&self, key: &Key, idle_timeout: Duration) -> Option<Idle> {
         let group = self.hasher.hash_one(key);
         while let Some(idle) = self.idle.get(&group) {
             // Equal hashes are not equal keys: a session must never serve another endpoint.
             if idle.key == *key && idle.session.is_ready() && idle.since.elapsed() < idle_timeout {
-                return Some(idle.session);
+                return Some(idle);
             }
         }
         None
@@ -149,9 +159,10 @@ impl SessionPool {
         protocol: Protocol,
         dialer: &Dialer,
         timeout: Duration,
-    ) -> Result<ClientSession, ConnectFailure> {
+    ) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
         let io = dial(endpoint, dialer, timeout).await?;
-        self.session(io, protocol).await
+        let local_address = io.local_address();
+        Ok((self.session(io, protocol).await?, local_address))
     }
 
     async fn session(&self, io: UpstreamIo, protocol: Protocol) -> Result<ClientSession, ConnectFailure> {
@@ -165,7 +176,7 @@ impl SessionPool {
     fn sweep(&self) {
         let mut shared = self.shared.lock();
         if shared.len() >= SHARED_SWEEP_AT {
-            shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.as_ref().is_some_and(ClientSession::is_open)));
+            shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.iter().any(|(session, _)| session.is_open())));
         }
     }
 }

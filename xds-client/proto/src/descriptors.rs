@@ -1,15 +1,22 @@
 //! The descriptor pool: which messages there are, with their fields and oneofs.
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use prost_reflect::DescriptorPool;
 
 static ENCODED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
-static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
 
-/// Descriptors of every message that istiod can send to a waypoint, and of the services it offers. Decoded at the first call
-/// (about 10 ms), then shared.
-pub fn descriptors() -> &'static DescriptorPool {
-    POOL.get_or_init(|| DescriptorPool::decode(ENCODED).expect("build.rs wrote a valid descriptor set"))
+/// Descriptors of every message that istiod can send to a waypoint, and of the services it offers. Decoded when they are first
+/// asked for, and after [`release_descriptors`] (about 10 ms); shared meanwhile.
+pub fn descriptors() -> DescriptorPool {
+    // A holder that panicked left either no pool or a whole one.
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.get_or_insert_with(|| DescriptorPool::decode(ENCODED).expect("build.rs wrote a valid descriptor set")).clone()
+}
+
+/// Lets go of the descriptors, some 10 MB, until they are asked for again: a mesh that is at rest needs none.
+pub fn release_descriptors() {
+    *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 /// The full message name in a type URL: what follows the last slash. A bare message name is returned as it is.

@@ -10,7 +10,7 @@ mod descriptors;
 mod json;
 
 pub use certificate::{CREATE_CERTIFICATE_PATH, CertificateClient};
-pub use descriptors::{descriptors, message_name};
+pub use descriptors::{descriptors, message_name, release_descriptors};
 pub use json::{JsonError, dynamic_from_json, dynamic_to_json, message_from_json, message_to_json};
 
 /// Istio's messages.

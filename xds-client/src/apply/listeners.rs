@@ -151,7 +151,7 @@ impl Listening {
     fn fallback_terminate(&self) -> Terminate {
         self.parts.get(CONNECT_TERMINATE).and_then(|parts| terminate(parts).ok()).unwrap_or_else(|| Terminate {
             addresses: vec![SocketAddr::from(([0, 0, 0, 0], HBONE_PORT))],
-            client_id_prefixes: Vec::new(),
+            client_id_prefixes: None,
             concurrent_streams_max: 100,
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(20),

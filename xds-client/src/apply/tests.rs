@@ -98,7 +98,7 @@ fn the_plain_mesh_is_obeyed_in_full() {
     assert_eq!(applied.nacks, Vec::<String>::new());
     assert_eq!(refused_chains(&applied.listeners), Vec::<String>::new());
     assert_eq!(applied.listeners.terminate.addresses, ["0.0.0.0:15008".parse().unwrap()]);
-    assert_eq!(applied.listeners.terminate.client_id_prefixes, [Box::from("spiffe://cluster.local/")]);
+    assert_eq!(applied.listeners.terminate.client_id_prefixes, Some(vec![Box::from("spiffe://cluster.local/")]));
     let target = Authority::parse("10.96.1.1:80").unwrap();
     assert_eq!(applied.listeners.dispatch.lookup(&target), Lookup::Chain(&web().as_str().into()));
     let auto = Authority::parse("10.96.1.4:7000").unwrap();
@@ -365,7 +365,7 @@ fn a_policy_on_tunnels_is_refused_by_name_and_nothing_inside_is_served() {
     assert!(nack(&outcome.applied.verdict).contains("RBAC"));
     let listeners = listeners_of(outcome);
     assert!(listeners.terminate_refused[0].reason.contains("RBAC"), "{:?}", listeners.terminate_refused);
-    assert_eq!(*listeners.terminate.client_id_prefixes, ["spiffe://cluster.local/".into()], "who may connect is still known");
+    assert_eq!(listeners.terminate.client_id_prefixes, Some(vec!["spiffe://cluster.local/".into()]), "who may connect is still known");
     assert_eq!(refused_chains(&listeners).len(), listeners.chains.len());
 }
 

@@ -44,8 +44,9 @@ fn is_double_hbone(resource: &DynamicMessage, descriptor: &MessageDescriptor) ->
 fn required_oneofs() -> &'static HashSet<String> {
     static REQUIRED: OnceLock<HashSet<String>> = OnceLock::new();
     REQUIRED.get_or_init(|| {
-        let required = descriptors().get_extension_by_name("validate.required").expect("Envoy's files import validate.proto");
-        let oneofs = descriptors().all_messages().flat_map(|message| message.oneofs().collect::<Vec<_>>());
+        let pool = descriptors();
+        let required = pool.get_extension_by_name("validate.required").expect("Envoy's files import validate.proto");
+        let oneofs = pool.all_messages().flat_map(|message| message.oneofs().collect::<Vec<_>>());
         let is_required = |options: DynamicMessage| options.get_extension(&required).as_bool() == Some(true);
         oneofs.filter(|oneof| is_required(oneof.options())).map(|oneof| oneof.full_name().to_owned()).collect()
     })

@@ -203,7 +203,8 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
     };
     let keep_forwarded_client_cert = matches!(
         ForwardClientCertDetails::try_from(value.forward_client_cert_details),
-        Ok(ForwardClientCertDetails::ForwardOnly | ForwardClientCertDetails::AlwaysForwardOnly)
+        // FORWARD_ONLY keeps it only on connections with client certificates, which those inside a tunnel are not.
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly)
     );
     let common = value.common_http_protocol_options.as_ref();
     let kibibytes = value.max_request_headers_kb.as_ref().map_or(HEADER_KIBIBYTES_DEFAULT, |limit| limit.value);

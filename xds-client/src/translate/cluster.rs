@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, Discovery, Limits, UpstreamProtocol};
@@ -12,6 +13,7 @@ use super::{Problem, Translated, duration, endpoint, open, positive_duration, re
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
+const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Translates a cluster.
@@ -19,6 +21,7 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// # Errors
 /// The first thing that cannot be obeyed.
 pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
+    check_sockets(value)?;
     let name: Arc<str> = value.name.as_str().into();
     let options = http_options(value)?;
     let timeout = value.connect_timeout.as_ref().map(|timeout| duration(timeout, "connect_timeout")).transpose()?;
@@ -48,6 +51,20 @@ pub fn eds_name(value: &proto::Cluster) -> Option<&str> {
     let named = value.eds_cluster_config.as_ref().map(|config| config.service_name.as_str()).filter(|name| !name.is_empty());
     // The protocol has a meaning of its own for these, and one such cluster must not cost the others their endpoints.
     Some(named.unwrap_or(&value.name)).filter(|name| !matches!(*name, "" | "*"))
+}
+
+/// Which of several sockets an endpoint gets follows from its metadata. HBONE and plain ones are spoken; mesh TLS only where an
+/// endpoint asks for it by `tlsMode: istio`, and such endpoints are left out. TLS for all others must not become plain text.
+fn check_sockets(value: &proto::Cluster) -> Translated<()> {
+    for (at, one) in value.transport_socket_matches.iter().enumerate() {
+        let config = one.transport_socket.as_ref().and_then(|socket| socket.config_type.as_ref());
+        let Some(core::transport_socket::ConfigType::TypedConfig(config)) = config else { continue };
+        let for_mesh_tls = one.r#match.as_ref().is_some_and(|fields| super::text_of(fields, "tlsMode") == Some("istio"));
+        if super::type_name(config) == UPSTREAM_TLS && !for_mesh_tls {
+            return Err(Problem::new(format!("transport_socket_matches[{at}]"), "TLS for all endpoints is not spoken yet"));
+        }
+    }
+    Ok(())
 }
 
 fn discovery(value: &proto::Cluster) -> Translated<Discovery> {

@@ -118,7 +118,7 @@ pub fn terminate(parts: &Parts) -> Translated<Terminate> {
     };
     Ok(Terminate {
         addresses,
-        client_id_prefixes: client_id_prefixes(&chain)?,
+        client_id_prefixes: Some(client_id_prefixes(&chain)?),
         concurrent_streams_max: http2
             .and_then(|options| options.max_concurrent_streams.as_ref())
             .map_or(STREAMS_MIN, |max| max.value.max(STREAMS_MIN)),

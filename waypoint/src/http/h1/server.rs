@@ -50,12 +50,16 @@ where
     let mut is_draining = false;
     let half_close = options.half_close;
     let ended = poll_fn(|cx| {
+        // First, so that a connection which came with a request during a drain is answered before it is closed.
+        if let Poll::Ready(ended) = http.as_mut().poll(cx) {
+            return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
+        }
         if !is_draining && drain.as_mut().poll(cx).is_ready() {
             is_draining = true;
             http.as_mut().graceful_shutdown();
-        }
-        if let Poll::Ready(ended) = http.as_mut().poll(cx) {
-            return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
+            if let Poll::Ready(ended) = http.as_mut().poll(cx) {
+                return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
+            }
         }
         match handle.poll_gone(cx) {
             Poll::Ready(Gone::HalfClosed) if half_close == HalfClose::Answer => {}

@@ -49,7 +49,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("always_set_request_id_in_response", Listed("x-request-id is not added to responses")),
             ("append_x_forwarded_port", Listed("x-forwarded-port is not added")),
             ("proxy_100_continue", Honoured),
-            ("stream_idle_timeout", Honoured),
+            ("stream_idle_timeout", Listed("a stream may be idle for ever, as 0s says")),
             ("request_timeout", Listed("no time limit for the request alone")),
             ("request_headers_timeout", Listed("headers have our own time limit")),
             ("drain_timeout", Listed("draining has our own time limit")),
