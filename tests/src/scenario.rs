@@ -10,6 +10,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -42,6 +43,8 @@ pub const WEB_CHAIN: &str = "inbound-vip|80|http|web.shop.svc.cluster.local";
 pub const PRIVILEGED_PORT_SHIFT: u16 = 8000;
 /// Whoever listens here owns the addresses `127.N.0.0/16`.
 const OWNER_PORT: u16 = 15_999;
+/// Where the recorded collector takes OTLP/gRPC.
+const COLLECTOR_PORT: u16 = 4317;
 /// How long the answer to a push may take.
 const PUSH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -55,12 +58,15 @@ pub struct Loopback {
 impl Loopback {
     /// Takes addresses that nobody else has, in this process or another.
     pub fn take() -> Result<Self> {
-        let start = std::process::id();
+        static TAKEN: AtomicU32 = AtomicU32::new(0);
+        // One after another, since what a mesh that has just ended is closing may still be open for a moment.
+        let start = std::process::id().wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
         for offset in 0..254 {
-            let number = u8::try_from((start + offset) % 254 + 1)?;
+            let number = u8::try_from(start.wrapping_add(offset) % 254 + 1)?;
             let address = |c, d| Ipv4Addr::new(127, number, c, d);
-            // Left behind by a test that was killed, its waypoint would still hold its ports.
-            let is_free = TcpListener::bind((address(0, 100), STATUS_PORT)).is_ok();
+            // Left behind by a test that was killed, a waypoint would still hold its ports.
+            let fixed = [(address(0, 100), STATUS_PORT), (address(0, 2), fake_istiod::PORT), (address(8, 1), COLLECTOR_PORT)];
+            let is_free = fixed.into_iter().all(|place| TcpListener::bind(place).is_ok());
             if let (Ok(owner), true) = (TcpListener::bind((address(0, 3), OWNER_PORT)), is_free) {
                 return Ok(Self { number, _owner: owner });
             }
@@ -306,7 +312,7 @@ impl MeshBuilder {
         if self.istiod_is_up {
             istiod.start().await?;
         }
-        let spans = SpanSink::start(SocketAddr::new(IpAddr::V4(net.pod(8, 1)), 4317)).await?;
+        let spans = SpanSink::start(SocketAddr::new(IpAddr::V4(net.pod(8, 1)), COLLECTOR_PORT)).await?;
         let launch = Launch {
             address: net.waypoint(),
             discovery: istiod.address(),
