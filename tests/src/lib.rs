@@ -8,6 +8,7 @@ pub mod net;
 pub mod otlp;
 pub mod peer;
 pub mod pki;
+pub mod plain_port;
 pub mod pod;
 pub mod process;
 pub mod scenario;

@@ -2,7 +2,7 @@
 //!
 //! Not for measuring: see `loadtest sink`. Invariant: nothing of it outlives the [`SpanSink`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::wait::{Look, until};
+
+/// Spans kept, the latest ones.
+pub const SPANS_MAX: usize = 50_000;
 
 /// `SPAN_KIND_SERVER`.
 pub const KIND_SERVER: i32 = 2;
@@ -43,7 +46,7 @@ pub struct Span {
 
 #[derive(Debug, Default)]
 struct Kept {
-    spans: Mutex<Vec<Span>>,
+    spans: Mutex<VecDeque<Span>>,
 }
 
 /// A running collector.
@@ -86,7 +89,10 @@ impl TraceService for Kept {
                 resource: resource.clone(),
                 status: span.status.map_or(0, |status| status.code),
             });
-            self.spans.lock().unwrap_or_else(PoisonError::into_inner).extend(spans);
+            let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend(spans);
+            let n_excess = kept.len().saturating_sub(SPANS_MAX);
+            kept.drain(..n_excess);
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
@@ -107,10 +113,10 @@ impl SpanSink {
         Ok(Self { kept, serving })
     }
 
-    /// All spans so far.
+    /// The last [`SPANS_MAX`] spans.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        self.kept.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kept.spans.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Waits for a span that `is_it`.

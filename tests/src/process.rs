@@ -1,16 +1,16 @@
 //! The real binary as a child: started as the rendered Deployment starts it, with its files below a folder of its own and its ports on a
 //! loopback address of its own. No root, no namespace; see [`crate::pod`] for the pod with everything.
 //!
-//! Invariants: no child outlives its [`Waypoint`]; every line it writes is kept.
+//! Invariants: no child outlives its [`Waypoint`]; the last [`LINES_MAX`] lines it writes are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -43,22 +43,49 @@ pub const STATS_PORT: u16 = 15090;
 /// How long starting may take in a test: with a CA at hand it is a fraction of a second.
 pub const READY_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Lines that a child wrote so far.
+/// Lines kept of each stream: more than any test looks at, and a bound for a demo that runs for days.
+const LINES_MAX: usize = 50_000;
+
+/// The last lines that a child wrote.
 #[derive(Debug, Clone, Default)]
-pub struct Lines(Arc<Mutex<Vec<String>>>);
+pub struct Lines(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Lines that were dropped before the first one here.
+    n_dropped: usize,
+    lines: VecDeque<String>,
+}
 
 impl Lines {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A copy of them.
     #[must_use]
     pub fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kept().lines.iter().cloned().collect()
+    }
+
+    /// What came after the first `n_seen` lines ever, as far as it is kept; moves `n_seen` to the end.
+    pub fn after(&self, n_seen: &mut usize) -> Vec<String> {
+        let kept = self.kept();
+        let new = kept.lines.iter().skip(n_seen.saturating_sub(kept.n_dropped)).cloned().collect();
+        *n_seen = kept.n_dropped + kept.lines.len();
+        new
     }
 
     fn follow(&self, source: impl Read + Send + 'static) {
         let lines = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(source).split(b'\n').map_while(std::result::Result::ok) {
-                lines.0.lock().unwrap_or_else(PoisonError::into_inner).push(String::from_utf8_lossy(&line).into_owned());
+                let mut kept = lines.kept();
+                if kept.lines.len() == LINES_MAX {
+                    kept.lines.pop_front();
+                    kept.n_dropped += 1;
+                }
+                kept.lines.push_back(String::from_utf8_lossy(&line).into_owned());
             }
         });
     }
@@ -77,6 +104,8 @@ pub struct Launch {
     pub environment: BTreeMap<String, Option<String>>,
     /// Extra of PROXY_CONFIG, such as `terminationDrainDuration`.
     pub proxy_config: serde_json::Map<String, Value>,
+    /// At the end, writes what it wrote to standard error, which a test runner shows for tests that fail.
+    pub tells_at_end: bool,
 }
 
 /// A running waypoint.
@@ -88,6 +117,7 @@ pub struct Waypoint {
     root: TempDir,
     output: Lines,
     log: Lines,
+    tells_at_end: bool,
 }
 
 /// The waypoint's binary, built in the profile and target folder of whoever asks.
@@ -190,7 +220,7 @@ impl Waypoint {
         let (output, log) = (Lines::default(), Lines::default());
         output.follow(child.stdout.take().context("no standard output")?);
         log.follow(child.stderr.take().context("no standard error")?);
-        Ok(Self { child, exit: None, address: launch.address, root, output, log })
+        Ok(Self { child, exit: None, address: launch.address, root, output, log, tells_at_end: launch.tells_at_end })
     }
 
     /// A port of it.
@@ -221,6 +251,12 @@ impl Waypoint {
     #[must_use]
     pub fn output(&self) -> Vec<String> {
         self.output.all()
+    }
+
+    /// The lines of [`Self::output`], for those who follow them.
+    #[must_use]
+    pub fn output_lines(&self) -> &Lines {
+        &self.output
     }
 
     /// What it wrote to standard error: its own log.
@@ -337,7 +373,7 @@ impl Drop for Waypoint {
             drop(self.child.kill());
             drop(self.child.wait());
         }
-        if thread::panicking() {
+        if self.tells_at_end {
             eprintln!("--- the waypoint's log\n{}\n--- its access log\n{}", self.log().join("\n"), self.output().join("\n"));
         }
     }

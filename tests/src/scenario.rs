@@ -154,6 +154,19 @@ impl Scenario {
         Ok(())
     }
 
+    /// Leaves the first `n_endpoints` of a cluster, so that it is known where a request goes.
+    pub fn keep_endpoints(&mut self, cluster: &str, n_endpoints: usize) -> Result<()> {
+        let localities = self.resource(Kind::Endpoints, cluster)?["endpoints"].as_array_mut().context("no endpoints")?;
+        let mut left = n_endpoints;
+        for locality in localities.iter_mut() {
+            let endpoints = locality["lb_endpoints"].as_array_mut().context("a locality without endpoints")?;
+            endpoints.truncate(left);
+            left -= endpoints.len();
+        }
+        localities.retain(|locality| locality["lb_endpoints"].as_array().is_some_and(|endpoints| !endpoints.is_empty()));
+        Ok(())
+    }
+
     fn encoded(&self, kind: Kind, names: impl Fn(&str, &Value) -> bool) -> Result<Vec<(String, Vec<u8>)>> {
         let resources = self.0.get(&kind).into_iter().flatten().filter(|(name, value)| names(name, value));
         resources
@@ -184,11 +197,7 @@ struct Member {
 /// Moves every pod address below `value` to loopback, in text and in the bytes of workloads.
 fn move_addresses(value: &mut Value, net: &Loopback) {
     match value {
-        Value::String(text) => {
-            if text.contains("10.244.") {
-                *text = text.replace("10.244.", &format!("127.{}.", net.number));
-            }
-        }
+        Value::String(text) if text.contains("10.244.") => *text = text.replace("10.244.", &format!("127.{}.", net.number)),
         Value::Array(items) => items.iter_mut().for_each(|item| move_addresses(item, net)),
         Value::Object(fields) => {
             for (key, field) in fields {
@@ -228,6 +237,7 @@ pub struct MeshBuilder {
     proxy_config: serde_json::Map<String, Value>,
     istiod_is_up: bool,
     certificate_lifetime: Option<Duration>,
+    is_quiet: bool,
 }
 
 impl std::fmt::Debug for MeshBuilder {
@@ -278,6 +288,13 @@ impl MeshBuilder {
         self
     }
 
+    /// The waypoint's own log is not repeated at its end.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.is_quiet = true;
+        self
+    }
+
     /// Starts istiod, a collector and the waypoint; does not wait until it is ready.
     pub async fn start_unready(self) -> Result<Mesh> {
         let Self { scenario, net, pki, .. } = self;
@@ -296,6 +313,7 @@ impl MeshBuilder {
             root_pem: pki.root_pem(),
             environment: self.environment,
             proxy_config: self.proxy_config,
+            tells_at_end: !self.is_quiet,
         };
         let waypoint = Waypoint::start(&launch).await?;
         Ok(Mesh { waypoint, istiod, spans, pki, net, scenario })
@@ -332,6 +350,7 @@ impl Mesh {
             proxy_config: serde_json::Map::new(),
             istiod_is_up: true,
             certificate_lifetime: None,
+            is_quiet: false,
         })
     }
 

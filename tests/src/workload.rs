@@ -4,7 +4,7 @@
 //! answer, `/stream/N` sends N chunks, one every 100 ms; everything else is echoed as JSON (pod, method, path, headers in order, body
 //! length). Requests whose content type is gRPC's get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
 //!
-//! Invariants: every request is counted when its head arrives; nothing of a workload outlives it.
+//! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -28,6 +28,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -38,6 +39,8 @@ use crate::tunnel::Tunnel;
 const HBONE_PORT: u16 = 15008;
 /// The first bytes of HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// CONNECTs and paths kept, the first ones; later ones are not recorded.
+const RECORDS_MAX: usize = 100_000;
 /// Bytes at a time that the TCP app reads.
 const CHUNK_BYTES: usize = 16 * 1024;
 
@@ -101,7 +104,10 @@ impl Record {
 
     fn count(&self, method: &Method, path: &str) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry(format!("{method} {path}")).or_default() += 1;
+        let key = format!("{method} {path}");
+        if requests.len() < RECORDS_MAX || requests.contains_key(&key) {
+            *requests.entry(key).or_default() += 1;
+        }
     }
 }
 
@@ -111,6 +117,8 @@ pub struct Workload {
     record: Arc<Record>,
     address: SocketAddr,
     accepting: JoinHandle<()>,
+    /// Ends when the last task of this pod has.
+    all_ended: mpsc::Receiver<Infallible>,
 }
 
 impl Drop for Workload {
@@ -149,16 +157,21 @@ impl Workload {
             refuse_connects: AtomicU16::new(0),
         });
         let shared = Arc::clone(&record);
+        let (alive, all_ended) = mpsc::channel(1);
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 // A connection that fails is the test's business, not this server's.
-                connections.spawn(serve(Arc::clone(&shared), tcp));
+                let (served, alive) = (serve(Arc::clone(&shared), tcp), alive.clone());
+                connections.spawn(async move {
+                    drop(served.await);
+                    drop(alive);
+                });
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { record, address, accepting })
+        Ok(Self { record, address, accepting, all_ended })
     }
 
     /// Where it listens.
@@ -173,11 +186,12 @@ impl Workload {
         &self.record
     }
 
-    /// Cuts all connections and listens no more; returns when the port is free.
+    /// Cuts all connections and listens no more; returns when they are closed and the port is free.
     pub async fn kill(mut self) {
         self.accepting.abort();
         // Cancelled, which is what was asked for.
         drop((&mut self.accepting).await);
+        while self.all_ended.recv().await.is_some() {}
     }
 }
 
@@ -212,7 +226,11 @@ fn answer_connect(
     let (head, receive) = request.into_parts();
     let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
     let seen = SeenConnect { authority, headers: head.headers, identity: identity.to_owned() };
-    record.connects.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+    let mut connects = record.connects.lock().unwrap_or_else(PoisonError::into_inner);
+    if connects.len() < RECORDS_MAX {
+        connects.push(seen);
+    }
+    drop(connects);
     let refusal = match StatusCode::from_u16(record.refuse_connects.load(Ordering::Relaxed)) {
         _ if head.method != Method::CONNECT => Some(StatusCode::BAD_REQUEST),
         Ok(status) => Some(status),

@@ -1,1 +1,13 @@
+//! Bytes on a wire: the real binary between a scripted istiod, HBONE callers, workloads and a collector, all on loopback addresses.
+//!
+//! Each test has a mesh of its own and says what it shows by its name. Expected values are from the contracts (`docs/`) and the RFCs.
 
+mod bad_input;
+mod control_plane;
+mod harness;
+mod life_cycle;
+mod policy;
+mod requests;
+mod retries;
+mod routes;
+mod telemetry;

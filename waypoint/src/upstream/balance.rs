@@ -11,7 +11,8 @@ use model::endpoint::EndpointAddress;
 
 use crate::state::published::{EndpointEntry, EndpointTable, ServedCluster};
 
-/// Chooses an endpoint. Those in `avoid` (tried before) are chosen only if nothing else comes up in `attempts_max` choices.
+/// Chooses an endpoint. Those in `avoid` (tried before) are chosen only if there is no other. Envoy gives up after `attempts_max` draws,
+/// which with two endpoints wastes one retry in 32 on the one that has just failed; we then take any that was not tried.
 ///
 /// None: there is no endpoint (`UH`).
 pub fn choose(
@@ -21,16 +22,20 @@ pub fn choose(
     mut draw: impl FnMut() -> u64,
 ) -> Option<EndpointEntry> {
     let table = cluster.endpoints.load();
-    let mut chosen = None;
-    for _ in 0..attempts_max.max(1) {
-        let entry = choose_once(cluster, &table, &mut draw)?;
-        let is_new = !avoid.contains(&entry.endpoint.address);
-        chosen = Some(entry);
-        if is_new {
+    let is_new = |entry: &&EndpointEntry| !avoid.contains(&entry.endpoint.address);
+    let mut chosen = choose_once(cluster, &table, &mut draw)?;
+    for _ in 1..attempts_max {
+        if is_new(&chosen) {
             break;
         }
+        chosen = choose_once(cluster, &table, &mut draw)?;
     }
-    chosen.cloned()
+    if !is_new(&chosen) {
+        let n_skipped = usize::try_from(draw()).unwrap_or(0) % table.entries.len();
+        let (before, from) = table.entries.split_at(n_skipped);
+        chosen = from.iter().chain(before).find(is_new).unwrap_or(chosen);
+    }
+    Some(chosen.clone())
 }
 
 fn choose_once<'a>(cluster: &ServedCluster, table: &'a EndpointTable, draw: &mut impl FnMut() -> u64) -> Option<&'a EndpointEntry> {
@@ -149,6 +154,8 @@ mod tests {
         for _ in 0..4 {
             assert_ne!(choose(&cluster, &[first], 5, || 0).unwrap().endpoint.address, first);
         }
+        let draws_the_first_only = choose(&super::tests::cluster(Balance::Random, &[1, 1, 1]), &[first], 5, || 0).unwrap();
+        assert_ne!(draws_the_first_only.endpoint.address, first, "unlucky draws waste no retry");
         let only = super::tests::cluster(Balance::RoundRobin, &[1]);
         assert_eq!(choose(&only, &[first], 5, || 0).unwrap().endpoint.address, first);
     }

@@ -1,0 +1,99 @@
+//! AuthorizationPolicies as istiod translates them.
+
+use anyhow::Result;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tests::peer::empty;
+use tests::scenario::{DB, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, WEB, WEB_CHAIN};
+use tests::workload::App;
+
+/// An RBAC filter with one policy, in the form istiod writes.
+fn rbac(action: &str, policy: &str, permission: &Value, principal: &Value) -> Value {
+    json!({
+        "name": "envoy.filters.http.rbac",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {"action": action, "policies": {policy: {
+                "permissions": [{"and_rules": {"rules": [permission]}}],
+                "principals": [{"and_ids": {"ids": [principal]}}],
+            }}},
+            "shadow_rules_stat_prefix": "istio_dry_run_allow_",
+        },
+    })
+}
+
+fn identity(spiffe_id: &str) -> Value {
+    json!({"or_ids": {"ids": [{"filter_state": {"key": "io.istio.peer_principal", "string_match": {"exact": spiffe_id}}}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_identity_is_allowed_and_another_is_not() -> Result<()> {
+    let allow =
+        rbac("ALLOW", "ns[shop]-policy[web]-rule[0]", &json!({"any": true}), &identity("spiffe://cluster.local/ns/clients/sa/frontend"));
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.add_http_filters(WEB_CHAIN, vec![allow])
+        })?
+        .start()
+        .await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/mine").await?.status, StatusCode::OK);
+    let refused = mesh.connect("batch-0").await?.get(WEB, "/not-mine").await?;
+    assert_eq!((refused.status, refused.text().as_str()), (StatusCode::FORBIDDEN, "RBAC: access denied"));
+    assert_eq!((web.record().requests("GET /mine"), web.record().requests_total()), (1, 1));
+    let is_refusal = |line: &str| line.starts_with("istio_requests_total{") && line.contains("response_code=\"403\"");
+    let line = mesh.waypoint.metric("the refusal's series", is_refusal).await?;
+    assert!(line.contains("source_workload=\"batch-0\"") && line.contains("destination_service_name=\"web\""), "{line}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_second_header_line_hides_the_first() -> Result<()> {
+    let is_evil = json!({"or_rules": {"rules": [{"header": {"name": "x-role", "string_match": {"exact": "evil"}}}]}});
+    let deny = rbac("DENY", "ns[shop]-policy[role]-rule[0]", &is_evil, &json!({"any": true}));
+    let mesh = Mesh::builder("01-plain")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.add_http_filters(WEB_CHAIN, vec![deny])
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    for (lines, status) in
+        [(["good", "fine"], StatusCode::OK), (["good", "evil"], StatusCode::FORBIDDEN), (["evil", "good"], StatusCode::FORBIDDEN)]
+    {
+        let request = http.request(Method::GET, "/").header("x-role", lines[0]).header("x-role", lines[1]).body(empty())?;
+        assert_eq!(http.send(request).await?.status, status, "{lines:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_policies_are_obeyed_beside_chains_that_are_refused() -> Result<()> {
+    // Two chains of this recording ask external services, which is refused by name; the others have the Gateway's policies.
+    let mesh = Mesh::builder("05-authz")?.environment("WAYPOINT_READY_WITH_REFUSED", Some("true")).start().await?;
+    let _legacy = mesh.plain_pod("legacy-v1-1", PRIVILEGED_PORT_SHIFT + 80, App::Http).await?;
+    let db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    let forbidden = connection.get(LEGACY, "/forbidden").await?;
+    assert_eq!((forbidden.status, forbidden.text().as_str()), (StatusCode::FORBIDDEN, "RBAC: access denied"));
+    assert_eq!(connection.get(LEGACY, "/allowed").await?.status, StatusCode::OK);
+    // The Gateway's policy denies every TCP connection: no tunnel, and the pod sees nothing.
+    assert_eq!(connection.connect(DB).await?.err(), Some(StatusCode::FORBIDDEN));
+    assert_eq!(db.record().connections(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_pushed_takes_effect_on_open_connections() -> Result<()> {
+    let mut mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("batch-0").await?;
+    assert_eq!(connection.get(WEB, "/before").await?.status, StatusCode::OK);
+    let deny = rbac("DENY", "ns[shop]-policy[none]-rule[0]", &json!({"any": true}), &json!({"any": true}));
+    mesh.push_accepted(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![deny])).await?;
+    assert_eq!(connection.get(WEB, "/after").await?.status, StatusCode::FORBIDDEN);
+    Ok(())
+}
