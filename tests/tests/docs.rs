@@ -13,8 +13,6 @@ use regex::Regex;
 const LIMIT_WORDS: [&str; 4] = ["MAX", "TIMEOUT", "INTERVAL", "BYTES"];
 /// Crates whose limits concern users.
 const LIMITED: [&str; 5] = ["model", "filters", "telemetry", "xds-client", "waypoint"];
-/// Linked to, and written together with what it explains (`tests/demo.sh`).
-const COMES_WITH_THE_DEMO: &str = "docs/demo.md";
 /// What no document speaks of, since a reader cannot have it.
 const NOT_FOR_READERS: [&str; 3] = [concat!("..", "/shared"), "/work/", "/tmp/"];
 
@@ -188,8 +186,7 @@ fn links_lead_somewhere_and_nothing_unreachable_is_named() {
     for path in files("", ".md").into_iter().filter(|path| !path.contains("/fixtures/")) {
         let text = read(&path);
         let folder = root().join(&path).parent().unwrap().to_owned();
-        let is_dead = |target: &str| !folder.join(target).exists() && !COMES_WITH_THE_DEMO.ends_with(target);
-        let dead = link.captures_iter(&text).map(|found| found[1].to_owned()).filter(|target| is_dead(target));
+        let dead = link.captures_iter(&text).map(|found| found[1].to_owned()).filter(|target| !folder.join(target).exists());
         wrong.extend(dead.map(|target| format!("{path}: {target} is not there")));
         wrong.extend(NOT_FOR_READERS.iter().filter(|word| text.contains(**word)).map(|word| format!("{path}: speaks of {word}")));
     }
