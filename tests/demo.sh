@@ -14,7 +14,10 @@ done
 profile=${DEMO_PROFILE:-$profile}
 
 echo "demo: building (profile $profile; the first time takes some minutes) …"
-# Both in one go: the program then finds the waypoint beside itself.
-cargo build --locked --profile "$profile" --package waypoint --bin waypoint
-cargo build --locked --profile "$profile" --package tests --bin demo
-exec cargo run --quiet --locked --profile "$profile" --package tests --bin demo -- "$@"
+if [ "$profile" = dev ]; then
+  # As the tests build it, so that neither builds the other's dependencies again.
+  cargo build --locked --workspace --all-targets
+  WAYPOINT_BINARY="$PWD/target/debug/waypoint" exec target/debug/demo "$@"
+fi
+cargo build --locked --profile "$profile" --package waypoint --bin waypoint --package tests --bin demo
+WAYPOINT_BINARY="$PWD/target/$profile/waypoint" exec "target/$profile/demo" "$@"

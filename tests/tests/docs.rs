@@ -186,8 +186,7 @@ fn links_lead_somewhere_and_nothing_unreachable_is_named() {
     for path in files("", ".md").into_iter().filter(|path| !path.contains("/fixtures/")) {
         let text = read(&path);
         let folder = root().join(&path).parent().unwrap().to_owned();
-        let is_dead = |target: &str| !folder.join(target).exists();
-        let dead = link.captures_iter(&text).map(|found| found[1].to_owned()).filter(|target| is_dead(target));
+        let dead = link.captures_iter(&text).map(|found| found[1].to_owned()).filter(|target| !folder.join(target).exists());
         wrong.extend(dead.map(|target| format!("{path}: {target} is not there")));
         wrong.extend(NOT_FOR_READERS.iter().filter(|word| text.contains(**word)).map(|word| format!("{path}: speaks of {word}")));
     }
