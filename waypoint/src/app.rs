@@ -225,11 +225,12 @@ fn ads_settings(settings: &Settings, node: Node) -> Result<AdsSettings, AppError
 }
 
 fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<Readiness>, quit: &Arc<Notify>) -> Admin {
-    let metrics = Arc::clone(telemetry);
+    let (metrics, gauges) = (Arc::clone(telemetry), discovery.gauges());
     let (quit, drain) = (Arc::clone(quit), Arc::clone(quit));
     Admin {
         readiness: Arc::clone(readiness),
         metrics: Box::new(move |out| {
+            gauges.refresh();
             if let Err(error) = metrics.write_exposition(out) {
                 tracing::error!(%error, "writing metrics failed");
             }

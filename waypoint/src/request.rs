@@ -11,7 +11,9 @@ mod reply;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use filters::chain::{Outcome, judge};
 use filters::rbac::RbacInput;
 use http::header::{self, HeaderName, HeaderValue};
@@ -32,7 +34,7 @@ use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::normalize::{Malformed, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim};
-use crate::state::published::ServedChain;
+use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
 
 pub use self::replay::REPLAY_BYTES_MAX;
@@ -43,11 +45,44 @@ const X_ENVOY_DECORATOR_OPERATION: HeaderName = HeaderName::from_static("x-envoy
 const X_ENVOY_EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
+/// The chain of a tunnel, kept current: a policy or route that changes holds for the next request on every open connection.
+#[derive(Debug)]
+pub struct ChainOfTunnel {
+    name: Arc<str>,
+    current: ArcSwap<ServedChain>,
+    generation: AtomicU64,
+}
+
+impl ChainOfTunnel {
+    /// Of the listeners with this number.
+    #[must_use]
+    pub fn new(served: Arc<ServedChain>, generation: u64) -> Self {
+        Self { name: Arc::clone(&served.chain.name), current: ArcSwap::new(served), generation: AtomicU64::new(generation) }
+    }
+
+    /// The chain as it was last seen.
+    #[must_use]
+    pub fn last(&self) -> Arc<ServedChain> {
+        self.current.load_full()
+    }
+
+    /// The chain as it is now; none once there is no chain of this name any more.
+    fn now(&self, published: &Published) -> Option<Arc<ServedChain>> {
+        let number = published.generation_number();
+        if self.generation.load(Ordering::Relaxed) != number {
+            let served = published.generation().and_then(|generation| generation.chains.get(&self.name).map(Arc::clone))?;
+            self.current.store(served);
+            self.generation.store(number, Ordering::Relaxed);
+        }
+        Some(self.last())
+    }
+}
+
 /// What all requests of one tunnel have in common; computed once.
 #[derive(Debug)]
 pub struct TunnelContext {
     /// The chain that the CONNECT led to.
-    pub served: Arc<ServedChain>,
+    pub served: ChainOfTunnel,
     /// The HBONE connection.
     pub connection: Arc<Downstream>,
     /// What the CONNECT asked for.
@@ -70,8 +105,8 @@ impl TunnelExchange {
         Self { tunnel, worker }
     }
 
-    fn record(&self, protocol: &'static str) -> Recording {
-        let mut record = RequestRecord::new(Arc::clone(&self.tunnel.served.telemetry), protocol);
+    fn record(&self, served: &ServedChain, protocol: &'static str) -> Recording {
+        let mut record = RequestRecord::new(Arc::clone(&served.telemetry), protocol);
         let stream = &mut record.stream;
         stream.source.clone_from(&self.tunnel.source);
         stream.source_identity = Some(self.tunnel.connection.peer.clone());
@@ -86,13 +121,16 @@ impl Exchange for TunnelExchange {
     fn exchange(&self, request: Request<Body>, interim: Interim) -> impl Future<Output = Result<Response<Body>, Abort>> + Send {
         let protocol = protocol_name(request.version());
         let is_grpc = filters::route::is_grpc_content(request.headers());
-        let recording = self.record(protocol);
-        let run = Run { tunnel: Arc::clone(&self.tunnel), worker: Arc::clone(&self.worker), recording, interim, is_grpc };
+        let now = self.tunnel.served.now(&self.worker.published);
+        let is_gone = now.is_none();
+        let served = now.unwrap_or_else(|| self.tunnel.served.last());
+        let recording = self.record(&served, protocol);
+        let run = Run { served, is_gone, tunnel: Arc::clone(&self.tunnel), worker: Arc::clone(&self.worker), recording, interim, is_grpc };
         run.answer(request)
     }
 
     fn malformed(&self, problem: &Malformed) {
-        let mut recording = self.record("HTTP/1.1");
+        let mut recording = self.record(&self.tunnel.served.last(), "HTTP/1.1");
         let record = recording.record();
         record.response_code = problem.status().as_u16();
         record.stream.flags.insert(ResponseFlag::DownstreamProtocolError);
@@ -113,6 +151,10 @@ fn protocol_name(version: Version) -> &'static str {
 /// One request on its way.
 struct Run {
     tunnel: Arc<TunnelContext>,
+    /// The chain for this request.
+    served: Arc<ServedChain>,
+    /// Its service has no chain here any more.
+    is_gone: bool,
     worker: Arc<Worker>,
     recording: Recording,
     interim: Interim,
@@ -124,8 +166,12 @@ impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
         let (mut parts, body) = request.into_parts();
         let tunnel = Arc::clone(&self.tunnel);
-        let chain = &tunnel.served.chain;
+        let served = Arc::clone(&self.served);
+        let chain = &served.chain;
         let ChainKind::Http(http) = &chain.kind else { return Ok(self.reply(LocalReply::config_rejected())) };
+        if self.is_gone {
+            return Ok(self.reply(LocalReply::config_rejected()));
+        }
         self.note_head(&mut parts, http);
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
             return Ok(self.reply(LocalReply::low_version()));
@@ -165,7 +211,7 @@ impl Run {
         if !parts.headers.contains_key(X_FORWARDED_PROTO) {
             parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
-        let tracing = self.tunnel.served.telemetry.tracing.as_ref();
+        let tracing = self.served.telemetry.tracing.as_ref();
         let decision =
             self.worker.with_random(|random| telemetry::trace::begin(tracing, &parts.headers, http.options.generate_request_id, random));
         decision.inject(&mut parts.headers);
@@ -236,7 +282,7 @@ impl Run {
 
     /// Answers here, with a route's changes to the answer.
     fn reply_edited(mut self, reply: LocalReply, levels: &[&HeaderEdits]) -> Response<Body> {
-        let server = match &self.tunnel.served.chain.kind {
+        let server = match &self.served.chain.kind {
             ChainKind::Http(http) => Some(http.options.server_name.as_ref()),
             _ => None,
         };

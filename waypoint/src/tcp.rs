@@ -66,7 +66,7 @@ impl Drop for Recorded {
 /// # Errors
 /// The CONNECT's answer; the connection has been recorded.
 pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Worker>) -> Result<TcpReady, TcpRefusal> {
-    let mut record = ConnectionRecord::new(Arc::clone(&tunnel.served.telemetry));
+    let mut record = ConnectionRecord::new(Arc::clone(&tunnel.served.last().telemetry));
     record.stream.source.clone_from(&tunnel.source);
     record.stream.source_identity = Some(tunnel.connection.peer.clone());
     record.stream.local_identity = Some(tunnel.connection.local.clone());
@@ -74,8 +74,8 @@ pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Work
     record.stream.downstream_remote = Some(tunnel.connection.peer_address);
     let mut record = Recorded { record, worker: Arc::clone(worker) };
     let (upstream, active) = connect(tunnel, chain, worker, &mut record.record).await.map_err(|status| TcpRefusal { status })?;
-    let stats = tunnel.served.telemetry.stats.as_ref();
-    let reporting_interval = stats.map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
+    let reporting_interval =
+        record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
     Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval })
 }
 
@@ -99,7 +99,7 @@ async fn connect(
         destination: tunnel.target.address(),
         server_name: None,
     };
-    if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.chain, &input) {
+    if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.last().chain, &input) {
         let policy = policy.as_deref().unwrap_or("none");
         record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
         return Err(StatusCode::FORBIDDEN);

@@ -17,7 +17,7 @@ use crate::drain::DrainWatch;
 use crate::hbone::server::Connect;
 use crate::http::normalize::PathOptions;
 use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
-use crate::request::{TunnelContext, TunnelExchange};
+use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange};
 use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp;
@@ -30,6 +30,8 @@ pub const SNIFF_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Serves one CONNECT to its end.
 pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
+    // Before the listeners themselves: newer ones with an older number are looked at once too often, never too seldom.
+    let number = worker.published.generation_number();
     let Some(generation) = worker.published.generation() else {
         return refuse(connect, &worker, None, Refusal::NotConfigured);
     };
@@ -43,9 +45,9 @@ pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWa
         Found::Chain(served) => {
             // A long tunnel keeps its chain and not the whole mesh.
             drop(generation);
-            serve_chain(connect, served, &worker, drain).await;
+            serve_chain(connect, (served, number), &worker, drain).await;
         }
-        Found::Sniff => serve_sniffed(connect, generation, &worker, drain).await,
+        Found::Sniff => serve_sniffed(connect, (generation, number), &worker, drain).await,
     }
 }
 
@@ -91,20 +93,21 @@ fn refuse(connect: Connect, worker: &Worker, generation: Option<&Generation>, re
     connect.reject(status);
 }
 
-fn context(connect: &Connect, served: &Arc<ServedChain>, worker: &Worker) -> Arc<TunnelContext> {
+fn context(connect: &Connect, found: (&Arc<ServedChain>, u64), worker: &Worker) -> Arc<TunnelContext> {
     let peer = &connect.connection.peer_address;
     // An address that discovery gives to another identity than TLS has proven is not this client's.
     let source = worker.published.workload(peer.ip()).filter(|found| found.identity == connect.connection.peer);
     Arc::new(TunnelContext {
-        served: Arc::clone(served),
+        served: ChainOfTunnel::new(Arc::clone(found.0), found.1),
         connection: Arc::clone(&connect.connection),
         target: connect.authority.clone(),
         source,
     })
 }
 
-async fn serve_chain(connect: Connect, served: Arc<ServedChain>, worker: &Arc<Worker>, drain: DrainWatch) {
-    let tunnel = context(&connect, &served, worker);
+async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &Arc<Worker>, drain: DrainWatch) {
+    let (served, number) = found;
+    let tunnel = context(&connect, (&served, number), worker);
     match &served.chain.kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
             let Ok(stream) = connect.accept() else { return };
@@ -137,7 +140,8 @@ async fn serve_chain(connect: Connect, served: Arc<ServedChain>, worker: &Arc<Wo
 }
 
 /// The chain depends on the first bytes, so the tunnel has to open before it is known.
-async fn serve_sniffed(connect: Connect, generation: Arc<Generation>, worker: &Arc<Worker>, drain: DrainWatch) {
+async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: &Arc<Worker>, drain: DrainWatch) {
+    let (generation, number) = found;
     let authority = connect.authority.clone();
     let Lookup::Sniff(by) = generation.listeners.dispatch.lookup(&authority) else { return };
     let lookup = |protocol| match by.lookup(protocol, &authority) {
@@ -161,7 +165,7 @@ async fn serve_sniffed(connect: Connect, generation: Arc<Generation>, worker: &A
     drop(generation);
     let (connection, target) = facts;
     let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
-    let tunnel = Arc::new(TunnelContext { served: Arc::clone(&served), connection, target, source });
+    let tunnel = Arc::new(TunnelContext { served: ChainOfTunnel::new(Arc::clone(&served), number), connection, target, source });
     match &served.chain.kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => serve_http(stream, protocol, tunnel, worker, drain).await,
         ChainKind::Tcp(chain) => {
@@ -177,7 +181,7 @@ async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let options = match &tunnel.served.chain.kind {
+    let options = match &tunnel.served.last().chain.kind {
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout.or(ServerOptions::default().idle_timeout),

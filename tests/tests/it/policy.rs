@@ -92,8 +92,11 @@ async fn a_policy_that_is_pushed_takes_effect_on_open_connections() -> Result<()
     let _web = mesh.pod("web-v1-1", App::Http).await?;
     let connection = mesh.connect("batch-0").await?;
     assert_eq!(connection.get(WEB, "/before").await?.status, StatusCode::OK);
+    let mut kept = connection.http1(WEB).await?;
+    assert_eq!(kept.get("/before").await?.status, StatusCode::OK);
     let deny = rbac("DENY", "ns[shop]-policy[none]-rule[0]", &json!({"any": true}), &json!({"any": true}));
     mesh.push_accepted(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![deny])).await?;
     assert_eq!(connection.get(WEB, "/after").await?.status, StatusCode::FORBIDDEN);
+    assert_eq!(kept.get("/after").await?.status, StatusCode::FORBIDDEN, "a tunnel that was open before sees it too");
     Ok(())
 }

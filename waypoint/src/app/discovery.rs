@@ -2,12 +2,16 @@
 //!
 //! Not for: translating it (`xds_client`) or holding it (`state`).
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 use telemetry::Telemetry;
 use tokio::sync::{Notify, broadcast, watch};
 use xds_client::ads::node::{MetadataInputs, NodeSettings, metadata};
@@ -33,6 +37,47 @@ pub(super) struct DiscoveryStart {
     pub(super) flush: broadcast::Sender<IpAddr>,
 }
 
+/// What is not obeyed, as metrics.
+pub(super) struct Gauges {
+    unsupported: IntGaugeVec,
+    stale: GaugeVec,
+    stale_since: Mutex<HashMap<String, Instant>>,
+}
+
+impl Gauges {
+    fn new(registry: &Registry) -> Self {
+        let unsupported = Opts::new("waypoint_unsupported_fields", "Places where a field is set that is accepted without effect.");
+        let unsupported = IntGaugeVec::new(unsupported, &["type", "field"]).expect("a well-formed name");
+        let stale =
+            Opts::new("waypoint_chain_stale_seconds", "How long a chain has served an older version because newer ones were refused.");
+        let stale = GaugeVec::new(stale, &["chain"]).expect("a well-formed name");
+        for collector in [Box::new(unsupported.clone()) as Box<dyn Collector>, Box::new(stale.clone())] {
+            registry.register(collector).expect("each name is registered once");
+        }
+        Self { unsupported, stale, stale_since: Mutex::default() }
+    }
+
+    fn note(&self, report: &Report) {
+        self.unsupported.reset();
+        for ((of, field), count) in &report.listed {
+            self.unsupported.with_label_values(&[of, field]).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        let mut since = self.stale_since.lock();
+        since.retain(|chain, _| report.stale_chains.contains(chain));
+        for chain in &report.stale_chains {
+            since.entry(chain.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Brings ages up to now.
+    pub(super) fn refresh(&self) {
+        self.stale.reset();
+        for (chain, since) in self.stale_since.lock().iter() {
+            self.stale.with_label_values(&[chain]).set(since.elapsed().as_secs_f64());
+        }
+    }
+}
+
 /// Applies what istiod sends.
 pub(super) struct Discovery {
     start: DiscoveryStart,
@@ -40,12 +85,19 @@ pub(super) struct Discovery {
     store: Store,
     report: Arc<Mutex<Report>>,
     applied: Arc<Notify>,
+    gauges: Arc<Gauges>,
 }
 
 impl Discovery {
     pub(super) fn new(start: DiscoveryStart) -> Self {
         let store = Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry));
-        Self { start, applier: Applier::default(), store, report: Arc::default(), applied: Arc::default() }
+        let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
+        Self { start, applier: Applier::default(), store, report: Arc::default(), applied: Arc::default(), gauges }
+    }
+
+    /// What is not obeyed, as metrics; to be refreshed before they are read.
+    pub(super) fn gauges(&self) -> Arc<Gauges> {
+        Arc::clone(&self.gauges)
     }
 
     /// Told after each response that was applied.
@@ -153,7 +205,9 @@ impl AdsObserver for Discovery {
         self.store.publish();
         self.store.free_retired();
         self.start.readiness.config(self.store.status());
-        *self.report.lock() = self.applier.report();
+        let report = self.applier.report();
+        self.gauges.note(&report);
+        *self.report.lock() = report;
         self.applied.notify_one();
         match &applied.verdict {
             Verdict::Ack => tracing::debug!(?of, count, removed, changed, "applied"),

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use model::chain::Chain;
@@ -138,6 +138,8 @@ type WorkloadShard = HashMap<IpAddr, Arc<Workload>>;
 #[derive(Debug)]
 pub struct Published {
     pub(super) generation: ArcSwapOption<Generation>,
+    /// Counts generations, so that a tunnel sees cheaply that there is a newer one.
+    pub(super) generations: AtomicU64,
     pub(super) clusters: ArcSwap<Clusters>,
     pub(super) workloads: Vec<ArcSwap<WorkloadShard>>,
 }
@@ -146,6 +148,7 @@ impl Default for Published {
     fn default() -> Self {
         Self {
             generation: ArcSwapOption::empty(),
+            generations: AtomicU64::new(0),
             clusters: ArcSwap::default(),
             workloads: (0..WORKLOAD_SHARDS).map(|_| ArcSwap::default()).collect(),
         }
@@ -157,6 +160,12 @@ impl Published {
     #[must_use]
     pub fn generation(&self) -> Option<Arc<Generation>> {
         self.generation.load_full()
+    }
+
+    /// The number of the current listeners; it changes with them.
+    #[must_use]
+    pub fn generation_number(&self) -> u64 {
+        self.generations.load(Ordering::Acquire)
     }
 
     /// A cluster by name.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use model::chain::ChainKind;
 use model::cluster::{Cluster, Discovery};
@@ -107,6 +108,8 @@ impl Store {
             chains,
         });
         let old = self.published.generation.swap(Some(generation));
+        // After the swap: whoever sees the new number finds the new listeners.
+        self.published.generations.fetch_add(1, Ordering::Release);
         self.retired.extend(old);
         self.free_retired();
     }
