@@ -12,12 +12,13 @@ for argument in "$@"; do
   esac
 done
 profile=${DEMO_PROFILE:-$profile}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
 echo "demo: building (profile $profile; the first time takes some minutes) …"
 if [ "$profile" = dev ]; then
   # As the tests build it, so that neither builds the other's dependencies again.
   cargo build --locked --workspace --all-targets
-  WAYPOINT_BINARY="$PWD/target/debug/waypoint" exec target/debug/demo "$@"
+  WAYPOINT_BINARY="$target/debug/waypoint" exec "$target/debug/demo" "$@"
 fi
 cargo build --locked --profile "$profile" --package waypoint --bin waypoint --package tests --bin demo
-WAYPOINT_BINARY="$PWD/target/$profile/waypoint" exec "target/$profile/demo" "$@"
+WAYPOINT_BINARY="$target/$profile/waypoint" exec "$target/$profile/demo" "$@"
