@@ -25,6 +25,8 @@ use crate::worker::Worker;
 
 /// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The same from the beginning of a drain: what a client sends with its tunnel is served, and silent tunnels do not hold up the end.
+const FIRST_BYTE_TIMEOUT_DRAINING: Duration = Duration::from_secs(2);
 /// How long a client may be silent where the protocol is not declared before it counts as no HTTP; Envoy's inspector waits as long.
 pub const SNIFF_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -116,8 +118,11 @@ async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &
             let sniffed = tokio::select! {
                 biased;
                 sniffed = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.sniff(SNIFF_BYTES_MAX)) => sniffed,
-                // Nothing was asked yet: the client's next tunnel goes to another waypoint.
-                () = draining.draining() => return,
+                // Nothing was asked: the client's next tunnel goes to another waypoint.
+                () = async {
+                    draining.draining().await;
+                    tokio::time::sleep(FIRST_BYTE_TIMEOUT_DRAINING).await;
+                } => return,
             };
             let protocol = match sniffed {
                 Ok(Ok(Sniffed::Http2)) => Protocol::Http2,
