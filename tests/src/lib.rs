@@ -4,6 +4,7 @@
 
 pub mod fake_istiod;
 pub mod istiod;
+pub mod mesh_ca;
 pub mod net;
 pub mod otlp;
 pub mod peer;

@@ -65,7 +65,13 @@ pub struct Peer {
 impl Peer {
     /// A caller that shows `identity` (or no certificate) and dials from `source`, by which its workload is found.
     pub fn new(pki: &Pki, identity: Option<&Identity>, source: Option<IpAddr>) -> Result<Self> {
-        Ok(Self { tls: pki.client_config(identity)?, source })
+        Ok(Self::with_config(pki.client_config(identity)?, source))
+    }
+
+    /// A caller with TLS settings of another mesh's authority.
+    #[must_use]
+    pub fn with_config(tls: Arc<ClientConfig>, source: Option<IpAddr>) -> Self {
+        Self { tls, source }
     }
 
     /// TCP, TLS and HTTP/2's preface. A server that refuses the certificate lets this succeed: TLS 1.3 tells afterwards.

@@ -51,6 +51,14 @@ impl Clone for Identity {
     }
 }
 
+impl Identity {
+    /// One that another authority signed: the leaf first, then intermediates.
+    #[must_use]
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self { chain, key }
+    }
+}
+
 /// `spiffe://cluster.local/ns/<namespace>/sa/<account>`.
 #[must_use]
 pub fn spiffe(namespace: &str, account: &str) -> String {
@@ -128,31 +136,12 @@ impl Pki {
 
     /// TLS of a caller that shows `identity`, or nothing, and accepts any server of this root.
     pub fn client_config(&self, identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
-        let provider = provider();
-        let verifier = Arc::new(AnyName { roots: self.roots()?, algorithms: provider.signature_verification_algorithms });
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier);
-        let mut config = match identity {
-            Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?,
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config.enable_sni = false;
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(Arc::new(config))
+        client_config(self.roots()?, identity)
     }
 
     /// TLS of a workload: callers need a certificate of this root.
     pub fn workload_config(&self, identity: &Identity) -> Result<Arc<ServerConfig>> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider()).build()?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
+        workload_config(self.roots()?, identity)
     }
 
     /// TLS of istiod: callers show a token rather than a certificate.
@@ -164,6 +153,35 @@ impl Pki {
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// TLS of a caller that shows `identity`, or nothing, and accepts any server of these roots.
+pub fn client_config(roots: RootCertStore, identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
+    let provider = provider();
+    let verifier = Arc::new(AnyName { roots, algorithms: provider.signature_verification_algorithms });
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.enable_sni = false;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// TLS of a workload: callers need a certificate of these roots.
+pub fn workload_config(roots: RootCertStore, identity: &Identity) -> Result<Arc<ServerConfig>> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
 }
 
 fn leaf_params(names: Vec<SanType>) -> Result<CertificateParams> {

@@ -1,6 +1,6 @@
 //! The called side of a mesh: pods with an HBONE server in front (as ztunnel is) or plain, and an app that tells what it was asked.
 //!
-//! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS` waits, `/cut` ends in the middle of a body, `/reset` before the
+//! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/cut` ends in the middle of a body, `/reset` before the
 //! answer, `/stream/N` sends N chunks, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what
 //! follows; everything else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's
 //! get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -71,6 +72,7 @@ pub struct Record {
     connects: Mutex<Vec<SeenConnect>>,
     connections: AtomicU64,
     refuse_connects: AtomicU16,
+    draining: watch::Sender<bool>,
 }
 
 impl Record {
@@ -101,6 +103,12 @@ impl Record {
     /// From now on CONNECTs are answered with this status; `None` accepts them again.
     pub fn refuse_connects(&self, status: Option<StatusCode>) {
         self.refuse_connects.store(status.map_or(0, |status| status.as_u16()), Ordering::Relaxed);
+    }
+
+    /// Returns when the pod is told to drain.
+    async fn drain_begins(&self) {
+        // The sender is in this record, so that waiting cannot fail.
+        drop(self.draining.subscribe().wait_for(|draining| *draining).await);
     }
 
     fn count(&self, method: &Method, path: &str) {
@@ -156,12 +164,20 @@ impl Workload {
             connects: Mutex::default(),
             connections: AtomicU64::new(0),
             refuse_connects: AtomicU16::new(0),
+            draining: watch::Sender::new(false),
         });
         let shared = Arc::clone(&record);
         let (alive, all_ended) = mpsc::channel(1);
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((tcp, _)) = listener.accept().await {
+            loop {
+                let tcp = tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((tcp, _)) => tcp,
+                        Err(_) => break,
+                    },
+                    () = shared.drain_begins() => break,
+                };
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 // A connection that fails is the test's business, not this server's.
                 let (served, alive) = (serve(Arc::clone(&shared), tcp), alive.clone());
@@ -171,6 +187,8 @@ impl Workload {
                 });
                 while connections.try_join_next().is_some() {}
             }
+            drop(listener);
+            while connections.join_next().await.is_some() {}
         });
         Ok(Self { record, address, accepting, all_ended })
     }
@@ -185,6 +203,15 @@ impl Workload {
     #[must_use]
     pub fn record(&self) -> &Arc<Record> {
         &self.record
+    }
+
+    /// Ends in good order, as a pod that gets SIGTERM: listens no more, GOAWAY on its HBONE connections, idle HTTP sessions are closed, what
+    /// was begun is finished. What is left at the deadline is cut, and an error.
+    pub async fn drain(mut self, deadline: Duration) -> Result<()> {
+        self.record.draining.send_replace(true);
+        let drained = tokio::time::timeout(deadline, &mut self.accepting).await;
+        drained.map_err(|_| anyhow!("{} still has connections after {deadline:?}", self.record.name))??;
+        Ok(())
     }
 
     /// Cuts all connections and listens no more; returns when they are closed and the port is free.
@@ -208,7 +235,17 @@ async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, acceptor: TlsAcceptor,
         .handshake::<_, Bytes>(tls)
         .await?;
     let mut streams = JoinSet::new();
-    while let Some(next) = connection.accept().await {
+    let mut draining = false;
+    loop {
+        let next = tokio::select! {
+            next = connection.accept() => next,
+            () = record.drain_begins(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        let Some(next) = next else { break };
         let (request, respond) = next?;
         if let Some(tunnel) = answer_connect(&record, request, respond, &identity)? {
             streams.spawn(serve_app(Arc::clone(&record), tunnel, app));
@@ -281,11 +318,19 @@ async fn serve_http(record: Arc<Record>, mut stream: impl AsyncRead + AsyncWrite
     let is_http2 = first == PREFACE;
     let (reader, writer) = tokio::io::split(stream);
     let stream = TokioIo::new(tokio::io::join(std::io::Cursor::new(first).chain(reader), writer));
-    let service = service_fn(move |request| answer(Arc::clone(&record), request));
+    let shared = Arc::clone(&record);
+    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
     if is_http2 {
         http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await?;
-    } else {
-        http1::Builder::new().half_close(true).serve_connection(stream, service).with_upgrades().await?;
+        return Ok(());
+    }
+    let mut serving = pin!(http1::Builder::new().half_close(true).serve_connection(stream, service).with_upgrades());
+    tokio::select! {
+        served = serving.as_mut() => served?,
+        () = record.drain_begins() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await?;
+        }
     }
     Ok(())
 }
@@ -309,7 +354,7 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
     let body = body.collect().await.context("the request's body")?;
     let mut parts = path.trim_start_matches('/').splitn(2, '/');
     let (verb, argument) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let number = argument.parse::<u64>().unwrap_or(0);
+    let number = argument.split('/').next().unwrap_or_default().parse::<u64>().unwrap_or(0);
     let response = Response::builder().header("server", record.name.as_str()).header("x-pod", record.name.as_str());
     Ok(match verb {
         "status" => response.status(argument).body(whole(format!("status {argument}\n")))?,
