@@ -1,0 +1,142 @@
+//! What is reported of a request: Istio's labels, the provider's log line, the span; and that it follows the Telemetry object.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use http::{Method, StatusCode};
+use regex::Regex;
+use tests::otlp::{KIND_SERVER, Span};
+use tests::peer::empty;
+use tests::wait::{Look, until};
+
+use crate::stage::{EFFECT_DEADLINE, PODS, Stage, WEB, manifest};
+
+/// Ports of the metrics: Envoy's, and the agent's.
+const METRICS_PORTS: [u16; 2] = [15090, 15020];
+/// Recording and exporting are behind a request by the exporter's interval at most.
+const REPORT_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the absence of a log line is watched. Lines come within milliseconds; a later marker excludes late ones.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Requests that must not be logged.
+const SILENT_REQUESTS: usize = 20;
+
+/// The labels of a request from `clients/frontend` to a pod of `web` that answered 201, in Istio's order.
+fn labels(pod: &str) -> String {
+    format!(
+        "reporter=\"waypoint\",source_workload=\"frontend-0\",source_canonical_service=\"frontend\",source_canonical_revision=\"v1\",\
+         source_workload_namespace=\"clients\",source_principal=\"spiffe://cluster.local/ns/clients/sa/frontend\",source_app=\"frontend\",\
+         source_version=\"v1\",source_cluster=\"Kubernetes\",destination_workload=\"{pod}\",destination_workload_namespace=\"shop\",\
+         destination_principal=\"spiffe://cluster.local/ns/shop/sa/web\",destination_app=\"web\",destination_version=\"v1\",\
+         destination_service=\"web.shop.svc.cluster.local\",destination_canonical_service=\"web\",destination_canonical_revision=\"v1\",\
+         destination_service_name=\"web\",destination_service_namespace=\"shop\",destination_cluster=\"Kubernetes\",\
+         request_protocol=\"http\",response_code=\"201\",grpc_response_status=\"\",response_flags=\"-\",\
+         connection_security_policy=\"mutual_tls\""
+    )
+}
+
+/// One request with a status of its own, so that its series is its own.
+pub async fn a_request_is_counted(stage: &mut Stage) -> Result<()> {
+    let answer = stage.get(&stage.frontend, WEB, "/status/201").await?;
+    ensure!(answer.status == StatusCode::CREATED, "{}: {}", answer.status, answer.text());
+    let pod = answer.header("x-pod").to_owned();
+    for port in METRICS_PORTS {
+        let expected = format!("istio_requests_total{{{}}} 1", labels(&pod));
+        until(&format!("the series on port {port}"), REPORT_DEADLINE, async || {
+            let page = stage.metrics(port).await?;
+            let lines: Vec<&str> = page.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+            let found = lines.iter().filter(|line| line.contains("response_code=\"201\"")).collect::<Vec<_>>() == [&expected.as_str()];
+            Ok(if found { Look::Done(()) } else { Look::NotYet(format!("expected\n{expected}\namong\n{}", lines.join("\n"))) })
+        })
+        .await?;
+        let page = stage.metrics(port).await?;
+        for histogram in ["istio_request_duration_milliseconds", "istio_request_bytes", "istio_response_bytes"] {
+            let count = format!("{histogram}_count{{{}}} 1", labels(&pod));
+            ensure!(page.lines().any(|line| line == count), "port {port} has no line {count}");
+        }
+    }
+    Ok(())
+}
+
+fn line_shape(n_bytes_sent: usize, pod_address: &str) -> Result<Regex> {
+    Ok(Regex::new(&format!(
+        "^\\{{\"authority\":\"web.shop\",\"bytes_received\":0,\"bytes_sent\":{n_bytes_sent},\"duration_ms\":\\d+,\"method\":\"GET\",\
+         \"path\":\"/hello\\?a=1\",\"protocol\":\"HTTP/1.1\",\"request_id\":\"[0-9a-f-]{{36}}\",\"response_code\":200,\"response_flags\":\"-\",\
+         \"span_id\":\"[0-9a-f]{{16}}\",\"timestamp\":\"\\d{{4}}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{{3}}Z\",\
+         \"trace_id\":\"[0-9a-f]{{32}}\",\"upstream_cluster\":\"inbound-vip\\|80\\|http\\|web.shop.svc.cluster.local;\",\
+         \"upstream_host\":\"envoy://connect_originate/{pod_address}:8080\",\"user_agent\":\"test/1\"\\}}$"
+    ))?)
+}
+
+/// Without a Telemetry object nothing is logged; with the one of `k8s/manifests`, everything, and the line names the exported span.
+pub async fn a_request_is_logged_and_traced(stage: &mut Stage) -> Result<()> {
+    ensure!(stage.access_log()?.is_empty(), "there are log lines before Telemetry asks for them: {:?}", stage.access_log()?);
+    stage.turn_logging_on().await?;
+    let mut http = stage.frontend.connect(stage.hbone_address()).await?.http1(WEB).await?;
+    let request = http.request(Method::GET, "/hello?a=1").header("user-agent", "test/1").body(empty())?;
+    let answer = http.send(request).await?;
+    ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+    let pod_address = PODS.iter().find(|(name, _)| *name == answer.header("x-pod")).map(|(_, address)| *address);
+    let shape = line_shape(answer.body.len(), pod_address.context("an answer of no pod")?)?;
+    let (text, line) = stage.access_line("/hello?a=1").await?;
+    ensure!(shape.is_match(&text), "the line {text} is not of the form {shape}");
+    let text_of = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+    let (trace_id, span_id) = (text_of("trace_id"), text_of("span_id"));
+    let span = stage.spans.wait_for("the span of the line", REPORT_DEADLINE, |span| span.trace_id == trace_id).await?;
+    ensure!(span.span_id == span_id, "the line names {span_id}, the span is {span:?}");
+    ensure!((span.kind, span.parent_span_id.as_str()) == (KIND_SERVER, ""), "{span:?}");
+    let service_name = span.resource.get("service.name").map(String::as_str);
+    ensure!(service_name == Some("waypoint.shop"), "{:?}", span.resource);
+    for (name, value) in [
+        ("http.status_code", "200"),
+        ("http.method", "GET"),
+        ("http.url", "http://web.shop/hello?a=1"),
+        ("istio.source_workload", "frontend-0"),
+        ("istio.destination_workload", answer.header("x-pod")),
+    ] {
+        ensure!(span.attributes.get(name).map(String::as_str) == Some(value), "{name} is not {value}: {:?}", span.attributes);
+    }
+    let told = answer.json();
+    let seen = told["headers"].as_array().into_iter().flatten().find(|pair| pair[0] == "traceparent");
+    let expected = format!("00-{trace_id}-{span_id}-01");
+    ensure!(seen.is_some_and(|pair| pair[1] == expected.as_str()), "the pod did not see {expected}: {told}");
+    Ok(())
+}
+
+/// The end of logging is seen by requests without a line; a marker, logged when it is turned on again, excludes late lines.
+pub async fn deleting_telemetry_ends_logging(stage: &mut Stage) -> Result<()> {
+    stage.turn_logging_on().await?;
+    stage.plane.delete_yaml(&in_shop(&manifest("namespace/telemetry.yaml")?)).await?;
+    let connection = stage.frontend.connect(stage.hbone_address()).await?;
+    let mut n_sent = 0;
+    until("a request without a log line", EFFECT_DEADLINE, async || {
+        n_sent += 1;
+        let path = format!("/still-logged/{n_sent}");
+        connection.get(WEB, &path).await?;
+        let logged = until("a line", SILENCE, async || {
+            let found = stage.access_log()?.iter().any(|(_, line)| line["path"] == path.as_str());
+            Ok(if found { Look::Done(()) } else { Look::NotYet(String::new()) })
+        })
+        .await;
+        Ok(if logged.is_err() { Look::Done(()) } else { Look::NotYet(format!("{path} is logged")) })
+    })
+    .await?;
+    for number in 0..SILENT_REQUESTS {
+        let answer = connection.get(WEB, &format!("/silent/{number}")).await?;
+        ensure!(answer.status == StatusCode::OK, "{}", answer.status);
+    }
+    stage.turn_logging_on().await?;
+    let late: Vec<_> = stage.access_log()?.into_iter().filter(|(text, _)| text.contains("/silent/")).collect();
+    ensure!(late.is_empty(), "logged without Telemetry: {late:?}");
+    // The spans of one queue come in order.
+    let (_, last) = stage.access_log()?.pop().context("no line after Telemetry was applied again")?;
+    stage.spans.wait_for("the span of a later line", REPORT_DEADLINE, |span| last["trace_id"] == span.trace_id.as_str()).await?;
+    let is_silent = |span: &Span| span.attributes.get("http.url").is_some_and(|url| url.contains("/silent/"));
+    let late: Vec<_> = stage.spans.spans().into_iter().filter(is_silent).collect();
+    ensure!(late.is_empty(), "traced without Telemetry: {late:?}");
+    Ok(())
+}
+
+/// The manifest has no namespace: operators say it.
+fn in_shop(yaml: &str) -> String {
+    yaml.replace("metadata:\n", "metadata:\n  namespace: shop\n")
+}
