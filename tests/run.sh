@@ -19,7 +19,8 @@ part "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
 # Everything in one go, so that the binary the tests start is not built twice.
 part "build" cargo build --workspace --all-targets --locked
 export WAYPOINT_BINARY="$PWD/target/debug/waypoint"
-part "unit and integration tests" cargo test --workspace --locked
+part "control plane: etcd, kube-apiserver, istiod" tests/controlplane/build.sh
+part "all tests, the real control plane included" cargo test --workspace --locked
 part "demo" target/debug/demo --once
 printf '%s\n' "${summary[@]}"
 printf 'test: all parts passed in %.1f min\n' "$(awk "BEGIN{print $SECONDS/60}")"
