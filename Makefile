@@ -1,6 +1,6 @@
 # Each target is readable by hand and prints a summary line last. See README.md.
 SHELL := /bin/bash
-.PHONY: help demo test test-unit test-controlplane fmt lint setup bench image
+.PHONY: help demo test test-controlplane bench fmt lint setup
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -13,6 +13,13 @@ demo: setup ## the main job, explained step by step; ONCE=1 checks itself and ex
 
 test: setup ## formatting, lints, all tests, the real control plane; prints the minutes of each part
 	@tests/run.sh
+
+test-controlplane: setup ## only the test beside a real istiod; STEP=word chooses steps
+	@tests/controlplane/build.sh
+	@cargo test --locked -p tests --test controlplane -- $(STEP)
+
+bench: setup ## compares with a real Envoy in one run; BENCH="full --rate 5000" and the like choose what and how
+	@tests/bench.sh $(BENCH)
 
 fmt: ## formats
 	@cargo fmt --all
