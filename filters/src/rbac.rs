@@ -26,8 +26,6 @@ pub struct RbacInput<'a> {
     pub peer_address: IpAddr,
     /// What was asked for.
     pub destination: Option<SocketAddr>,
-    /// The TLS server name, where the connection has one.
-    pub server_name: Option<&'a str>,
 }
 
 /// What a filter says.
@@ -79,7 +77,6 @@ fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> b
         Permission::UrlPath(matcher) => url_path(matcher, input),
         Permission::DestinationIp(range) => input.destination.is_some_and(|address| range.contains(&address.ip())),
         Permission::DestinationPort(port) => input.destination.is_some_and(|address| address.port() == *port),
-        Permission::RequestedServerName(matcher) => matcher.matches(input.server_name.unwrap_or_default().as_bytes()),
     }
 }
 

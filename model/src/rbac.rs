@@ -41,8 +41,6 @@ pub enum Permission {
     DestinationIp(IpNet),
     /// The port asked for.
     DestinationPort(u16),
-    /// The TLS server name.
-    RequestedServerName(StringMatcher),
 }
 
 /// Who asks.

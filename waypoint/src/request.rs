@@ -20,7 +20,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use model::authority::Authority as Target;
-use model::chain::{ChainKind, HttpChain};
+use model::chain::{ChainKind, HttpChain, HttpOptions};
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::route::{Route, RouteAction, VirtualHost};
@@ -32,7 +32,7 @@ use self::recording::Recording;
 use self::reply::LocalReply;
 use crate::hbone::Downstream;
 use crate::http::body::Body;
-use crate::http::normalize::{Malformed, UpgradeRequested};
+use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim};
 use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
@@ -129,6 +129,14 @@ impl Exchange for TunnelExchange {
         run.answer(request)
     }
 
+    /// Those of the chain that judges the request: no wait lies between this and [`Exchange::exchange`] seeing it.
+    fn path_options(&self, at_start: &PathOptions) -> PathOptions {
+        match self.tunnel.served.now(&self.worker.published).as_ref().map(|served| &served.chain.kind) {
+            Some(ChainKind::Http(http)) => path_options(&http.options),
+            _ => *at_start,
+        }
+    }
+
     fn malformed(&self, problem: &Malformed) {
         let mut recording = self.record(&self.tunnel.served.last(), "HTTP/1.1");
         let record = recording.record();
@@ -137,6 +145,12 @@ impl Exchange for TunnelExchange {
         record.stream.details = Some("http1.codec_error".into());
         recording.finish();
     }
+}
+
+/// How paths are normalised on a chain.
+#[must_use]
+pub fn path_options(options: &HttpOptions) -> PathOptions {
+    PathOptions { normalize: options.normalize_path, merge_slashes: options.merge_slashes, decode_slashes: options.unescape_slashes }
 }
 
 /// What `%PROTOCOL%` prints.
@@ -183,7 +197,6 @@ impl Run {
                 peer_principal: Some(tunnel.connection.peer.as_str()),
                 peer_address: tunnel.connection.peer_address.ip(),
                 destination: tunnel.target.address(),
-                server_name: None,
             };
             judge(chain, &input)
         };

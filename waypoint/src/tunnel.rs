@@ -15,9 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::drain::DrainWatch;
 use crate::hbone::server::Connect;
-use crate::http::normalize::PathOptions;
 use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
-use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange};
+use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange, path_options};
 use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp;
@@ -190,11 +189,7 @@ where
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout.or(ServerOptions::default().idle_timeout),
-            path: PathOptions {
-                normalize: http.options.normalize_path,
-                merge_slashes: http.options.merge_slashes,
-                decode_slashes: http.options.unescape_slashes,
-            },
+            path: path_options(&http.options),
             ..ServerOptions::default()
         },
         _ => ServerOptions::default(),

@@ -277,3 +277,33 @@ async fn http2_session_is_ready_up_to_the_peers_limit() {
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
     assert!(session.is_ready());
 }
+
+/// A request body that never has anything, nor ends.
+struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = bytes::Bytes;
+    type Error = waypoint::http::BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn upload_ends_with_an_answer_that_is_over_already() {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let (mut session, driver) = ClientSession::handshake(ours, Protocol::Http2, &ClientOptions::default()).await.unwrap();
+    tokio::spawn(driver);
+    let upstream = tokio::spawn(async move {
+        let mut http = h2::server::handshake(theirs).await.unwrap();
+        let (request, mut respond) = http.accept().await.unwrap().unwrap();
+        respond.send_response(http::Response::new(()), true).unwrap();
+        tokio::spawn(async move { while matches!(http.accept().await, Some(Ok(_))) {} });
+        let upload: Option<Result<bytes::Bytes, h2::Error>> = request.into_body().data().await;
+        upload.unwrap().unwrap_err().reason()
+    });
+    let request = Request::post("/").header("host", "a").body(Body::wrap(Silent)).unwrap();
+    assert_eq!(session.send(request, None).await.unwrap().status(), 200);
+    assert_eq!(timeout(QUIET, upstream).await.unwrap().unwrap(), Some(h2::Reason::CANCEL));
+}

@@ -100,3 +100,21 @@ async fn a_policy_that_is_pushed_takes_effect_on_open_connections() -> Result<()
     assert_eq!(kept.get("/after").await?.status, StatusCode::FORBIDDEN, "a tunnel that was open before sees it too");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_sees_paths_normalised_as_pushed_with_it_on_open_connections() -> Result<()> {
+    let mut mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut kept = mesh.connect("batch-0").await?.http1(WEB).await?;
+    assert_eq!(kept.get("//admin").await?.status, StatusCode::OK);
+    let admin = json!({"url_path": {"path": {"prefix": "/admin"}}});
+    let deny = rbac("DENY", "ns[shop]-policy[admin]-rule[0]", &admin, &json!({"any": true}));
+    mesh.push_accepted(|scenario| {
+        scenario.http(WEB_CHAIN)?["merge_slashes"] = json!(true);
+        scenario.add_http_filters(WEB_CHAIN, vec![deny])
+    })
+    .await?;
+    assert_eq!(kept.get("//admin").await?.status, StatusCode::FORBIDDEN);
+    assert_eq!(kept.get("/other").await?.status, StatusCode::OK);
+    Ok(())
+}

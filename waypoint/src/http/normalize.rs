@@ -159,10 +159,6 @@ pub fn response_in(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Ma
 pub fn request_out_http1(parts: &mut request::Parts) {
     parts.version = Version::HTTP_11;
     merge_cookies(&mut parts.headers);
-    if !parts.headers.contains_key(header::HOST) {
-        // An HTTP/1.0 client need not name a host, an HTTP/1.1 server needs the field (RFC 9112 §3.2).
-        parts.headers.insert(header::HOST, HeaderValue::from_static(""));
-    }
     if let Some(UpgradeRequested(protocol)) = parts.extensions.get::<UpgradeRequested>() {
         parts.headers.insert(header::UPGRADE, protocol.clone());
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -291,7 +287,6 @@ fn check_host(parts: &mut request::Parts, protocol: Protocol) -> Result<(), Malf
             parts.headers.insert(header::HOST, host);
             Ok(())
         }
-        (None, None) if parts.version == Version::HTTP_10 => Ok(()),
         (None, None) => Err(Malformed::HostMissing),
     }
 }

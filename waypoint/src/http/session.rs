@@ -45,6 +45,11 @@ pub trait Exchange: Clone + Send + Sync + 'static {
     /// The future is dropped when the client resets the stream or its connection ends.
     fn exchange(&self, request: Request<Body>, interim: Interim) -> impl Future<Output = Result<Response<Body>, Abort>> + Send;
 
+    /// How paths are normalised now; `at_start`, what the connection was accepted with.
+    fn path_options(&self, at_start: &PathOptions) -> PathOptions {
+        *at_start
+    }
+
     /// A request that never became one: it was answered with [`Malformed::status`] already. For the log and the metrics.
     fn malformed(&self, problem: &Malformed);
 }

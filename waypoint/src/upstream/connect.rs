@@ -74,7 +74,6 @@ pub struct Dialer {
 /// # Cancel safety
 /// Safe: nothing was sent to the application.
 pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration) -> Result<UpstreamIo, ConnectFailure> {
-    let timed_out = || ConnectFailure { reason: "delayed connect error: Connection timed out".into() };
     match address {
         EndpointAddress::Plain(address) if address.ip().is_loopback() && OWN_PORTS.contains(&address.port()) => {
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
@@ -98,6 +97,11 @@ pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration)
             Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
         }
     }
+}
+
+/// As Envoy names a connect that took longer than it may.
+pub(super) fn timed_out() -> ConnectFailure {
+    ConnectFailure { reason: "delayed connect error: Connection timed out".into() }
 }
 
 fn describe(error: &io::Error) -> Cow<'static, str> {

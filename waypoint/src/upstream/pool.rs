@@ -14,7 +14,7 @@ use model::endpoint::EndpointAddress;
 use parking_lot::Mutex;
 use pingora_pool::{ConnectionMeta, ConnectionPool};
 
-use super::connect::{ConnectFailure, Dialer, UpstreamIo, dial};
+use super::connect::{ConnectFailure, Dialer, UpstreamIo, dial, timed_out};
 use crate::http::client::{ClientOptions, ClientSession};
 use crate::http::session::Protocol;
 use crate::state::published::ServedCluster;
@@ -113,7 +113,9 @@ impl SessionPool {
             Protocol::Http2 => {
                 let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
                 // One connect at a time for an endpoint; whoever waited finds the session.
-                let mut held = slot.lock().await;
+                // Nobody waits in a line of connects to an endpoint that is gone: as if the wait were their own connect.
+                let timeout = cluster.cluster.connect_timeout;
+                let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
                 held.retain(|(session, _)| session.is_open());
                 let ready = held.iter().find(|(session, _)| session.is_ready());
                 // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.

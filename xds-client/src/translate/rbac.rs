@@ -60,7 +60,8 @@ fn permission(value: &proto::Permission, path: &str, depth: usize) -> Translated
         Rule::UrlPath(one) => Permission::UrlPath(matcher::path(one, path)?),
         Rule::DestinationIp(range) => Permission::DestinationIp(cidr(range, path)?),
         Rule::DestinationPort(number) => Permission::DestinationPort(port(*number, path)?),
-        Rule::RequestedServerName(name) => Permission::RequestedServerName(matcher::string(name, path)?),
+        // A ClientHello inside a tunnel is not read; without its name a DENY would let pass.
+        Rule::RequestedServerName(_) => return Err(unsupported(path, "requested_server_name")),
         Rule::DestinationPortRange(_) => return Err(unsupported(path, "destination_port_range")),
         Rule::Metadata(_) | Rule::SourcedMetadata(_) => return Err(unsupported(path, "metadata")),
         Rule::Matcher(_) => return Err(unsupported(path, "matcher")),

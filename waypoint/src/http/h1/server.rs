@@ -128,7 +128,7 @@ async fn answer<E: Exchange>(
 ) -> Result<Response<Body>, Abort> {
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, path) {
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &exchange.path_options(path)) {
         exchange.malformed(&problem);
         return Ok(refuse(problem));
     }

@@ -135,16 +135,18 @@ impl Future for Exchanged {
 fn receive(response: Response<RecvStream>, upload: Option<Pump>, in_use: Option<StreamInUse>) -> Result<Response<Body>, SendError> {
     let (mut parts, stream) = response.into_parts();
     normalize::response_in(parts.status, &mut parts.headers).map_err(|problem| SendError::new(SendErrorKind::Malformed(problem)))?;
+    let is_over = stream.is_end_stream();
     let body = Body::http2(stream, normalize::content_length(&parts.headers)).counted(in_use);
     let body = match upload {
         // The response began before the request ended: the rest is sent beside it.
-        Some(mut upload) => body.with_upload(
+        Some(mut upload) if !is_over => body.with_upload(
             tokio::spawn(async move {
                 let _ended = poll_fn(|cx| upload.poll(cx)).await;
             })
             .abort_handle(),
         ),
-        None => body,
+        // The answer is over: nobody will end an upload, and dropping it resets the stream, as Envoy does (RFC 9113 §8.1).
+        _ => body,
     };
     Ok(Response::from_parts(parts, body))
 }

@@ -104,7 +104,7 @@ fn serve_error(error: &::h2::Error) -> ServeError {
 async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse<Bytes>, exchange: E, path: PathOptions) {
     let (mut parts, incoming) = request.into_parts();
     let respond = Arc::new(Mutex::new(respond));
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &path) {
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &exchange.path_options(&path)) {
         exchange.malformed(&problem);
         let mut response = Response::new(());
         *response.status_mut() = problem.status();

@@ -1,7 +1,7 @@
 //! Paths as rules and upstreams are to see them.
 //!
-//! Follows what istiod asks of Envoy: `BASE` (RFC 3986 §6.2.2: dot segments, escapes of unreserved characters, and `\` read
-//! as `/`), `MERGE_SLASHES`, `DECODE_AND_MERGE_SLASHES`. A query is never touched.
+//! Follows what istiod asks of Envoy: `BASE` (RFC 3986 §6.2.2: dot segments, escapes of unreserved characters, `\` read as
+//! `/`, and escapes of what no path may have raw), `MERGE_SLASHES`, `DECODE_AND_MERGE_SLASHES`. A query is never touched.
 
 use super::Malformed;
 
@@ -9,7 +9,7 @@ use super::Malformed;
 /// `path_with_escaped_slashes_action` of the connection manager).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathOptions {
-    /// Resolve dot segments, decode escapes of unreserved characters, read `\` as `/`.
+    /// Resolve dot segments, decode escapes of unreserved characters, read `\` as `/`, escape what no path may have raw.
     pub normalize: bool,
     /// `//` becomes `/`.
     pub merge_slashes: bool,
@@ -46,6 +46,7 @@ fn is_normal(path: &str, options: &PathOptions) -> bool {
         let is_special = match byte {
             b'%' | b'\\' => options.normalize || options.decode_slashes,
             b'.' => options.normalize && before == b'/',
+            byte if is_escaped(byte) => options.normalize,
             b'/' => options.merge_slashes && before == b'/',
             _ => false,
         };
@@ -79,11 +80,22 @@ fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
                 continue;
             }
             b'\\' if options.normalize => decoded.push(b'/'),
+            byte if options.normalize && is_escaped(byte) => {
+                decoded.extend_from_slice(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            }
             byte => decoded.push(byte),
         }
         at += 1;
     }
     Ok(decoded)
+}
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+/// What Envoy's `normalize_path` escapes, so that a rule on the escaped form sees both. Bytes beyond ASCII it escapes over HTTP/2 and refuses
+/// over HTTP/1.1; here they are escaped in both.
+const fn is_escaped(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x7f..)
 }
 
 fn hex(digit: u8) -> Result<u8, Malformed> {

@@ -118,13 +118,38 @@ fn host_is_exactly_one_valid_and_the_targets() {
 }
 
 #[test]
-fn http_1_0_needs_no_host_and_its_upstream_gets_an_empty_one() {
+fn http_1_0_names_a_host_too_and_goes_on_as_http_1_1() {
+    // As Envoy without `default_host_for_http_10`: rules on hosts would not see it otherwise.
     let mut parts = head("GET", "/", &[]);
+    parts.version = Version::HTTP_10;
+    assert_eq!(request_in(&mut parts, Protocol::Http1, &PathOptions::default()), Err(Malformed::HostMissing));
+    let mut parts = head("GET", "/", &[("host", "web")]);
     parts.version = Version::HTTP_10;
     request_in(&mut parts, Protocol::Http1, &PathOptions::default()).unwrap();
     request_out_http1(&mut parts);
-    assert_eq!(parts.headers[header::HOST], "");
+    assert_eq!(parts.headers[header::HOST], "web");
     assert_eq!(parts.version, Version::HTTP_11);
+}
+
+#[test]
+fn what_no_path_may_have_raw_is_escaped_as_envoy_does() {
+    // Envoy 1.40 with normalize_path, asked byte by byte.
+    for (raw, escaped) in [
+        ("/a\"b", "/a%22b"),
+        ("/a<b", "/a%3Cb"),
+        ("/a>b", "/a%3Eb"),
+        ("/a^b", "/a%5Eb"),
+        ("/a`b", "/a%60b"),
+        ("/{id}", "/%7Bid%7D"),
+        ("/a|b", "/a%7Cb"),
+        ("/caf\u{e9}", "/caf%C3%A9"),
+    ] {
+        assert_eq!(normalize_path(raw, &PathOptions::default()).unwrap().as_deref(), Some(escaped), "{raw}");
+        assert_eq!(normalize_path(raw, &NONE).unwrap(), None, "{raw}");
+    }
+    for same in ["/a!$&'()*+,;=:@[]_~-", "/%c3%a9", "/%7bid%7D"] {
+        assert_eq!(normalize_path(same, &PathOptions::default()).unwrap(), None, "{same}");
+    }
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("destination_ip", Honoured),
             ("destination_port", Honoured),
             ("destination_port_range", Refused("the policy would hold for a range of ports")),
-            ("requested_server_name", Honoured),
+            ("requested_server_name", Refused("the policy would hold by the name in a ClientHello")),
             ("uri_template", Extension(&[refused(URI_TEMPLATE, "the policy would hold for paths by template")])),
             ("metadata", Refused("the policy would hold by metadata of another filter")),
             ("sourced_metadata", Refused("the policy would hold by metadata of another filter")),
