@@ -171,7 +171,8 @@ async fn rest(applied: Arc<Notify>) {
     loop {
         applied.notified().await;
         while tokio::time::timeout(REST_AFTER, applied.notified()).await.is_ok() {}
-        xds_proto::release_descriptors();
+        // Elsewhere for the same reason as the applying itself; a failure would be a panic in it, which is logged.
+        let _ = tokio::task::spawn_blocking(xds_proto::release_descriptors).await;
     }
 }
 

@@ -194,7 +194,8 @@ impl Discovery {
 impl AdsObserver for Discovery {
     fn apply(&mut self, update: Update) -> Applied {
         let (of, count, removed) = (update.of, update.resources.len(), update.removed.len());
-        let Outcome { applied, changes } = self.applier.apply(update);
+        let applier = &mut self.applier;
+        let Outcome { applied, changes } = on_a_thread_of_its_own(|| applier.apply(update));
         let changed = changes.len();
         if of == ResourceType::Cluster {
             self.store.note_clusters();
@@ -229,6 +230,20 @@ impl AdsObserver for Discovery {
             }
         }
     }
+}
+
+/// Work that needs much memory for a moment: what the allocator keeps for a thread goes back when the thread ends.
+fn on_a_thread_of_its_own<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let mut work = Some(work);
+    let done = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("apply".to_owned()).spawn_scoped(scope, || work.take().map(|work| work()));
+        thread.ok().and_then(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    done.unwrap_or_else(|| {
+        // No thread to be had: here, then.
+        let work = work.take().expect("the thread that would have taken it was not made");
+        work()
+    })
 }
 
 /// Who we are to istiod.
