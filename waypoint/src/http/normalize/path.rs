@@ -92,8 +92,8 @@ fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
-/// What Envoy's `normalize_path` escapes, so that a rule on the escaped form sees both. Bytes beyond ASCII it escapes over HTTP/2 and refuses
-/// over HTTP/1.1; here they are escaped in both.
+/// What Envoy's `normalize_path` escapes, so that a rule on the escaped form sees both. Bytes beyond ASCII it refuses
+/// over HTTP/1.1; here they are escaped.
 const fn is_escaped(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x7f..)
 }
