@@ -10,6 +10,10 @@ cd "$(dirname "$0")/.."
 
 what=bare
 case "${1:-}" in bare | metrics | full) what=$1; shift ;; esac
+case " $* " in *"--protocol grpc "* | *"--protocol=grpc "*)
+  echo "bench: the service's port speaks HTTP, to which istiod orders HTTP/1.1: gRPC's trailers end there. Use http1 or http2." >&2
+  exit 2 ;;
+esac
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 certs=.build/loadtest/certs
 
