@@ -117,24 +117,40 @@ impl TunnelExchange {
     }
 }
 
+/// The chain that judges one request.
+#[derive(Debug)]
+pub struct Begun {
+    served: Arc<ServedChain>,
+    /// There is no chain of this name any more.
+    is_gone: bool,
+}
+
 impl Exchange for TunnelExchange {
-    fn exchange(&self, request: Request<Body>, interim: Interim) -> impl Future<Output = Result<Response<Body>, Abort>> + Send {
-        let protocol = protocol_name(request.version());
-        let is_grpc = filters::route::is_grpc_content(request.headers());
+    type Begun = Begun;
+
+    fn begin(&self, at_start: &PathOptions) -> (Begun, PathOptions) {
         let now = self.tunnel.served.now(&self.worker.published);
         let is_gone = now.is_none();
         let served = now.unwrap_or_else(|| self.tunnel.served.last());
+        let path = match &served.chain.kind {
+            ChainKind::Http(http) => path_options(&http.options),
+            _ => *at_start,
+        };
+        (Begun { served, is_gone }, path)
+    }
+
+    fn exchange(
+        &self,
+        begun: Begun,
+        request: Request<Body>,
+        interim: Interim,
+    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send {
+        let protocol = protocol_name(request.version());
+        let is_grpc = filters::route::is_grpc_content(request.headers());
+        let Begun { served, is_gone } = begun;
         let recording = self.record(&served, protocol);
         let run = Run { served, is_gone, tunnel: Arc::clone(&self.tunnel), worker: Arc::clone(&self.worker), recording, interim, is_grpc };
         run.answer(request)
-    }
-
-    /// Those of the chain that judges the request: no wait lies between this and [`Exchange::exchange`] seeing it.
-    fn path_options(&self, at_start: &PathOptions) -> PathOptions {
-        match self.tunnel.served.now(&self.worker.published).as_ref().map(|served| &served.chain.kind) {
-            Some(ChainKind::Http(http)) => path_options(&http.options),
-            _ => *at_start,
-        }
     }
 
     fn malformed(&self, problem: &Malformed) {

@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use waypoint::http::upgrade::{self, Ended};
 use waypoint::http::{
-    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, Protocol, SendErrorKind, ServeError, ServerOptions,
-    serve,
+    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, PathOptions, Protocol, SendErrorKind, ServeError,
+    ServerOptions, serve,
 };
 
 use crate::forward::{ClientEngine, Forward};
@@ -205,8 +205,14 @@ async fn http2_connection_without_a_stream_goes_away_and_one_with_a_stream_stays
 struct Watching(Forward, mpsc::UnboundedSender<oneshot::Receiver<Ended>>);
 
 impl Exchange for Watching {
-    async fn exchange(&self, request: Request<Body>, interim: Interim) -> Result<http::Response<Body>, Abort> {
-        let mut response = self.0.exchange(request, interim).await?;
+    type Begun = ();
+
+    fn begin(&self, at_start: &PathOptions) -> ((), PathOptions) {
+        ((), *at_start)
+    }
+
+    async fn exchange(&self, (): (), request: Request<Body>, interim: Interim) -> Result<http::Response<Body>, Abort> {
+        let mut response = self.0.exchange((), request, interim).await?;
         if response.status() == 101 {
             self.1.send(upgrade::watch(&mut response)).unwrap();
         }

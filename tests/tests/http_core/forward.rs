@@ -7,7 +7,7 @@ use pingora_core::protocols::Stream;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Mutex, mpsc};
 use waypoint::http::{
-    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, Protocol, SendError, SendErrorKind,
+    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, PathOptions, Protocol, SendError, SendErrorKind,
 };
 
 use crate::pingora;
@@ -98,7 +98,13 @@ impl Forward {
 }
 
 impl Exchange for Forward {
-    async fn exchange(&self, request: Request<Body>, interim: Interim) -> Result<Response<Body>, Abort> {
+    type Begun = ();
+
+    fn begin(&self, at_start: &PathOptions) -> ((), PathOptions) {
+        ((), *at_start)
+    }
+
+    async fn exchange(&self, (): (), request: Request<Body>, interim: Interim) -> Result<Response<Body>, Abort> {
         if self.0.engine == ClientEngine::Pingora {
             return pingora::send(self, request, interim).await;
         }

@@ -80,7 +80,7 @@ async fn exchange(forward: &Forward, session: &mut ServerSession) -> Option<()> 
     let mut sender = (!session.is_body_done()).then_some(sender);
     let body = if sender.is_some() { Body::wrap(body) } else { Body::empty() };
     let send = move |status, headers: &HeaderMap| interims.send((status, headers.clone())).is_ok();
-    let mut answer = std::pin::pin!(forward.exchange(Request::from_parts(parts, body), Interim::custom(send)));
+    let mut answer = std::pin::pin!(forward.exchange((), Request::from_parts(parts, body), Interim::custom(send)));
     let response = loop {
         tokio::select! {
             biased;

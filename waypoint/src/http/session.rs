@@ -36,6 +36,12 @@ pub enum Protocol {
 
 /// What a downstream connection calls for each request.
 pub trait Exchange: Clone + Send + Sync + 'static {
+    /// What one request is judged by, taken once: its path is normalised as the same configuration says.
+    type Begun: Send;
+
+    /// A request begins. `at_start` is how paths were to be normalised when the connection was accepted; the answer, how this one is.
+    fn begin(&self, at_start: &PathOptions) -> (Self::Begun, PathOptions);
+
     /// Answers one request.
     ///
     /// # Errors
@@ -43,12 +49,12 @@ pub trait Exchange: Clone + Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// The future is dropped when the client resets the stream or its connection ends.
-    fn exchange(&self, request: Request<Body>, interim: Interim) -> impl Future<Output = Result<Response<Body>, Abort>> + Send;
-
-    /// How paths are normalised now; `at_start`, what the connection was accepted with.
-    fn path_options(&self, at_start: &PathOptions) -> PathOptions {
-        *at_start
-    }
+    fn exchange(
+        &self,
+        begun: Self::Begun,
+        request: Request<Body>,
+        interim: Interim,
+    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send;
 
     /// A request that never became one: it was answered with [`Malformed::status`] already. For the log and the metrics.
     fn malformed(&self, problem: &Malformed);

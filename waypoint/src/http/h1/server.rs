@@ -128,7 +128,8 @@ async fn answer<E: Exchange>(
 ) -> Result<Response<Body>, Abort> {
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &exchange.path_options(path)) {
+    let (begun, path) = exchange.begin(path);
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &path) {
         exchange.malformed(&problem);
         return Ok(refuse(problem));
     }
@@ -140,7 +141,7 @@ async fn answer<E: Exchange>(
         }
         None => (Body::http1(incoming), Interim::none()),
     };
-    let mut response = exchange.exchange(Request::from_parts(parts, body), interim).await?;
+    let mut response = exchange.exchange(begun, Request::from_parts(parts, body), interim).await?;
     normalize::strip_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -104,7 +104,8 @@ fn serve_error(error: &::h2::Error) -> ServeError {
 async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse<Bytes>, exchange: E, path: PathOptions) {
     let (mut parts, incoming) = request.into_parts();
     let respond = Arc::new(Mutex::new(respond));
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &exchange.path_options(&path)) {
+    let (begun, path) = exchange.begin(&path);
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &path) {
         exchange.malformed(&problem);
         let mut response = Response::new(());
         *response.status_mut() = problem.status();
@@ -114,7 +115,7 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
     }
     let body = Body::http2(incoming, normalize::content_length(&parts.headers));
     let interim = Interim::http2(Arc::clone(&respond));
-    let mut answer = pin!(exchange.exchange(Request::from_parts(parts, body), interim));
+    let mut answer = pin!(exchange.exchange(begun, Request::from_parts(parts, body), interim));
     let answered = poll_fn(|cx| {
         if respond.lock().poll_reset(cx).is_ready() {
             return Poll::Ready(None);
