@@ -126,27 +126,3 @@ pub struct Chain {
     /// Whether and how it traces.
     pub tracing: Option<Tracing>,
 }
-
-impl Chain {
-    /// The names of all clusters that the chain can send to.
-    pub fn cluster_names(&self) -> Vec<&Arc<str>> {
-        use crate::route::{ClusterChoice, RouteAction};
-        let mut names = Vec::new();
-        match &self.kind {
-            ChainKind::Http(http) => {
-                for route in http.routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
-                    match &route.action {
-                        RouteAction::Forward(forward) => match &forward.clusters {
-                            ClusterChoice::One(name) => names.push(name),
-                            ClusterChoice::Weighted(all) => names.extend(all.iter().map(|one| &one.name)),
-                        },
-                        RouteAction::Direct(_) => {}
-                    }
-                }
-            }
-            ChainKind::Tcp(tcp) => names.extend(tcp.clusters.iter().map(|one| &one.name)),
-            ChainKind::Refused { .. } => {}
-        }
-        names
-    }
-}

@@ -38,8 +38,6 @@ impl GrpcStatus {
     pub const OK: Self = Self(0);
     /// `UNKNOWN`, also for every code outside the specification.
     pub const UNKNOWN: Self = Self(2);
-    /// `UNAVAILABLE`.
-    pub const UNAVAILABLE: Self = Self(14);
 
     /// A status by its number; a number outside the specification is [`Self::UNKNOWN`], as gRPC clients read it.
     #[must_use]

@@ -32,9 +32,6 @@ use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanId
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
 pub use crate::metrics::SERIES_MAX;
 
-/// `Content-Type` of what [`Telemetry::write_exposition`] writes, as Envoy says it.
-pub const EXPOSITION_CONTENT_TYPE: &str = "text/plain; charset=UTF-8";
-
 /// What the process knows of itself, and how often it flushes.
 #[derive(Clone, Debug)]
 pub struct TelemetrySettings {

@@ -87,12 +87,6 @@ impl ChainTelemetry {
         }
         Self { name, stats, access_logs, tracing, headers, hostname: None }
     }
-
-    /// Whether anything at all is recorded. If not, a record need not be filled.
-    #[must_use]
-    pub fn is_silent(&self) -> bool {
-        self.stats.is_none() && self.access_logs.is_empty() && self.tracing.is_none()
-    }
 }
 
 /// Our side of the connection to the endpoint.

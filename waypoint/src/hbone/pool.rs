@@ -208,17 +208,6 @@ impl Pool {
         }
     }
 
-    /// Forgets the connections made with identities older than `generation`. Streams finish. Without this call they go
-    /// when their address is next used, or by being idle.
-    pub fn retire_older(&self, generation: u64) {
-        self.0.retire_if(|destination| destination.generation < generation);
-    }
-
-    /// Forgets all connections. Streams finish.
-    pub fn retire_all(&self) {
-        self.0.retire_if(|_| true);
-    }
-
     /// How many connections are dialled or open, retired ones included.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -410,19 +399,6 @@ impl Shared {
                 by_address.remove(&address);
             }
         }
-    }
-
-    fn retire_if(&self, condition: impl Fn(&Destination) -> bool) {
-        self.by_address.lock().retain(|_, destinations| {
-            destinations.retain(|destination| {
-                let retired = condition(destination);
-                if retired {
-                    destination.retire();
-                }
-                !retired
-            });
-            !destinations.is_empty()
-        });
     }
 
     /// Drives a connection to its end; retires it when it has been idle for long.

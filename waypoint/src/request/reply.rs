@@ -9,6 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use model::flags::ResponseFlag;
 use model::route::DirectResponse;
+use telemetry::grpc::GrpcStatus;
 use telemetry::record::RequestRecord;
 
 use crate::http::body::Body;
@@ -107,18 +108,11 @@ fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>) -> R
 
 /// Trailers-only: the status in the headers of a 200 (gRPC over HTTP/2, "Responses"). Statuses map as Envoy maps them.
 fn grpc(status: StatusCode, text: &str) -> Response<Body> {
-    let code = match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    };
+    let code = GrpcStatus::from_http(status.as_u16()).unwrap_or(GrpcStatus::UNKNOWN).number();
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(code));
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)).map_err(drop)
         && !text.is_empty()
     {
