@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 use model::access_log::AccessLog;
 use model::metrics::Stats;
 use model::tracing::Tracing;
-use opentelemetry::InstrumentationScope;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tokio::runtime::Handle;
 
@@ -151,8 +150,7 @@ impl Telemetry {
     #[must_use]
     pub fn worker(&self) -> WorkerTelemetry {
         let worker = self.workers.fetch_add(1, Relaxed);
-        let scope = InstrumentationScope::builder("waypoint").with_version(env!("CARGO_PKG_VERSION")).build();
-        let identity = SpanIdentity { node_id: Arc::clone(&self.settings.node_id), zone: Arc::clone(&self.settings.zone), scope };
+        let identity = SpanIdentity { node_id: Arc::clone(&self.settings.node_id), zone: Arc::clone(&self.settings.zone) };
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
             logs: WorkerLogs::new(Arc::clone(&self.writers)),

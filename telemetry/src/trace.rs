@@ -5,8 +5,10 @@
 
 mod export;
 mod propagation;
+mod queue;
 mod sampling;
 mod span;
+mod wire;
 
 use std::sync::Arc;
 
@@ -15,12 +17,15 @@ use model::tracing::{OtlpProvider, Tracing};
 
 use crate::record::{RequestRecord, X_REQUEST_ID};
 
-use self::export::SpanQueue;
-pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX, SPAN_BATCH, SPAN_QUEUE_MAX};
-pub(crate) use self::export::{Exporters, SpanCounters};
+pub(crate) use self::export::Exporters;
+pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX};
 use self::propagation::Incoming;
 pub use self::propagation::{TRACEPARENT, TRACESTATE, TraceContext};
+pub(crate) use self::queue::SpanCounters;
+use self::queue::SpanQueue;
+pub use self::queue::{SPAN_BATCH, SPAN_BATCH_BYTES, SPAN_QUEUE_BYTES_MAX, SPAN_QUEUE_MAX};
 pub(crate) use self::span::SpanIdentity;
+use self::span::SpanWriter;
 
 /// What was decided about a request when it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,13 +74,13 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
 #[derive(Debug)]
 pub(crate) struct WorkerSpans {
     exporters: Arc<Exporters>,
-    identity: SpanIdentity,
+    writer: SpanWriter,
     queues: Vec<(OtlpProvider, Option<SpanQueue>)>,
 }
 
 impl WorkerSpans {
     pub(crate) fn new(exporters: Arc<Exporters>, identity: SpanIdentity) -> Self {
-        Self { exporters, identity, queues: Vec::new() }
+        Self { exporters, writer: SpanWriter::new(identity), queues: Vec::new() }
     }
 
     /// Hands over the request's span, if it was sampled and its chain names a collector.
@@ -87,7 +92,7 @@ impl WorkerSpans {
             self.queues.len() - 1
         });
         match &self.queues[at].1 {
-            Some(queue) => queue.push(|| span::finished(record, trace, tracing, &self.identity)),
+            Some(queue) => queue.push(|| self.writer.write(record, trace, tracing)),
             None => self.exporters.count_refused(),
         }
     }

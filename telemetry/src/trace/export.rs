@@ -1,39 +1,38 @@
-//! Finished spans on their way to a collector: a bounded queue and a task per collector.
+//! Spans on their way to a collector: a task per collector, which empties its queue in calls of OTLP over gRPC.
 //!
-//! Not for: reaching the collector; the process dials through its own clusters, behind [`CollectorConnector`].
-//! Invariant: a worker that hands over a span never waits for a collector; what finds no room is dropped and counted.
+//! Not for: reaching the collector; the process dials through its own clusters, behind [`CollectorConnector`]. Source: the OTLP
+//! specification 1.x, §OTLP/gRPC, also for what is tried again. Invariant: a call ends within [`EXPORT_TIMEOUT`], retries included.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Acquire, Release},
-};
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes};
+use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use model::tracing::OtlpProvider;
-use opentelemetry::KeyValue;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use parking_lot::Mutex;
-use prometheus::IntCounter;
+use prost::Message as _;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
 
-/// Spans in one export call at most; as many waiting ones start a call at once.
-pub const SPAN_BATCH: usize = 512;
-/// Spans waiting for one collector at most; as many more may be on their way to it.
-pub const SPAN_QUEUE_MAX: usize = 4096;
+use super::queue::{Batch, SpanCounters, SpanQueue, Taken};
+use super::wire;
+
 /// Collectors at most; spans for others are dropped and counted.
 pub const EXPORTERS_MAX: usize = 16;
 /// How long one export call may take, its retries included.
@@ -43,6 +42,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may see no frame of the collector before it is asked for one, and how long it may then take: a connection
 /// that is only half there must not swallow call after call.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+/// Repetitions of a call at most, and the pause before the first; it doubles, with up to half of it more by chance.
+const RETRIES_MAX: u32 = 3;
+const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
 /// Between two complaints about one collector.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -66,70 +68,11 @@ impl<F: Fn(&str) -> Connecting + Send + Sync + 'static> CollectorConnector for F
     }
 }
 
-/// What became of spans.
-#[derive(Clone, Debug)]
-pub(crate) struct SpanCounters {
-    /// Taken by the collector.
-    pub(crate) exported: IntCounter,
-    /// The queue was full.
-    pub(crate) dropped_queue: IntCounter,
-    /// The collector did not take them, retries included.
-    pub(crate) dropped_export: IntCounter,
-    /// There is no exporter: too many collectors, or one that cannot be called.
-    pub(crate) dropped_provider: IntCounter,
-}
-
 /// Why there is no exporter for a provider.
 #[derive(Debug, Error)]
 enum BuildError {
     #[error("the authority {0:?} is none")]
     Authority(Arc<str>),
-    #[error(transparent)]
-    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    spans: Mutex<VecDeque<SpanData>>,
-    wake: Notify,
-    stopping: AtomicBool,
-    /// Nobody will take what is pushed.
-    closed: AtomicBool,
-}
-
-/// A worker's end of a collector's queue.
-#[derive(Clone, Debug)]
-pub(crate) struct SpanQueue {
-    shared: Arc<Shared>,
-    counters: SpanCounters,
-}
-
-impl SpanQueue {
-    /// Hands over the span that `make` makes, if there is room for it: while a collector is down, none is made.
-    pub(crate) fn push(&self, make: impl FnOnce() -> SpanData) {
-        if self.shared.closed.load(Acquire) {
-            self.counters.dropped_provider.inc();
-            return;
-        }
-        if self.shared.spans.lock().len() >= SPAN_QUEUE_MAX {
-            self.counters.dropped_queue.inc();
-            return;
-        }
-        let span = make();
-        let mut spans = self.shared.spans.lock();
-        if spans.len() >= SPAN_QUEUE_MAX {
-            drop(spans);
-            self.counters.dropped_queue.inc();
-            return;
-        }
-        spans.push_back(span);
-        // Once per batch: a wake-up of another thread costs more than a span.
-        let full = spans.len() == SPAN_BATCH;
-        drop(spans);
-        if full {
-            self.shared.wake.notify_one();
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -170,14 +113,8 @@ impl Exporters {
             tracing::error!(cluster = %provider.cluster, "too many trace collectors: spans for this one are dropped");
             return None;
         }
-        let queue = SpanQueue { shared: Arc::default(), counters: self.counters.clone() };
-        let task = self.control.spawn(run(
-            provider.clone(),
-            Arc::clone(&self.connector),
-            Arc::clone(&queue.shared),
-            self.flush_interval,
-            self.counters.clone(),
-        ));
+        let queue = SpanQueue::new(self.counters.clone());
+        let task = self.control.spawn(run(provider.clone(), Arc::clone(&self.connector), queue.clone(), self.flush_interval));
         running.push(Running { provider: provider.clone(), queue: queue.clone(), task });
         Some(queue)
     }
@@ -190,8 +127,7 @@ impl Exporters {
     pub(crate) async fn shutdown(&self, deadline: Instant) {
         let running = std::mem::take(&mut *self.running.lock());
         for exporter in &running {
-            exporter.queue.shared.stopping.store(true, Release);
-            exporter.queue.shared.wake.notify_one();
+            exporter.queue.stop();
         }
         for mut exporter in running {
             if timeout_at(deadline, &mut exporter.task).await.is_err() {
@@ -199,82 +135,32 @@ impl Exporters {
                 // Ends at its next turn, and counts what it had taken.
                 let _cancelled = exporter.task.await;
             }
-            exporter.queue.shared.closed.store(true, Release);
-            drop(Taken::all(&exporter.queue.shared, &self.counters));
+            exporter.queue.close();
+            drop(exporter.queue.take());
         }
     }
-}
-
-/// Spans taken from a queue. What is not said to be exported counts as lost when this is dropped, also in mid-call.
-struct Taken<'a> {
-    waiting: VecDeque<SpanData>,
-    in_flight: usize,
-    counters: &'a SpanCounters,
-}
-
-impl<'a> Taken<'a> {
-    fn all(shared: &Shared, counters: &'a SpanCounters) -> Self {
-        Self { waiting: std::mem::take(&mut *shared.spans.lock()), in_flight: 0, counters }
-    }
-
-    /// The next batch; the one before is lost unless it was exported.
-    fn next_batch(&mut self) -> Option<Vec<SpanData>> {
-        self.counters.dropped_export.inc_by(length(self.in_flight));
-        self.in_flight = self.waiting.len().min(SPAN_BATCH);
-        (self.in_flight > 0).then(|| self.waiting.drain(..self.in_flight).collect())
-    }
-
-    fn exported(&mut self) {
-        self.counters.exported.inc_by(length(std::mem::take(&mut self.in_flight)));
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.counters.dropped_export.inc_by(length(self.in_flight + self.waiting.len()));
-    }
-}
-
-fn length(length: usize) -> u64 {
-    u64::try_from(length).expect("a length fits")
 }
 
 /// A collector's task.
-async fn run(
-    provider: OtlpProvider,
-    connector: Arc<dyn CollectorConnector>,
-    shared: Arc<Shared>,
-    flush_interval: Duration,
-    counters: SpanCounters,
-) {
-    let exporter = match build(&provider, connector) {
-        Ok(exporter) => exporter,
+async fn run(provider: OtlpProvider, connector: Arc<dyn CollectorConnector>, queue: SpanQueue, flush_interval: Duration) {
+    let mut collector = match channel(&provider, connector) {
+        Ok(channel) => Collector::new(&provider, channel),
         Err(error) => {
             tracing::error!(cluster = %provider.cluster, %error, "no spans are exported");
-            shared.closed.store(true, Release);
-            let lost = std::mem::take(&mut *shared.spans.lock()).len();
-            counters.dropped_provider.inc_by(length(lost));
+            queue.close();
+            queue.discard();
             return;
         }
     };
-    let mut complained: Option<Instant> = None;
     loop {
         tokio::select! {
-            () = shared.wake.notified() => {}
+            () = queue.woken() => {}
             () = sleep(flush_interval) => {}
         }
-        // Read before the queue is taken: what was pushed before the shutdown is exported.
-        let stopping = shared.stopping.load(Acquire);
-        let mut taken = Taken::all(&shared, &counters);
+        let stopping = queue.is_stopping();
+        let mut taken = queue.take();
         while let Some(batch) = taken.next_batch() {
-            match exporter.export(batch).await {
-                Ok(()) => taken.exported(),
-                Err(error) if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) => {
-                    complained = Some(Instant::now());
-                    tracing::warn!(cluster = %provider.cluster, %error, "spans are lost");
-                }
-                Err(_) => {}
-            }
+            collector.export(batch, &mut taken).await;
         }
         if stopping {
             return;
@@ -282,19 +168,167 @@ async fn run(
     }
 }
 
-fn build(provider: &OtlpProvider, connector: Arc<dyn CollectorConnector>) -> Result<SpanExporter, BuildError> {
-    let channel = channel(provider, connector)?;
-    let mut exporter = SpanExporter::builder().with_tonic().with_channel(channel).with_timeout(EXPORT_TIMEOUT).build()?;
-    let resource = Resource::builder_empty()
-        .with_service_name(Arc::clone(&provider.service_name))
-        .with_attributes([
-            KeyValue::new("telemetry.sdk.language", "rust"),
-            KeyValue::new("telemetry.sdk.name", "waypoint"),
-            KeyValue::new("telemetry.sdk.version", env!("CARGO_PKG_VERSION")),
-        ])
-        .build();
-    exporter.set_resource(&resource);
-    Ok(exporter)
+/// A collector that is called.
+struct Collector {
+    cluster: Arc<str>,
+    client: Grpc<Channel>,
+    /// The encoded fields `ResourceSpans.resource` and `ScopeSpans.scope`.
+    resource: Vec<u8>,
+    scope: Vec<u8>,
+    complained: Option<Instant>,
+}
+
+impl Collector {
+    fn new(provider: &OtlpProvider, channel: Channel) -> Self {
+        let attribute = |key: &str, value: &str| KeyValue {
+            key: key.to_owned(),
+            value: Some(AnyValue { value: Some(Value::StringValue(value.to_owned())) }),
+            ..KeyValue::default()
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        let attributes = vec![
+            attribute("service.name", &provider.service_name),
+            attribute("telemetry.sdk.language", "rust"),
+            attribute("telemetry.sdk.name", "waypoint"),
+            attribute("telemetry.sdk.version", version),
+        ];
+        let resource = Resource { attributes, ..Resource::default() };
+        let scope = InstrumentationScope { name: "waypoint".to_owned(), version: version.to_owned(), ..InstrumentationScope::default() };
+        Self {
+            cluster: Arc::clone(&provider.cluster),
+            client: Grpc::new(channel),
+            resource: field(FIRST, &resource.encode_to_vec()),
+            scope: field(FIRST, &scope.encode_to_vec()),
+            complained: None,
+        }
+    }
+
+    /// Sends a batch until the collector takes it, refuses it, or the time is over; what it took is counted.
+    async fn export(&mut self, batch: Batch, taken: &mut Taken<'_>) {
+        let deadline = Instant::now() + EXPORT_TIMEOUT;
+        let payload = Payload::new(&self.resource, &self.scope, batch);
+        let mut retries = 0;
+        let error = loop {
+            let status = match timeout_at(deadline, self.call(payload.clone())).await {
+                Ok(Ok(response)) => return self.took(response, taken),
+                Ok(Err(status)) => status,
+                Err(_) => break Status::deadline_exceeded("no answer in time"),
+            };
+            let Some(delay) = retry_delay(&status, retries).filter(|delay| Instant::now() + *delay < deadline) else { break status };
+            retries += 1;
+            sleep(delay).await;
+        };
+        self.complain(&error);
+    }
+
+    async fn call(&mut self, payload: Payload) -> Result<ExportTraceServiceResponse, Status> {
+        self.client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
+        Ok(self.client.unary(Request::new(payload), path, OtlpCodec).await?.into_inner())
+    }
+
+    fn took(&mut self, response: ExportTraceServiceResponse, taken: &mut Taken<'_>) {
+        let partial = response.partial_success.unwrap_or_default();
+        taken.exported(usize::try_from(partial.rejected_spans).unwrap_or(0));
+        if partial.rejected_spans > 0 {
+            self.complain(&Status::invalid_argument(partial.error_message));
+        }
+    }
+
+    fn complain(&mut self, error: &Status) {
+        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(cluster = %self.cluster, %error, "spans are lost");
+        }
+    }
+}
+
+/// How long to wait before the call is repeated; none if it is not to be.
+fn retry_delay(status: &Status, retries: u32) -> Option<Duration> {
+    let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let is_retriable = match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded | Code::Aborted | Code::OutOfRange | Code::Unavailable | Code::DataLoss => true,
+        // Only if the collector says when.
+        Code::ResourceExhausted => asked.is_some(),
+        _ => false,
+    };
+    if !is_retriable || retries >= RETRIES_MAX {
+        return None;
+    }
+    let back_off = RETRY_DELAY_FIRST.saturating_mul(1 << retries);
+    let jitter = back_off.mul_f64(fastrand::f64() / 2.0);
+    Some(asked.unwrap_or_default().max(back_off + jitter))
+}
+
+/// Number of the fields `ExportTraceServiceRequest.resource_spans`, `ResourceSpans.resource` and `ScopeSpans.scope`.
+const FIRST: u32 = 1;
+/// Number of the field `ResourceSpans.scope_spans`.
+const SCOPE_SPANS: u32 = 2;
+
+fn field(number: u32, message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    wire::head(&mut out, number, message.len());
+    out.extend_from_slice(message);
+    out
+}
+
+/// An `ExportTraceServiceRequest`: what comes before the spans, and the spans.
+#[derive(Clone, Debug)]
+struct Payload {
+    head: Bytes,
+    spans: Bytes,
+}
+
+impl Payload {
+    fn new(resource: &[u8], scope: &[u8], batch: Batch) -> Self {
+        let mut scope_spans = Vec::new();
+        wire::head(&mut scope_spans, SCOPE_SPANS, scope.len() + batch.spans.len());
+        let mut head = Vec::new();
+        wire::head(&mut head, FIRST, resource.len() + scope_spans.len() + scope.len() + batch.spans.len());
+        for part in [resource, &scope_spans, scope] {
+            head.extend_from_slice(part);
+        }
+        Self { head: head.into(), spans: batch.spans.into() }
+    }
+}
+
+/// Sends what is encoded already.
+#[derive(Clone, Copy, Debug)]
+struct OtlpCodec;
+
+impl Codec for OtlpCodec {
+    type Encode = Payload;
+    type Decode = ExportTraceServiceResponse;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for OtlpCodec {
+    type Item = Payload;
+    type Error = Status;
+
+    fn encode(&mut self, payload: Payload, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(payload.head);
+        out.put(payload.spans);
+        Ok(())
+    }
+}
+
+impl Decoder for OtlpCodec {
+    type Item = ExportTraceServiceResponse;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<ExportTraceServiceResponse>, Status> {
+        ExportTraceServiceResponse::decode(from).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
 }
 
 /// A channel that dials through the connector and names the provider's authority, whatever the endpoint's address.

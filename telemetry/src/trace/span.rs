@@ -1,18 +1,21 @@
 //! The finished span of a request: Envoy's names, all values texts, since Kiali compares them as such.
 //!
-//! Not for: exporting it. Source: Envoy's `HttpTracerUtility` and Istio's custom tags, in the order in which Envoy adds them.
+//! Not for: exporting it. Source: Envoy's `HttpTracerUtility` and Istio's custom tags, in the order in which Envoy adds them; fields
+//! and flags of OTLP's `Span`. A span is written once, as the bytes that leave: no structure is made of it.
 
+use std::borrow::Cow;
+use std::io::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
 use model::stream_view::StreamView;
 use model::tracing::{CustomTag, TagSource, Tracing};
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
-use opentelemetry::{InstrumentationScope, Key, KeyValue, StringValue};
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use opentelemetry::trace::TraceState;
 
-use super::TraceContext;
+use super::{TraceContext, wire};
 use crate::record::{
     GRPC_MESSAGE, GRPC_TIMEOUT, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO,
     X_REQUEST_ID,
@@ -23,6 +26,35 @@ const OPERATION_DEFAULT: &str = "ingress";
 /// How absent texts print.
 const ABSENT: &str = "-";
 
+/// Numbers of the fields of OTLP's `Span`.
+mod field {
+    pub(super) const TRACE_ID: u32 = 1;
+    pub(super) const SPAN_ID: u32 = 2;
+    pub(super) const TRACE_STATE: u32 = 3;
+    pub(super) const PARENT_SPAN_ID: u32 = 4;
+    pub(super) const NAME: u32 = 5;
+    pub(super) const KIND: u32 = 6;
+    pub(super) const START_TIME: u32 = 7;
+    pub(super) const END_TIME: u32 = 8;
+    pub(super) const ATTRIBUTES: u32 = 9;
+    pub(super) const STATUS: u32 = 15;
+    pub(super) const FLAGS: u32 = 16;
+    /// Of `Status`.
+    pub(super) const STATUS_CODE: u32 = 3;
+}
+
+/// `SPAN_KIND_SERVER`.
+const KIND_SERVER: u32 = 2;
+/// `STATUS_CODE_ERROR`.
+const STATUS_ERROR: u32 = 2;
+/// A `Status` that holds nothing but an error code: a tag and a number.
+const STATUS_ERROR_SIZE: usize = 2;
+/// W3C's flag `sampled`; only sampled spans are made.
+const FLAG_SAMPLED: u32 = 0x1;
+/// Whether the parent is remote is known, and it is: OTLP's `SpanFlags`.
+const FLAG_HAS_IS_REMOTE: u32 = 0x100;
+const FLAG_IS_REMOTE: u32 = 0x200;
+
 /// What every span says of this waypoint.
 #[derive(Clone, Debug)]
 pub(crate) struct SpanIdentity {
@@ -30,133 +62,206 @@ pub(crate) struct SpanIdentity {
     pub(crate) node_id: Arc<str>,
     /// `zone`.
     pub(crate) zone: Arc<str>,
-    /// Who made the span.
-    pub(crate) scope: InstrumentationScope,
 }
 
-struct Attributes(Vec<KeyValue>);
+/// Writes spans into a buffer that it keeps.
+#[derive(Debug)]
+pub(crate) struct SpanWriter {
+    identity: SpanIdentity,
+    span: Vec<u8>,
+    /// Of a custom tag that is a format.
+    rendered: Vec<u8>,
+}
 
-impl Attributes {
-    fn add(&mut self, key: impl Into<Key>, value: impl Into<StringValue>) {
-        self.0.push(KeyValue::new(key, value.into()));
+impl SpanWriter {
+    pub(crate) fn new(identity: SpanIdentity) -> Self {
+        Self { identity, span: Vec::new(), rendered: Vec::new() }
     }
 
-    fn add_header(&mut self, key: &'static str, record: &RequestRecord, name: &HeaderName) {
+    /// The span of a request that ended, as an OTLP `Span`.
+    pub(crate) fn write(&mut self, record: &RequestRecord, trace: &TraceContext, tracing: &Tracing) -> &[u8] {
+        self.span.clear();
+        write_head(record, trace, &mut self.span);
+        let mut attributes = Attributes { out: &mut self.span, rendered: &mut self.rendered };
+        write_attributes(&mut attributes, record, tracing, &self.identity);
+        write_end(record, trace, &mut self.span);
+        &self.span
+    }
+}
+
+/// What comes before the attributes.
+fn write_head(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
+    let stream = &record.stream;
+    wire::bytes(out, field::TRACE_ID, &trace.trace_id.to_be_bytes());
+    wire::bytes(out, field::SPAN_ID, &trace.span_id.to_be_bytes());
+    if !trace.tracestate.is_empty() {
+        wire::bytes(out, field::TRACE_STATE, trace_state(trace).as_bytes());
+    }
+    if let Some(parent) = trace.parent {
+        wire::bytes(out, field::PARENT_SPAN_ID, &parent.to_be_bytes());
+    }
+    wire::bytes(out, field::NAME, record.operation.as_deref().unwrap_or(OPERATION_DEFAULT).as_bytes());
+    wire::number(out, field::KIND, KIND_SERVER);
+    wire::fixed64(out, field::START_TIME, nanoseconds(stream.start_time));
+    wire::fixed64(out, field::END_TIME, nanoseconds(stream.start_time + stream.duration()));
+}
+
+/// What comes after them.
+fn write_end(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
+    if is_failed(record) {
+        wire::head(out, field::STATUS, STATUS_ERROR_SIZE);
+        wire::number(out, field::STATUS_CODE, STATUS_ERROR);
+    } else {
+        wire::head(out, field::STATUS, 0);
+    }
+    let remote = if trace.parent.is_some() { FLAG_IS_REMOTE } else { 0 };
+    wire::fixed32(out, field::FLAGS, FLAG_SAMPLED | FLAG_HAS_IS_REMOTE | remote);
+}
+
+/// Since the epoch; a clock before it reads as the epoch, one beyond the year 2554 as that.
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// `tracestate` in the span; one that is not well-formed went on to the endpoint as it came, and is left out here.
+fn trace_state(trace: &TraceContext) -> String {
+    let state: TraceState = trace.tracestate.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    state.header()
+}
+
+/// A gRPC status overrides what the HTTP status says; nothing ever makes a span `OK`.
+fn is_failed(record: &RequestRecord) -> bool {
+    match record.grpc_status.filter(|_| record.came_as_grpc()) {
+        Some(status) => status.fails_span(),
+        None => record.response_code >= 500,
+    }
+}
+
+/// Header bytes as the text that OTLP wants; what is no UTF-8 prints as replacement characters.
+fn readable(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+struct Attributes<'a> {
+    out: &'a mut Vec<u8>,
+    rendered: &'a mut Vec<u8>,
+}
+
+impl Attributes<'_> {
+    fn add(&mut self, key: &str, value: &str) {
+        self.add_parts(key, &[value]);
+    }
+
+    fn add_parts(&mut self, key: &str, parts: &[&str]) {
+        wire::attribute(self.out, field::ATTRIBUTES, key, parts);
+    }
+
+    fn add_number(&mut self, key: &str, value: u64) {
+        self.add(key, itoa::Buffer::new().format(value));
+    }
+
+    fn add_header(&mut self, key: &str, record: &RequestRecord, name: &HeaderName) {
         if let Some(value) = record.request_header(name) {
-            self.add(key, readable(value.as_bytes()));
+            self.add(key, &readable(value.as_bytes()));
         }
     }
 
-    fn add_header_or_absent(&mut self, key: &'static str, record: &RequestRecord, name: &HeaderName) {
+    fn add_header_or_absent(&mut self, key: &str, record: &RequestRecord, name: &HeaderName) {
         match record.request_header(name) {
-            Some(value) => self.add(key, readable(value.as_bytes())),
+            Some(value) => self.add(key, &readable(value.as_bytes())),
             None => self.add(key, ABSENT),
         }
     }
 }
 
-/// Header bytes as the text that OTLP wants; what is no UTF-8 prints as replacement characters.
-fn readable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The span of a request that ended.
-pub(crate) fn finished(record: &RequestRecord, trace: &TraceContext, tracing: &Tracing, identity: &SpanIdentity) -> SpanData {
-    let stream = &record.stream;
-    let name = match &record.operation {
-        Some(operation) => operation.to_string().into(),
-        None => OPERATION_DEFAULT.into(),
-    };
-    SpanData {
-        span_context: SpanContext::new(
-            TraceId::from(trace.trace_id),
-            SpanId::from(trace.span_id),
-            TraceFlags::SAMPLED,
-            false,
-            trace_state(trace),
-        ),
-        parent_span_id: trace.parent.map_or(SpanId::INVALID, SpanId::from),
-        parent_span_is_remote: trace.parent.is_some(),
-        span_kind: SpanKind::Server,
-        name,
-        start_time: stream.start_time,
-        end_time: stream.start_time + stream.duration(),
-        attributes: attributes(record, tracing, identity),
-        dropped_attributes_count: 0,
-        events: SpanEvents::default(),
-        links: SpanLinks::default(),
-        status: status(record),
-        instrumentation_scope: identity.scope.clone(),
-    }
-}
-
-/// `tracestate` in the span; one that is not well-formed went on to the endpoint as it came, and is left out here.
-fn trace_state(trace: &TraceContext) -> TraceState {
-    trace.tracestate.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
-/// A gRPC status overrides what the HTTP status says; nothing ever makes a span `OK`.
-fn status(record: &RequestRecord) -> Status {
-    let failed = match record.grpc_status.filter(|_| record.came_as_grpc()) {
-        Some(status) => status.fails_span(),
-        None => record.response_code >= 500,
-    };
-    if failed { Status::error("") } else { Status::Unset }
-}
-
-fn attributes(record: &RequestRecord, tracing: &Tracing, identity: &SpanIdentity) -> Vec<KeyValue> {
+fn write_attributes(out: &mut Attributes<'_>, record: &RequestRecord, tracing: &Tracing, identity: &SpanIdentity) {
     let stream = &record.stream;
     let grpc = record.came_as_grpc();
-    let mut out = Attributes(Vec::with_capacity(24 + tracing.custom_tags.len()));
-    out.add("node_id", Arc::clone(&identity.node_id));
-    out.add("zone", Arc::clone(&identity.zone));
+    out.add("node_id", &identity.node_id);
+    out.add("zone", &identity.zone);
     if let Some(id) = record.request_id.as_ref().or_else(|| record.request_header(&X_REQUEST_ID)) {
-        out.add("guid:x-request-id", readable(id.as_bytes()));
+        out.add("guid:x-request-id", &readable(id.as_bytes()));
     }
-    out.add("http.url", url(record, tracing.path_bytes_max));
+    add_url(out, record, tracing.path_bytes_max);
     if let Some(head) = &record.head {
-        out.add("http.method", head.method.as_str().to_owned());
+        out.add("http.method", head.method.as_str());
     }
     out.add("http.protocol", record.protocol);
     out.add_header_or_absent("downstream_cluster", record, &X_DOWNSTREAM_SERVICE_CLUSTER);
     out.add_header_or_absent("user_agent", record, &USER_AGENT);
     if let Some(client) = stream.downstream_remote {
-        out.add("peer.address", client.ip().to_string());
+        out.add("peer.address", IpText::new(client.ip()).as_str());
     }
     out.add_header("guid:x-client-trace-id", record, &X_CLIENT_TRACE_ID);
     if grpc {
         if let Some(head) = &record.head {
-            out.add("grpc.path", head.path.as_ref().map_or_else(String::new, |path| path.as_str().to_owned()));
-            out.add("grpc.authority", head.authority.as_ref().map_or_else(String::new, |authority| authority.as_str().to_owned()));
+            out.add("grpc.path", head.path.as_ref().map_or("", PathAndQuery::as_str));
+            out.add("grpc.authority", head.authority.as_ref().map_or("", Authority::as_str));
         }
         out.add_header("grpc.content_type", record, &CONTENT_TYPE);
         out.add_header("grpc.timeout", record, &GRPC_TIMEOUT);
     }
-    out.add("request_size", stream.bytes_received.to_string());
-    out.add("response_size", stream.bytes_sent.to_string());
+    out.add_number("request_size", stream.bytes_received);
+    out.add_number("response_size", stream.bytes_sent);
     out.add("component", "proxy");
-    add_outcome(&mut out, record, grpc);
+    add_outcome(out, record, grpc);
     for tag in &tracing.custom_tags {
-        add_custom(&mut out, record, tag);
+        add_custom(out, record, tag);
     }
     if let Some(status) = record.grpc_status.filter(|_| grpc) {
-        out.add("grpc.status_code", status.number().to_string());
+        out.add_number("grpc.status_code", status.number().into());
         let maps = [record.response_trailers(), record.response_headers()];
         if let Some(message) = maps.into_iter().flatten().find_map(|headers| headers.get(GRPC_MESSAGE)) {
-            out.add("grpc.message", readable(message.as_bytes()));
+            out.add("grpc.message", &readable(message.as_bytes()));
         }
     }
-    out.0
 }
 
-fn add_outcome(out: &mut Attributes, record: &RequestRecord, grpc: bool) {
+/// An IP address as text, without allocating.
+struct IpText {
+    bytes: [u8; Self::LONGEST],
+    length: usize,
+}
+
+impl IpText {
+    /// Of `ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255`.
+    const LONGEST: usize = 45;
+
+    fn new(address: IpAddr) -> Self {
+        let mut text = Self { bytes: [0; Self::LONGEST], length: 0 };
+        write!(text, "{address}").expect("an IP address is shorter than its buffer");
+        text
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).expect("addresses print in ASCII")
+    }
+}
+
+impl std::io::Write for IpText {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        let written = (&mut self.bytes[self.length..]).write(text)?;
+        self.length += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn add_outcome(out: &mut Attributes<'_>, record: &RequestRecord, grpc: bool) {
     let stream = &record.stream;
     if let Some(cluster) = &stream.cluster {
-        out.add("upstream_cluster", Arc::clone(cluster));
-        out.add("upstream_cluster.name", Arc::clone(stream.cluster_stat_name.as_ref().unwrap_or(cluster)));
+        out.add("upstream_cluster", cluster);
+        out.add("upstream_cluster.name", stream.cluster_stat_name.as_ref().unwrap_or(cluster));
     }
-    out.add("http.status_code", record.response_code.to_string());
-    out.add("response_flags", stream.flags.to_string());
+    out.add_number("http.status_code", record.response_code.into());
+    if stream.flags.is_empty() {
+        out.add("response_flags", ABSENT);
+    } else {
+        out.add("response_flags", &stream.flags.to_string());
+    }
     let failed = record.grpc_status.is_some_and(|status| grpc && status.is_error());
     if failed || record.response_code == 0 || record.response_code >= 500 {
         out.add("error", "true");
@@ -164,35 +269,37 @@ fn add_outcome(out: &mut Attributes, record: &RequestRecord, grpc: bool) {
 }
 
 /// Adds a custom tag, unless it has nothing to say.
-fn add_custom(out: &mut Attributes, record: &RequestRecord, tag: &CustomTag) {
+fn add_custom(attributes: &mut Attributes<'_>, record: &RequestRecord, tag: &CustomTag) {
+    let Attributes { out, rendered } = attributes;
     let value = match &tag.source {
-        TagSource::Literal(text) => text.to_string(),
-        TagSource::RequestHeader { name, default } => {
-            record.request_header(name).map_or_else(|| default.to_string(), |value| readable(value.as_bytes()))
-        }
+        TagSource::Literal(text) => Cow::Borrowed(&**text),
+        TagSource::RequestHeader { name, default } => match record.request_header(name) {
+            Some(value) => readable(value.as_bytes()),
+            None => Cow::Borrowed(&**default),
+        },
         TagSource::Format(format) => {
-            let mut text = Vec::new();
-            format.render(record, &mut text);
+            rendered.clear();
+            format.render(record, rendered);
             // The only thing a missing value prints as; a mixed text keeps it, as in Envoy.
-            if text == ABSENT.as_bytes() { String::new() } else { readable(&text) }
+            if *rendered == ABSENT.as_bytes() { Cow::Borrowed("") } else { readable(rendered) }
         }
         TagSource::Metadata => return,
     };
     if !value.is_empty() {
-        out.add(Arc::clone(&tag.tag), value);
+        wire::attribute(out, field::ATTRIBUTES, &tag.tag, &[&value]);
     }
 }
 
-/// `http://web.shop/path?query`; the path is the one that came, cut to `path_bytes_max`.
-fn url(record: &RequestRecord, path_bytes_max: usize) -> String {
-    let Some(head) = &record.head else { return String::new() };
-    let header = |name: HeaderName| record.request_header(&name).map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let scheme = header(X_FORWARDED_PROTO).unwrap_or_else(|| head.scheme.as_str().into());
+/// `http.url`: `http://web.shop/path?query`; the path is the one that came, cut to `path_bytes_max`.
+fn add_url(out: &mut Attributes<'_>, record: &RequestRecord, path_bytes_max: usize) {
+    let Some(head) = &record.head else { return out.add("http.url", "") };
+    let header = |name: &HeaderName| record.request_header(name).map(|value| readable(value.as_bytes()));
+    let scheme = header(&X_FORWARDED_PROTO).unwrap_or_else(|| head.scheme.as_str().into());
     let authority = head.authority.as_ref().map_or("", Authority::as_str);
-    let path = header(X_ENVOY_ORIGINAL_PATH).unwrap_or_else(|| head.path.as_ref().map_or("", PathAndQuery::as_str).into());
+    let path = header(&X_ENVOY_ORIGINAL_PATH).unwrap_or_else(|| head.path.as_ref().map_or("", PathAndQuery::as_str).into());
     let mut cut = path.len().min(path_bytes_max);
     while !path.is_char_boundary(cut) {
         cut -= 1;
     }
-    format!("{scheme}://{authority}{}", &path[..cut])
+    out.add_parts("http.url", &[&scheme, "://", authority, &path[..cut]]);
 }

@@ -7,9 +7,12 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use model::flags::ResponseFlag;
 use model::tracing::{CustomTag, Sampling, TagSource};
-use opentelemetry::trace::{SpanId, SpanKind, Status, TraceId};
-use opentelemetry::{InstrumentationScope, Value};
-use opentelemetry_sdk::trace::SpanData;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use prost::Message as _;
 
 use super::*;
 use crate::fixture::{self, headers};
@@ -173,37 +176,43 @@ fn overall_sampling_bounds_every_reason_and_takes_the_digit_back() {
 }
 
 fn identity() -> SpanIdentity {
-    SpanIdentity {
-        node_id: "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local".into(),
-        zone: "".into(),
-        scope: InstrumentationScope::builder("waypoint").build(),
-    }
+    SpanIdentity { node_id: "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local".into(), zone: "".into() }
 }
 
-fn span_with(tracing: Tracing, change: impl FnOnce(&mut RequestRecord)) -> SpanData {
+fn written(record: &RequestRecord, tracing: &Tracing) -> Span {
+    let mut writer = SpanWriter::new(identity());
+    Span::decode(writer.write(record, record.trace.as_ref().unwrap(), tracing)).unwrap()
+}
+
+fn span_with(tracing: Tracing, change: impl FnOnce(&mut RequestRecord)) -> Span {
     let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
     let parent = headers(&[("traceparent", &traceparent("01")), ("tracestate", "a=1")]);
     record.trace = begin(Some(&tracing), &parent, true, &mut fastrand::Rng::with_seed(1)).trace;
     record.operation = Some("web-svc.emojivoto.svc.cluster.local:80/*".into());
     change(&mut record);
-    span::finished(&record, record.trace.as_ref().unwrap(), &tracing, &identity())
+    written(&record, &tracing)
 }
 
-fn span(change: impl FnOnce(&mut RequestRecord)) -> SpanData {
+fn span(change: impl FnOnce(&mut RequestRecord)) -> Span {
     span_with(fixture::tracing(), change)
 }
 
-fn attributes(span: &SpanData) -> Vec<(&str, &str)> {
-    span.attributes
-        .iter()
-        .map(|pair| match &pair.value {
-            Value::String(text) => (pair.key.as_str(), text.as_str()),
-            other => panic!("{} is not a text: {other:?}", pair.key),
-        })
-        .collect()
+fn attributes(span: &Span) -> Vec<(&str, &str)> {
+    span.attributes.iter().map(|pair| (pair.key.as_str(), text_of(pair))).collect()
 }
 
-fn by_name(span: &SpanData) -> BTreeMap<&str, &str> {
+fn text_of(pair: &KeyValue) -> &str {
+    match pair.value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text,
+        other => panic!("{} is not a text: {other:?}", pair.key),
+    }
+}
+
+fn status_of(span: &Span) -> StatusCode {
+    span.status.as_ref().unwrap().code()
+}
+
+fn by_name(span: &Span) -> BTreeMap<&str, &str> {
     attributes(span).into_iter().collect()
 }
 
@@ -235,44 +244,43 @@ fn a_normal_requests_span_has_envoys_attributes_in_envoys_order_all_texts() {
         ]
     );
     assert_eq!(
-        (span.name.as_ref(), span.span_kind.clone(), span.status.clone()),
-        ("web-svc.emojivoto.svc.cluster.local:80/*", SpanKind::Server, Status::Unset)
+        (span.name.as_str(), span.kind(), status_of(&span)),
+        ("web-svc.emojivoto.svc.cluster.local:80/*", SpanKind::Server, StatusCode::Unset)
     );
-    assert_eq!(span.end_time.duration_since(span.start_time).unwrap(), Duration::from_micros(7_900));
+    assert_eq!(Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano), Duration::from_micros(7_900));
 }
 
 #[test]
 fn a_span_continues_its_callers_trace() {
     let span = span(|_| {});
-    assert_eq!(span.span_context.trace_id(), TraceId::from_hex(TRACE).unwrap());
-    assert_eq!(span.parent_span_id, SpanId::from_hex(PARENT).unwrap());
-    assert!(span.parent_span_is_remote && span.span_context.is_sampled());
-    assert_eq!(span.span_context.trace_state().header(), "a=1");
+    assert_eq!(span.trace_id, u128::from_str_radix(TRACE, 16).unwrap().to_be_bytes());
+    assert_eq!(span.parent_span_id, u64::from_str_radix(PARENT, 16).unwrap().to_be_bytes());
+    assert_eq!((span.flags, span.trace_state.as_str()), (0x301, "a=1"), "sampled, of a remote parent");
     let root = fixture::chain(None, Vec::new(), Some(fixture::tracing()));
     let mut record = fixture::request(&root);
     record.trace = begin(Some(&fixture::tracing()), &HeaderMap::new(), true, &mut fastrand::Rng::new()).trace;
-    let span = span::finished(&record, record.trace.as_ref().unwrap(), &fixture::tracing(), &identity());
-    assert!(span.parent_span_id == SpanId::INVALID && !span.parent_span_is_remote);
+    let span = written(&record, &fixture::tracing());
+    assert!(span.parent_span_id.is_empty() && span.flags == 0x101);
     assert_eq!(span.name, "ingress", "no decorator");
 }
 
 #[test]
 fn status_and_error_follow_the_http_status_or_the_grpc_one() {
-    let failed = Status::error("");
+    let failed = StatusCode::Error;
     for (code, grpc, status, error) in [
-        (200, None, Status::Unset, false),
-        (404, None, Status::Unset, false),
-        (500, None, failed.clone(), true),
-        (503, None, failed.clone(), true),
-        (0, None, Status::Unset, true),
-        (200, Some(0), Status::Unset, false),
-        (200, Some(2), failed.clone(), true),
-        (200, Some(4), failed.clone(), true),
-        (200, Some(5), Status::Unset, false),
-        (200, Some(8), Status::Unset, true),
-        (200, Some(12), failed.clone(), true),
-        (200, Some(13), failed.clone(), true),
-        (200, Some(14), failed.clone(), true),
+        (200, None, StatusCode::Unset, false),
+        (404, None, StatusCode::Unset, false),
+        (500, None, failed, true),
+        (503, None, failed, true),
+        (0, None, StatusCode::Unset, true),
+        (200, Some(0), StatusCode::Unset, false),
+        (200, Some(2), failed, true),
+        (200, Some(4), failed, true),
+        (200, Some(5), StatusCode::Unset, false),
+        (200, Some(8), StatusCode::Unset, true),
+        (200, Some(12), failed, true),
+        (200, Some(13), failed, true),
+        (200, Some(14), failed, true),
         (200, Some(15), failed, true),
     ] {
         let span = span(|record| {
@@ -280,7 +288,7 @@ fn status_and_error_follow_the_http_status_or_the_grpc_one() {
             record.is_grpc = grpc.is_some();
             record.grpc_status = grpc.map(GrpcStatus::new);
         });
-        assert_eq!(span.status, status, "{code} {grpc:?}");
+        assert_eq!(status_of(&span), status, "{code} {grpc:?}");
         assert_eq!(by_name(&span).get("error"), error.then_some(&"true"), "{code} {grpc:?}");
         assert_eq!(by_name(&span)["http.status_code"], code.to_string());
     }
@@ -298,7 +306,7 @@ fn no_route_leaves_the_cluster_out() {
     for absent in ["upstream_cluster", "upstream_cluster.name", "error", "istio.destination_workload"] {
         assert!(!names.contains_key(absent), "{absent}");
     }
-    assert_eq!((names["response_flags"], span.name.as_ref(), span.status.clone()), ("NR", "ingress", Status::Unset));
+    assert_eq!((names["response_flags"], span.name.as_str(), status_of(&span)), ("NR", "ingress", StatusCode::Unset));
 }
 
 #[test]

@@ -1,27 +1,45 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 
 use futures_util::stream;
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId};
+use opentelemetry_otlp::{SpanExporter, WithTonicConfig as _};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use prometheus::IntCounter;
 use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
+use tonic::Response;
+use tonic_types::ErrorDetails;
 
+use super::super::queue::{SPAN_BATCH, SPAN_BATCH_BYTES, SPAN_QUEUE_BYTES_MAX, SPAN_QUEUE_MAX};
+use super::super::span::SpanWriter;
 use super::*;
 use crate::fixture;
 
-/// A collector that keeps what it is sent, and the authority it was called by.
-struct Collector(mpsc::UnboundedSender<(String, ExportTraceServiceRequest)>);
+type Answers = Arc<Mutex<VecDeque<Result<ExportTraceServiceResponse, Status>>>>;
+
+/// A collector that keeps what it is sent, and the authority it was called by; takes everything once its answers are used up.
+struct CollectorService {
+    received: mpsc::UnboundedSender<(String, ExportTraceServiceRequest)>,
+    answers: Answers,
+}
 
 #[tonic::async_trait]
-impl TraceService for Collector {
+impl TraceService for CollectorService {
     async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let authority = request.extensions().get::<Authority>().map(|authority| authority.0.clone()).unwrap_or_default();
-        self.0.send((authority, request.into_inner())).unwrap();
-        Ok(Response::new(ExportTraceServiceResponse { partial_success: None }))
+        self.received.send((authority, request.into_inner())).unwrap();
+        let answer = self.answers.lock().pop_front();
+        answer.unwrap_or_else(|| Ok(ExportTraceServiceResponse::default())).map(Response::new)
     }
 }
 
@@ -32,13 +50,15 @@ struct Authority(String);
 struct InProcess {
     received: mpsc::UnboundedSender<(String, ExportTraceServiceRequest)>,
     asked: mpsc::UnboundedSender<String>,
+    answers: Answers,
 }
 
 impl CollectorConnector for InProcess {
     fn connect(&self, cluster: &str) -> Connecting {
-        self.asked.send(cluster.to_owned()).unwrap();
+        // Not every test asks.
+        let _told = self.asked.send(cluster.to_owned());
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        let service = TraceServiceServer::new(Collector(self.received.clone()));
+        let service = TraceServiceServer::new(CollectorService { received: self.received.clone(), answers: Arc::clone(&self.answers) });
         let service = tower::ServiceBuilder::new()
             .map_request(|mut request: http::Request<tonic::body::Body>| {
                 let authority = request.uri().authority().unwrap().to_string();
@@ -61,13 +81,38 @@ fn provider() -> OtlpProvider {
     fixture::tracing().provider.unwrap()
 }
 
-fn span() -> SpanData {
+/// A span as it is written, and as it is meant.
+fn span_of(change: impl FnOnce(&mut crate::record::RequestRecord)) -> (Vec<u8>, Span) {
     let tracing = fixture::tracing();
     let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
     record.trace = crate::trace::begin(Some(&tracing), &http::HeaderMap::new(), true, &mut fastrand::Rng::new()).trace;
-    let scope = opentelemetry::InstrumentationScope::builder("waypoint").with_version("1").build();
-    let identity = crate::trace::SpanIdentity { node_id: "waypoint~".into(), zone: "".into(), scope };
-    crate::trace::span::finished(&record, record.trace.as_ref().unwrap(), &tracing, &identity)
+    change(&mut record);
+    let mut writer = SpanWriter::new(crate::trace::SpanIdentity { node_id: "waypoint~".into(), zone: "".into() });
+    let bytes = writer.write(&record, record.trace.as_ref().unwrap(), &tracing).to_vec();
+    let span = Span::decode(&*bytes).unwrap();
+    (bytes, span)
+}
+
+fn span() -> Vec<u8> {
+    span_of(|_| {}).0
+}
+
+/// A queue whose collector answers so, and what it receives.
+fn answering(
+    answers: impl IntoIterator<Item = Result<ExportTraceServiceResponse, Status>>,
+    counters: &SpanCounters,
+) -> (Exporters, SpanQueue, mpsc::UnboundedReceiver<(String, ExportTraceServiceRequest)>) {
+    let (received, requests) = mpsc::unbounded_channel();
+    let (asked, _clusters) = mpsc::unbounded_channel();
+    let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
+    let connector = Arc::new(InProcess { received, asked, answers });
+    let exporters = Exporters::new(Handle::current(), connector, NEVER, counters.clone());
+    let queue = exporters.queue(&provider()).unwrap();
+    (exporters, queue, requests)
+}
+
+fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
+    request.resource_spans.into_iter().flat_map(|spans| spans.scope_spans).flat_map(|spans| spans.spans).collect()
 }
 
 fn soon() -> Instant {
@@ -81,9 +126,14 @@ async fn spans_reach_the_collector_through_the_given_connector() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, mut clusters) = mpsc::unbounded_channel();
     let counters = counters();
-    let exporters = Exporters::new(Handle::current(), Arc::new(InProcess { received, asked }), Duration::from_millis(10), counters.clone());
-    let span = span();
-    exporters.queue(&provider()).unwrap().push(|| span.clone());
+    let exporters = Exporters::new(
+        Handle::current(),
+        Arc::new(InProcess { received, asked, answers: Answers::default() }),
+        Duration::from_millis(10),
+        counters.clone(),
+    );
+    let (bytes, span) = span_of(|_| {});
+    exporters.queue(&provider()).unwrap().push(|| &bytes);
 
     let (authority, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     assert_eq!(clusters.recv().await.unwrap(), "outbound|4317||tempo.tempo.svc.cluster.local");
@@ -95,8 +145,7 @@ async fn spans_reach_the_collector_through_the_given_connector() {
     let [scope_spans] = &resource_spans.scope_spans[..] else { panic!("one scope") };
     assert_eq!(scope_spans.scope.as_ref().unwrap().name, "waypoint");
     let [sent] = &scope_spans.spans[..] else { panic!("one span") };
-    assert_eq!(sent.trace_id, span.span_context.trace_id().to_bytes());
-    assert_eq!(sent.span_id, span.span_context.span_id().to_bytes());
+    assert_eq!(*sent, span);
     assert_eq!((sent.kind(), sent.flags), (SpanKind::Server, 0x101), "a sampled root");
     assert!(sent.attributes.iter().all(|pair| matches!(pair.value.as_ref().unwrap().value, Some(Value::StringValue(_)))));
     exporters.shutdown(soon()).await;
@@ -108,72 +157,75 @@ async fn a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let counters = counters();
-    let exporters = Exporters::new(Handle::current(), Arc::new(InProcess { received, asked }), NEVER, counters.clone());
+    let exporters =
+        Exporters::new(Handle::current(), Arc::new(InProcess { received, asked, answers: Answers::default() }), NEVER, counters.clone());
     let queue = exporters.queue(&provider()).unwrap();
     let span = span();
-    (0..SPAN_BATCH).for_each(|_| queue.push(|| span.clone()));
-    let spans = |request: ExportTraceServiceRequest| request.resource_spans[0].scope_spans[0].spans.len();
+    (0..SPAN_BATCH).for_each(|_| queue.push(|| &span));
     let (_, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
-    assert_eq!(spans(request), SPAN_BATCH);
-    (0..3).for_each(|_| queue.push(|| span.clone()));
+    assert_eq!(spans(request).len(), SPAN_BATCH);
+    (0..3).for_each(|_| queue.push(|| &span));
     exporters.shutdown(soon()).await;
-    assert_eq!(spans(requests.recv().await.unwrap().1), 3);
+    assert_eq!(spans(requests.recv().await.unwrap().1).len(), 3);
     assert_eq!(counters.exported.get(), u64::try_from(SPAN_BATCH + 3).unwrap());
 }
 
 #[test]
 fn a_full_queue_drops_and_counts_and_never_waits() {
     let counters = counters();
-    let queue = SpanQueue { shared: Arc::default(), counters: counters.clone() };
+    let queue = SpanQueue::new(counters.clone());
     let span = span();
-    (0..SPAN_QUEUE_MAX).for_each(|_| queue.push(|| span.clone()));
+    (0..SPAN_QUEUE_MAX).for_each(|_| queue.push(|| &span));
     (0..7).for_each(|_| queue.push(|| panic!("made without room")));
-    assert_eq!(queue.shared.spans.lock().len(), SPAN_QUEUE_MAX);
     assert_eq!(counters.dropped_queue.get(), 7);
+    let mut taken = queue.take();
+    assert_eq!(std::iter::from_fn(|| taken.next_batch()).map(|batch| batch.count).sum::<usize>(), SPAN_QUEUE_MAX);
 }
 
 #[tokio::test(start_paused = true)]
 async fn spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_are_tried_again() {
+    let span = span();
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let up = Arc::new(AtomicBool::new(false));
     let connector = {
-        let (up, collector) = (Arc::clone(&up), InProcess { received, asked });
+        let (up, collector) = (Arc::clone(&up), InProcess { received, asked, answers: Answers::default() });
         move |cluster: &str| if up.load(Acquire) { collector.connect(cluster) } else { fixture::unreachable(cluster) }
     };
     let counters = counters();
     let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters.clone());
     let queue = exporters.queue(&provider()).unwrap();
-    queue.push(span);
+    queue.push(|| &span);
     while counters.dropped_export.get() == 0 {
         tokio::time::advance(Duration::from_millis(100)).await;
         tokio::task::yield_now().await;
     }
     up.store(true, Release);
-    queue.push(span);
+    queue.push(|| &span);
     assert!(requests.recv().await.is_some());
     assert_eq!(counters.dropped_export.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
+    let span = span();
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, mut clusters) = mpsc::unbounded_channel();
     let (ours, _never_read) = tokio::io::duplex(1 << 16);
     let first = Mutex::new(Some(ours));
-    let collector = InProcess { received, asked };
+    let collector = InProcess { received, asked, answers: Answers::default() };
     let connector = move |cluster: &str| match first.lock().take() {
         Some(hanging) => Box::pin(async move { Ok(Box::new(hanging) as Box<dyn CollectorIo>) }) as Connecting,
         None => collector.connect(cluster),
     };
     let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters());
     let queue = exporters.queue(&provider()).unwrap();
-    queue.push(span);
+    queue.push(|| &span);
     let received = async {
         loop {
             tokio::select! {
                 request = requests.recv() => return request,
-                () = sleep(Duration::from_secs(5)) => queue.push(span),
+                () = sleep(Duration::from_secs(5)) => queue.push(|| &span),
             }
         }
     };
@@ -183,12 +235,13 @@ async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
 
 #[tokio::test]
 async fn an_authority_that_is_none_exports_nothing_and_counts() {
+    let span = span();
     let counters = counters();
     let exporters = Exporters::new(Handle::current(), Arc::new(fixture::unreachable), NEVER, counters.clone());
     let queue = exporters.queue(&OtlpProvider { authority: "not an authority".into(), ..provider() }).unwrap();
-    queue.push(span);
+    queue.push(|| &span);
     exporters.shutdown(soon()).await;
-    queue.push(span);
+    queue.push(|| &span);
     assert_eq!(counters.dropped_provider.get(), 2);
 }
 
@@ -197,7 +250,138 @@ async fn equal_providers_share_an_exporter_and_exporters_are_limited() {
     let exporters = Exporters::new(Handle::current(), Arc::new(fixture::unreachable), NEVER, counters());
     let named = |number: usize| OtlpProvider { cluster: format!("cluster {number}").into(), ..provider() };
     let first = exporters.queue(&named(0)).unwrap();
-    assert!(Arc::ptr_eq(&first.shared, &exporters.queue(&named(0)).unwrap().shared));
+    let span = span();
+    first.push(|| &span);
+    assert_eq!(exporters.queue(&named(0)).unwrap().take().next_batch().unwrap().count, 1, "the same queue");
     assert!((1..EXPORTERS_MAX).all(|number| exporters.queue(&named(number)).is_some()));
     assert!(exporters.queue(&named(EXPORTERS_MAX)).is_none());
+}
+
+#[test]
+fn spans_of_huge_headers_leave_in_small_calls_and_wait_within_a_bound() {
+    let counters = counters();
+    let queue = SpanQueue::new(counters.clone());
+    let agent = "a".repeat(50_000);
+    let (bytes, _) = span_of(|record| record.capture_request(&fixture::headers(&[("user-agent", &agent)])));
+    let pushed = 2 * SPAN_QUEUE_BYTES_MAX / bytes.len();
+    (0..pushed).for_each(|_| queue.push(|| &bytes));
+    let mut taken = queue.take();
+    let batches: Vec<_> = std::iter::from_fn(|| taken.next_batch()).collect();
+    assert!(batches.iter().all(|batch| batch.spans.len() < SPAN_BATCH_BYTES + 2 * bytes.len()), "collectors refuse above 4 MiB");
+    let kept: usize = batches.iter().map(|batch| batch.count).sum();
+    assert!(kept * bytes.len() <= SPAN_QUEUE_BYTES_MAX && (kept + 1) * bytes.len() > SPAN_QUEUE_BYTES_MAX);
+    assert_eq!(counters.dropped_queue.get(), u64::try_from(pushed - kept).unwrap());
+}
+
+#[tokio::test]
+async fn spans_that_a_collector_rejects_are_lost_and_the_others_are_exported() {
+    let counters = counters();
+    let partial = ExportTracePartialSuccess { rejected_spans: 2, error_message: "too old".to_owned() };
+    let (exporters, queue, _requests) = answering([Ok(ExportTraceServiceResponse { partial_success: Some(partial) })], &counters);
+    let span = span();
+    (0..5).for_each(|_| queue.push(|| &span));
+    exporters.shutdown(soon()).await;
+    assert_eq!((counters.exported.get(), counters.dropped_export.get()), (3, 2));
+}
+
+/// OTLP specification, "OTLP/gRPC response": which statuses a client repeats.
+#[tokio::test(start_paused = true)]
+async fn a_call_is_repeated_only_after_statuses_that_otlp_calls_retryable() {
+    let with_delay = ErrorDetails::with_retry_info(Some(Duration::from_secs(2)));
+    let throttled = Status::with_error_details(Code::ResourceExhausted, "later", with_delay);
+    let repeated = [Code::Cancelled, Code::DeadlineExceeded, Code::Aborted, Code::OutOfRange, Code::Unavailable, Code::DataLoss];
+    let given_up = [Code::Unknown, Code::InvalidArgument, Code::PermissionDenied, Code::Unauthenticated, Code::ResourceExhausted];
+    let cases = repeated.map(|code| (Status::new(code, ""), true)).into_iter().chain([(throttled, true)]);
+    for (status, is_repeated) in cases.chain(given_up.map(|code| (Status::new(code, ""), false))) {
+        let counters = counters();
+        let (exporters, queue, mut requests) = answering([Err(status.clone())], &counters);
+        let (bytes, span) = span_of(|_| {});
+        queue.push(|| &bytes);
+        exporters.shutdown(soon()).await;
+        let received: Vec<_> = std::iter::from_fn(|| requests.try_recv().ok()).map(|(_, request)| spans(request)).collect();
+        let times = if is_repeated { 2 } else { 1 };
+        assert_eq!(received, vec![vec![span]; times], "{status:?}");
+        let outcome = (counters.exported.get(), counters.dropped_export.get());
+        assert_eq!(outcome, if is_repeated { (1, 0) } else { (0, 1) }, "{status:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_stays_unavailable_is_called_four_times_and_no_more() {
+    let counters = counters();
+    let unavailable = || Err(Status::unavailable(""));
+    let (exporters, queue, mut requests) = answering(std::iter::repeat_with(unavailable).take(10), &counters);
+    let span = span();
+    queue.push(|| &span);
+    exporters.shutdown(soon()).await;
+    assert_eq!(std::iter::from_fn(|| requests.try_recv().ok()).count(), 4, "once and three times more");
+    assert_eq!(counters.dropped_export.get(), 1);
+}
+
+/// The same span as the public exporter of OpenTelemetry sends it: an implementation that is not ours.
+#[tokio::test]
+async fn the_bytes_mean_what_opentelemetrys_own_exporter_sends() {
+    let counters = counters();
+    let (exporters, queue, mut requests) = answering([], &counters);
+    let (bytes, meant) = span_of(|record| {
+        record.response_code = 503;
+        let trace = record.trace.as_mut().unwrap();
+        trace.parent = Some(7);
+        trace.tracestate = http::HeaderValue::from_static("a=1,b=2");
+    });
+    queue.push(|| &bytes);
+    exporters.shutdown(soon()).await;
+    let ours = requests.recv().await.unwrap().1;
+
+    let (received, mut requests) = mpsc::unbounded_channel();
+    let (asked, _clusters) = mpsc::unbounded_channel();
+    let channel = channel(&provider(), Arc::new(InProcess { received, asked, answers: Answers::default() })).unwrap();
+    let theirs = SpanExporter::builder().with_tonic().with_channel(channel).build().unwrap();
+    export_with(theirs, span_data(&meant)).await;
+    let theirs = requests.recv().await.unwrap().1;
+    assert_eq!(sorted(ours), sorted(theirs));
+}
+
+/// What the OpenTelemetry SDK would hold of it.
+fn span_data(meant: &Span) -> SpanData {
+    let id = |bytes: &[u8]| SpanId::from_bytes(bytes.try_into().unwrap());
+    let trace_id = TraceId::from_bytes(meant.trace_id.as_slice().try_into().unwrap());
+    let state = meant.trace_state.parse().unwrap();
+    let at = |nanoseconds| std::time::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    let texts = meant.attributes.iter().map(|pair| {
+        let Some(AnyValue { value: Some(Value::StringValue(text)) }) = &pair.value else { panic!("a text") };
+        opentelemetry::KeyValue::new(pair.key.clone(), text.clone())
+    });
+    SpanData {
+        span_context: SpanContext::new(trace_id, id(&meant.span_id), TraceFlags::SAMPLED, false, state),
+        parent_span_id: id(&meant.parent_span_id),
+        parent_span_is_remote: true,
+        span_kind: opentelemetry::trace::SpanKind::Server,
+        name: meant.name.clone().into(),
+        start_time: at(meant.start_time_unix_nano),
+        end_time: at(meant.end_time_unix_nano),
+        attributes: texts.collect(),
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: opentelemetry::trace::Status::error(""),
+        instrumentation_scope: opentelemetry::InstrumentationScope::builder("waypoint").with_version(env!("CARGO_PKG_VERSION")).build(),
+    }
+}
+
+async fn export_with(mut exporter: SpanExporter, span: SpanData) {
+    let attributes = [("language", "rust"), ("name", "waypoint"), ("version", env!("CARGO_PKG_VERSION"))]
+        .map(|(key, value)| opentelemetry::KeyValue::new(format!("telemetry.sdk.{key}"), value));
+    let resource =
+        opentelemetry_sdk::Resource::builder_empty().with_service_name(provider().service_name).with_attributes(attributes).build();
+    exporter.set_resource(&resource);
+    exporter.export(vec![span]).await.unwrap();
+}
+
+/// A resource is a map: its order means nothing.
+fn sorted(mut request: ExportTraceServiceRequest) -> ExportTraceServiceRequest {
+    for resource in request.resource_spans.iter_mut().filter_map(|spans| spans.resource.as_mut()) {
+        resource.attributes.sort_by(|one, other| one.key.cmp(&other.key));
+    }
+    request
 }
