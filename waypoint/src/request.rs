@@ -20,12 +20,13 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use model::authority::Authority as Target;
-use model::chain::{ChainKind, HttpChain, HttpOptions};
+use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::route::{Route, RouteAction, VirtualHost};
 use model::stream_view::RequestHead;
 use model::workload::Workload;
+use smallvec::SmallVec;
 use telemetry::record::{Head, RequestRecord};
 
 use self::recording::Recording;
@@ -144,7 +145,7 @@ impl Exchange for TunnelExchange {
         begun: Begun,
         request: Request<Body>,
         interim: Interim,
-    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send {
+    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<> {
         let protocol = protocol_name(request.version());
         let is_grpc = filters::route::is_grpc_content(request.headers());
         let Begun { served, is_gone } = begun;
@@ -192,43 +193,57 @@ struct Run {
     is_grpc: bool,
 }
 
+/// What becomes of a request.
+enum Decided<'a> {
+    Forward(attempt::Forwarding<'a>),
+    /// It is answered here, with a route's changes to the answer.
+    Answer(LocalReply, SmallVec<[&'a HeaderEdits; 3]>),
+}
+
+impl From<LocalReply> for Decided<'_> {
+    fn from(reply: LocalReply) -> Self {
+        Self::Answer(reply, SmallVec::new())
+    }
+}
+
 impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
         let (mut parts, body) = request.into_parts();
-        let tunnel = Arc::clone(&self.tunnel);
         let served = Arc::clone(&self.served);
-        let chain = &served.chain;
-        let ChainKind::Http(http) = &chain.kind else { return Ok(self.reply(LocalReply::config_rejected())) };
+        match self.decide(&served.chain, &mut parts) {
+            Decided::Forward(to) => attempt::forward(self, parts, body, &to).await,
+            Decided::Answer(reply, levels) => Ok(self.reply_edited(reply, &levels)),
+        }
+    }
+
+    fn decide<'a>(&mut self, chain: &'a Chain, parts: &mut http::request::Parts) -> Decided<'a> {
+        let ChainKind::Http(http) = &chain.kind else { return LocalReply::config_rejected().into() };
         if self.is_gone {
-            return Ok(self.reply(LocalReply::config_rejected()));
+            return LocalReply::config_rejected().into();
         }
-        self.note_head(&mut parts, http);
+        self.note_head(parts, http);
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
-            return Ok(self.reply(LocalReply::low_version()));
+            return LocalReply::low_version().into();
         }
-        let verdict = {
-            let head = head_of(&parts);
-            let input = RbacInput {
-                head: Some(head),
-                peer_principal: Some(tunnel.connection.peer.as_str()),
-                peer_address: tunnel.connection.peer_address.ip(),
-                destination: tunnel.target.address(),
-            };
-            judge(chain, &input)
+        let input = RbacInput {
+            head: Some(head_of(parts)),
+            peer_principal: Some(self.tunnel.connection.peer.as_str()),
+            peer_address: self.tunnel.connection.peer_address.ip(),
+            destination: self.tunnel.target.address(),
         };
-        match verdict {
-            Outcome::Route(host, route) => self.route(parts, body, http, (host, route)).await,
+        match judge(chain, &input) {
+            Outcome::Route(host, route) => self.route(parts, http, (host, route)),
             Outcome::NoRoute => {
                 self.recording.record().is_grpc = self.is_grpc;
-                Ok(self.reply(LocalReply::no_route()))
+                LocalReply::no_route().into()
             }
             Outcome::Denied { policy, route } => {
                 if let Some(route) = route {
                     self.note_route(route);
                 }
-                Ok(self.reply(LocalReply::denied(policy.as_deref())))
+                LocalReply::denied(policy.as_deref()).into()
             }
-            Outcome::Rejected => Ok(self.reply(LocalReply::config_rejected())),
+            Outcome::Rejected => LocalReply::config_rejected().into(),
         }
     }
 
@@ -271,13 +286,7 @@ impl Run {
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
     }
 
-    async fn route(
-        mut self,
-        parts: http::request::Parts,
-        body: Body,
-        http: &HttpChain,
-        chosen: (&VirtualHost, &Arc<Route>),
-    ) -> Result<Response<Body>, Abort> {
+    fn route<'a>(&mut self, parts: &http::request::Parts, http: &'a HttpChain, chosen: (&'a VirtualHost, &'a Arc<Route>)) -> Decided<'a> {
         let (host, route) = chosen;
         let is_grpc = self.is_grpc;
         let record = self.recording.record();
@@ -290,17 +299,14 @@ impl Run {
             record.operation.clone_from(&route.operation);
         }
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
-            return Ok(self.reply(LocalReply::upgrade_refused()));
+            return LocalReply::upgrade_refused().into();
         }
         match &route.action {
             RouteAction::Direct(direct) => {
                 let levels = [&route.response_headers, &host.response_headers, &http.routes.response_headers];
-                Ok(self.reply_edited(LocalReply::direct(direct), &levels))
+                Decided::Answer(LocalReply::direct(direct), levels.into_iter().collect())
             }
-            RouteAction::Forward(forward) => {
-                let forwarding = attempt::Forwarding { route, host, http, forward };
-                attempt::forward(self, parts, body, &forwarding).await
-            }
+            RouteAction::Forward(forward) => Decided::Forward(attempt::Forwarding { route, host, http, forward }),
         }
     }
 

@@ -211,12 +211,20 @@ impl Exchange for Watching {
         ((), *at_start)
     }
 
-    async fn exchange(&self, (): (), request: Request<Body>, interim: Interim) -> Result<http::Response<Body>, Abort> {
-        let mut response = self.0.exchange((), request, interim).await?;
-        if response.status() == 101 {
-            self.1.send(upgrade::watch(&mut response)).unwrap();
+    fn exchange(
+        &self,
+        (): (),
+        request: Request<Body>,
+        interim: Interim,
+    ) -> impl Future<Output = Result<http::Response<Body>, Abort>> + Send + use<> {
+        let watching = self.clone();
+        async move {
+            let mut response = watching.0.exchange((), request, interim).await?;
+            if response.status() == 101 {
+                watching.1.send(upgrade::watch(&mut response)).unwrap();
+            }
+            Ok(response)
         }
-        Ok(response)
     }
 
     fn malformed(&self, problem: &Malformed) {

@@ -104,13 +104,21 @@ impl Exchange for Forward {
         ((), *at_start)
     }
 
-    async fn exchange(&self, (): (), request: Request<Body>, interim: Interim) -> Result<Response<Body>, Abort> {
-        if self.0.engine == ClientEngine::Pingora {
-            return pingora::send(self, request, interim).await;
-        }
-        match self.send(request, interim).await {
-            Ok(response) => Ok(response),
-            Err(error) => Ok(status_of(error.kind)),
+    fn exchange(
+        &self,
+        (): (),
+        request: Request<Body>,
+        interim: Interim,
+    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<> {
+        let forward = self.clone();
+        async move {
+            if forward.0.engine == ClientEngine::Pingora {
+                return pingora::send(&forward, request, interim).await;
+            }
+            match forward.send(request, interim).await {
+                Ok(response) => Ok(response),
+                Err(error) => Ok(status_of(error.kind)),
+            }
         }
     }
 

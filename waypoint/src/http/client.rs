@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 
 use ::h2::Reason;
+use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -136,11 +137,16 @@ impl ClientSession {
     /// # Cancel safety
     /// Dropping the future cancels the request: an HTTP/2 stream is reset, an HTTP/1.1 connection closed. So does dropping the
     /// response's body before its end.
-    pub async fn send(&mut self, request: Request<Body>, interim: Option<Interim>) -> Result<Response<Body>, SendError> {
+    pub fn send(
+        &mut self,
+        request: Request<Body>,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Result<Response<Body>, SendError>> + Send {
+        // No `async fn`: what is done before the first wait would be part of the future, which is moved from caller to caller.
         let interim = interim.unwrap_or(Interim::none());
         match &mut self.0 {
-            Session::Http1(session) => session.send(request, interim).await,
-            Session::Http2(session) => session.send(request, interim).await,
+            Session::Http1(session) => Either::Left(session.send(request, interim)),
+            Session::Http2(session) => Either::Right(session.send(request, interim)),
         }
     }
 }

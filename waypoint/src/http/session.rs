@@ -54,7 +54,7 @@ pub trait Exchange: Clone + Send + Sync + 'static {
         begun: Self::Begun,
         request: Request<Body>,
         interim: Interim,
-    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send;
+    ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<Self>;
 
     /// A request that never became one: it was answered with [`Malformed::status`] already. For the log and the metrics.
     fn malformed(&self, problem: &Malformed);

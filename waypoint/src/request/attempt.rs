@@ -30,7 +30,7 @@ use crate::http::upgrade;
 use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
 use crate::upstream::balance;
 use crate::upstream::failure::UpstreamFailure;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::{Lease, Wanted};
 
 /// What the filters decided.
 pub(super) struct Forwarding<'a> {
@@ -245,8 +245,15 @@ impl<'a> Tries<'a> {
         let active = ActiveRequest::begin(&entry.load);
         let mut is_fresh = false;
         loop {
-            let leased = worker.sessions.lease(self.cluster, &address, self.protocol, &worker.dialer, is_fresh).await;
-            let mut lease = leased.map_err(|failure| UpstreamFailure::Connect(failure.reason))?;
+            let wanted = Wanted { cluster: self.cluster, endpoint: &address, protocol: self.protocol };
+            let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
+                Some(lease) => lease,
+                // Boxed, so that requests that need no connect do not carry the room for one.
+                None => {
+                    let made = Box::pin(worker.sessions.make(wanted, &worker.dialer)).await;
+                    made.map_err(|failure| UpstreamFailure::Connect(failure.reason))?
+                }
+            };
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sent_at = Instant::now();

@@ -35,7 +35,8 @@ struct Key {
     endpoint: EndpointAddress,
 }
 
-type Shared = Arc<tokio::sync::Mutex<Vec<(ClientSession, Option<SocketAddr>)>>>;
+type Open = Vec<(ClientSession, Option<SocketAddr>)>;
+type Shared = Arc<tokio::sync::Mutex<Open>>;
 
 struct Idle {
     key: Key,
@@ -71,6 +72,32 @@ pub struct Lease {
     pub local_address: Option<SocketAddr>,
 }
 
+/// Where a session is to lead.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The cluster.
+    pub cluster: &'a ServedCluster,
+    /// One of its endpoints.
+    pub endpoint: &'a EndpointAddress,
+    /// What is to be spoken.
+    pub protocol: Protocol,
+}
+
+impl Wanted<'_> {
+    fn key(&self) -> Key {
+        Key { cluster: Arc::clone(&self.cluster.cluster.name), endpoint: *self.endpoint }
+    }
+}
+
+/// A handle of an open HTTP/2 session that takes another request; of the first, when there are as many as there may be.
+fn usable(open: &mut Open, key: Key) -> Option<Lease> {
+    open.retain(|(session, _)| session.is_open());
+    let ready = open.iter().find(|(session, _)| session.is_ready());
+    // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.
+    let (session, local_address) = ready.or_else(|| open.first().filter(|_| open.len() >= SHARED_PER_ENDPOINT_MAX))?;
+    Some(Lease { session: session.share()?, key, is_reused: true, local_address: *local_address })
+}
+
 impl Default for SessionPool {
     fn default() -> Self {
         Self {
@@ -84,52 +111,51 @@ impl Default for SessionPool {
 }
 
 impl SessionPool {
-    /// A session to an endpoint of a cluster: an idle or shared one, else a new one. `fresh`: no idle HTTP/1.1 session, they may be as stale
-    /// as the one before; an HTTP/2 session knows whether its connection has ended.
+    /// An idle or shared session, if there is one: what nearly every request finds, without waiting. `fresh`: no idle HTTP/1.1 session,
+    /// they may be as stale as the one before; an HTTP/2 session knows whether its connection has ended.
+    #[must_use]
+    pub fn at_hand(&self, wanted: Wanted<'_>, fresh: bool) -> Option<Lease> {
+        let key = wanted.key();
+        match wanted.protocol {
+            Protocol::Http1 if fresh => None,
+            Protocol::Http1 => {
+                let idle = self.take_idle(&key, wanted.cluster.cluster.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT))?;
+                Some(Lease { session: idle.session, key, is_reused: true, local_address: idle.local_address })
+            }
+            Protocol::Http2 => {
+                let slot = Arc::clone(self.shared.lock().get(&key)?);
+                let mut held = slot.try_lock().ok()?;
+                usable(&mut held, key)
+            }
+        }
+    }
+
+    /// A new session, or an HTTP/2 one that another request makes meanwhile.
     ///
     /// # Errors
     /// None could be made; the true cause.
     ///
     /// # Cancel safety
     /// Safe: a session that was made meanwhile is lost, nothing else.
-    pub async fn lease(
-        &self,
-        cluster: &ServedCluster,
-        endpoint: &EndpointAddress,
-        protocol: Protocol,
-        dialer: &Dialer,
-        fresh: bool,
-    ) -> Result<Lease, ConnectFailure> {
-        let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
-        match protocol {
-            Protocol::Http1 => {
-                let idle_timeout = cluster.cluster.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT);
-                if let Some(idle) = self.take_idle(&key, idle_timeout).filter(|_| !fresh) {
-                    return Ok(Lease { session: idle.session, key, is_reused: true, local_address: idle.local_address });
-                }
-                let (session, local_address) = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
-                Ok(Lease { session, key, is_reused: false, local_address })
-            }
-            Protocol::Http2 => {
-                let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
-                // One connect at a time for an endpoint; whoever waited finds the session.
-                // Nobody waits in a line of connects to an endpoint that is gone: as if the wait were their own connect.
-                let timeout = cluster.cluster.connect_timeout;
-                let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
-                held.retain(|(session, _)| session.is_open());
-                let ready = held.iter().find(|(session, _)| session.is_ready());
-                // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.
-                let usable = ready.or_else(|| held.first().filter(|_| held.len() >= SHARED_PER_ENDPOINT_MAX));
-                if let Some((session, local_address)) = usable.and_then(|(session, local)| Some((session.share()?, *local))) {
-                    return Ok(Lease { session, key, is_reused: true, local_address });
-                }
-                let (session, local_address) = self.connect(endpoint, protocol, dialer, cluster.cluster.connect_timeout).await?;
-                held.extend(session.share().map(|session| (session, local_address)));
-                drop(held);
-                self.sweep();
-                Ok(Lease { session, key, is_reused: false, local_address })
-            }
+    pub async fn make(&self, wanted: Wanted<'_>, dialer: &Dialer) -> Result<Lease, ConnectFailure> {
+        let key = wanted.key();
+        if wanted.protocol == Protocol::Http1 {
+            let (session, local_address) = self.connect(wanted, dialer).await?;
+            return Ok(Lease { session, key, is_reused: false, local_address });
         }
+        let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
+        // One connect at a time for an endpoint; whoever waited finds the session.
+        // Nobody waits in a line of connects to an endpoint that is gone: as if the wait were their own connect.
+        let timeout = wanted.cluster.cluster.connect_timeout;
+        let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
+        if let Some(lease) = usable(&mut held, key.clone()) {
+            return Ok(lease);
+        }
+        let (session, local_address) = self.connect(wanted, dialer).await?;
+        held.extend(session.share().map(|session| (session, local_address)));
+        drop(held);
+        self.sweep();
+        Ok(Lease { session, key, is_reused: false, local_address })
     }
 
     /// Takes an HTTP/1.1 session back. Its exchange is over; one that cannot go on is dropped.
@@ -155,16 +181,10 @@ impl SessionPool {
         None
     }
 
-    async fn connect(
-        &self,
-        endpoint: &EndpointAddress,
-        protocol: Protocol,
-        dialer: &Dialer,
-        timeout: Duration,
-    ) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
-        let io = dial(endpoint, dialer, timeout).await?;
+    async fn connect(&self, wanted: Wanted<'_>, dialer: &Dialer) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
+        let io = dial(wanted.endpoint, dialer, wanted.cluster.cluster.connect_timeout).await?;
         let local_address = io.local_address();
-        Ok((self.session(io, protocol).await?, local_address))
+        Ok((self.session(io, wanted.protocol).await?, local_address))
     }
 
     async fn session(&self, io: UpstreamIo, protocol: Protocol) -> Result<ClientSession, ConnectFailure> {

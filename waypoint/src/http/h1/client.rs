@@ -2,9 +2,11 @@
 
 use std::future::Future;
 
+use futures_util::FutureExt as _;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
+use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -54,7 +56,11 @@ impl Http1Session {
         self.0.ready().await.is_ok()
     }
 
-    pub(in crate::http) async fn send(&mut self, request: Request<Body>, interim: Interim) -> Result<Response<Body>, SendError> {
+    pub(in crate::http) fn send(
+        &mut self,
+        request: Request<Body>,
+        interim: Interim,
+    ) -> impl Future<Output = Result<Response<Body>, SendError>> + Send + use<> {
         let (mut parts, body) = request.into_parts();
         normalize::request_out_http1(&mut parts);
         frame(&mut parts, &body);
@@ -64,16 +70,19 @@ impl Http1Session {
         if is_expected || interim.can_send(StatusCode::EARLY_HINTS) {
             hyper::ext::on_informational(&mut request, move |response| pass_interim(&interim, response.status(), response.headers()));
         }
-        let mut response = self.0.try_send_request(request).await.map_err(send_error)?;
-        let switched = if response.status() == StatusCode::SWITCHING_PROTOCOLS { Some(switch(&mut response, upgrade)?) } else { None };
-        let (mut parts, incoming) = response.into_parts();
-        normalize::response_in(parts.status, &mut parts.headers).map_err(|problem| SendError::new(SendErrorKind::Malformed(problem)))?;
-        if let Some((half, protocol)) = switched {
-            parts.extensions.insert(half);
-            parts.extensions.insert(protocol);
-        }
-        Ok(Response::from_parts(parts, Body::http1(incoming)))
+        self.0.try_send_request(request).map(move |answered| receive(answered.map_err(send_error)?, upgrade))
     }
+}
+
+fn receive(mut response: Response<Incoming>, upgrade: Option<UpgradeRequested>) -> Result<Response<Body>, SendError> {
+    let switched = if response.status() == StatusCode::SWITCHING_PROTOCOLS { Some(switch(&mut response, upgrade)?) } else { None };
+    let (mut parts, incoming) = response.into_parts();
+    normalize::response_in(parts.status, &mut parts.headers).map_err(|problem| SendError::new(SendErrorKind::Malformed(problem)))?;
+    if let Some((half, protocol)) = switched {
+        parts.extensions.insert(half);
+        parts.extensions.insert(protocol);
+    }
+    Ok(Response::from_parts(parts, Body::http1(incoming)))
 }
 
 /// Tells hyper the framing that it would guess wrong: it sends no body with a `GET` whose length it does not know, and
@@ -91,10 +100,7 @@ fn frame(parts: &mut http::request::Parts, body: &Body) {
 }
 
 /// A 101: the stream under it, and the protocol that the upstream chose.
-fn switch(
-    response: &mut Response<hyper::body::Incoming>,
-    requested: Option<UpgradeRequested>,
-) -> Result<(UpstreamHalf, UpgradeRequested), SendError> {
+fn switch(response: &mut Response<Incoming>, requested: Option<UpgradeRequested>) -> Result<(UpstreamHalf, UpgradeRequested), SendError> {
     let requested = requested.ok_or_else(|| SendError::new(SendErrorKind::Malformed(Malformed::UpgradeUnasked)))?;
     let protocol = response.headers().get(header::UPGRADE).cloned().map_or(requested, UpgradeRequested);
     Ok((UpstreamHalf(hyper::upgrade::on(response)), protocol))

@@ -1,10 +1,12 @@
 //! One downstream HTTP/1.1 connection.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
@@ -39,10 +41,7 @@ where
     let (io, handle) = watch(io);
     let service = {
         let (connection, exchange, path) = (Arc::clone(&connection), exchange.clone(), options.path);
-        service_fn(move |request| {
-            let (connection, exchange) = (Arc::clone(&connection), exchange.clone());
-            async move { answer(request, &exchange, &connection, &path).await }
-        })
+        service_fn(move |request| answer(request, &exchange, &connection, &path))
     };
     let http = builder(options).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut http = pin!(http);
@@ -120,18 +119,21 @@ fn io_kind(error: &hyper::Error) -> std::io::ErrorKind {
     std::io::ErrorKind::Other
 }
 
-async fn answer<E: Exchange>(
+/// Answers one request.
+///
+/// No `async fn`: what is done before the first wait would be part of the future, which hyper moves around.
+fn answer<E: Exchange>(
     mut request: Request<Incoming>,
     exchange: &E,
-    connection: &Connection,
+    connection: &Arc<Connection>,
     path: &normalize::PathOptions,
-) -> Result<Response<Body>, Abort> {
+) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<E> {
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     let (begun, path) = exchange.begin(path);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &path) {
         exchange.malformed(&problem);
-        return Ok(refuse(problem));
+        return Either::Left(ready(Ok(refuse(problem))));
     }
     let expected = expects_continue(&parts, &incoming).then(|| GateOwner::new(Arc::new(Gate::default())));
     let (body, interim) = match &expected {
@@ -141,7 +143,18 @@ async fn answer<E: Exchange>(
         }
         None => (Body::http1(incoming), Interim::none()),
     };
-    let mut response = exchange.exchange(begun, Request::from_parts(parts, body), interim).await?;
+    let exchanged = exchange.exchange(begun, Request::from_parts(parts, body), interim);
+    let connection = Arc::clone(connection);
+    Either::Right(exchanged.map(move |answered| conclude(answered?, client_half, expected, &connection)))
+}
+
+/// An answer as it goes to the client.
+fn conclude(
+    mut response: Response<Body>,
+    client_half: Option<hyper::upgrade::OnUpgrade>,
+    expected: Option<GateOwner>,
+    connection: &Connection,
+) -> Result<Response<Body>, Abort> {
     normalize::strip_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -70,13 +70,12 @@ impl Http2Session {
         poll_fn(|cx| self.sender.poll_ready(cx)).await.is_ok()
     }
 
-    pub(in crate::http) async fn send(&mut self, request: Request<Body>, interim: Interim) -> Result<Response<Body>, SendError> {
-        if request.extensions().get::<UpgradeRequested>().is_some() {
-            return Err(SendError::unsent(SendErrorKind::Unsupported, request));
-        }
-        if let Err(error) = poll_fn(|cx| self.sender.poll_ready(cx)).await {
-            return Err(SendError::unsent(connection_error(&error), request));
-        }
+    pub(in crate::http) fn send(&mut self, request: Request<Body>, interim: Interim) -> Sending<'_> {
+        Sending::Waiting { session: self, unsent: Some((request, interim)) }
+    }
+
+    /// Opens a stream for the request.
+    fn begin(&mut self, request: Request<Body>, interim: Interim) -> Result<Exchanged, SendError> {
         let (mut parts, body) = request.into_parts();
         match normalize::target_http2(&parts) {
             Ok(target) => parts.uri = target,
@@ -92,12 +91,46 @@ impl Http2Session {
         })?;
         let in_use = StreamInUse::new(&self.n_streams);
         let upload = (!is_end).then(|| Pump::new(stream, body));
-        Exchanged { response, upload, interim, upload_error: None, in_use: Some(in_use) }.await
+        Ok(Exchanged { response, upload, interim, upload_error: None, in_use: Some(in_use) })
+    }
+}
+
+/// A request that waits for the peer to allow another stream, and then for its response.
+pub(in crate::http) enum Sending<'a> {
+    Waiting { session: &'a mut Http2Session, unsent: Option<(Request<Body>, Interim)> },
+    Sent(Exchanged),
+}
+
+impl Future for Sending<'_> {
+    type Output = Result<Response<Body>, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut *self {
+                Sending::Sent(exchanged) => return Pin::new(exchanged).poll(cx),
+                Sending::Waiting { session, unsent } => {
+                    let (request, interim) = unsent.take().expect("a future is not polled after it has ended");
+                    if request.extensions().get::<UpgradeRequested>().is_some() {
+                        return Poll::Ready(Err(SendError::unsent(SendErrorKind::Unsupported, request)));
+                    }
+                    match session.sender.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::unsent(connection_error(&error), request))),
+                        Poll::Pending => {
+                            *unsent = Some((request, interim));
+                            return Poll::Pending;
+                        }
+                    }
+                    let exchanged = session.begin(request, interim)?;
+                    *self = Sending::Sent(exchanged);
+                }
+            }
+        }
     }
 }
 
 /// A request that is sent, and its response awaited, at the same time.
-struct Exchanged {
+pub(in crate::http) struct Exchanged {
     response: ResponseFuture,
     upload: Option<Pump>,
     interim: Interim,
