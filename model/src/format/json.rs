@@ -226,6 +226,12 @@ fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
 /// Appends a JSON string. Bytes that are not UTF-8 are replaced, so that a line is always JSON.
 fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
+    // Without an early end, so that many bytes are looked at in one step; hardly any text needs more.
+    if text.iter().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')) {
+        out.extend_from_slice(text);
+        out.push(b'"');
+        return;
+    }
     for chunk in text.utf8_chunks() {
         write_escaped(chunk.valid(), out);
         if !chunk.invalid().is_empty() {

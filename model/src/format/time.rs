@@ -42,27 +42,25 @@ pub(super) fn write_default(time: SystemTime, out: &mut Vec<u8>) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seconds = since.as_secs();
     let (year, month, day) = civil(seconds / 86_400);
-    let digits = |out: &mut Vec<u8>, value: u64, width: u32| {
-        for power in (0..width).rev() {
-            let digit = value / 10_u64.pow(power) % 10;
-            out.push(b'0' + u8::try_from(digit).expect("a digit"));
-        }
-    };
     let of_day = seconds % 86_400;
-    digits(out, year, 4);
-    out.push(b'-');
-    digits(out, month, 2);
-    out.push(b'-');
-    digits(out, day, 2);
-    out.push(b'T');
-    digits(out, of_day / 3600, 2);
-    out.push(b':');
-    digits(out, of_day / 60 % 60, 2);
-    out.push(b':');
-    digits(out, of_day % 60, 2);
-    out.push(b'.');
-    digits(out, u64::from(since.subsec_millis()), 3);
-    out.push(b'Z');
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    write_digits(&mut text[..4], year);
+    write_digits(&mut text[5..7], month);
+    write_digits(&mut text[8..10], day);
+    write_digits(&mut text[11..13], of_day / 3600);
+    write_digits(&mut text[14..16], of_day / 60 % 60);
+    write_digits(&mut text[17..19], of_day % 60);
+    write_digits(&mut text[20..23], u64::from(since.subsec_millis()));
+    out.extend_from_slice(&text);
+}
+
+/// Writes a number into all of `out`, which is as long as it, or longer: then with zeros before it.
+fn write_digits(out: &mut [u8], value: u64) {
+    let mut left = value;
+    for digit in out.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(left % 10).expect("a digit");
+        left /= 10;
+    }
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
