@@ -188,6 +188,10 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
 /// Removes the fields that mean only one connection (RFC 9110 §7.6.1): the well-known, and those that `connection` names.
 /// `te` stays if it says `trailers`, since that is what an upstream is to know end to end.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // One look at the names, which nearly always finds none, is cheaper than a look-up for each that there may be.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         remove_nominated(headers);
         headers.remove(header::CONNECTION);
@@ -203,6 +207,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(header::TE);
         }
     }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "te" | "upgrade" | "connection" | "keep-alive" | "http2-settings" | "proxy-connection" | "transfer-encoding")
 }
 
 fn remove_nominated(headers: &mut HeaderMap) {
