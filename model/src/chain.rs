@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use crate::access_log::AccessLog;
 use crate::invalid::Invalid;
 use crate::metrics::Stats;
@@ -36,7 +38,7 @@ pub enum ServerHeader {
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of Envoy's connection manager")]
 pub struct HttpOptions {
     /// What `server` says.
-    pub server_name: Arc<str>,
+    pub server_name: HeaderValue,
     /// What becomes of it.
     pub server_header: ServerHeader,
     /// `normalize_path`: dot segments are removed before any rule sees the path.

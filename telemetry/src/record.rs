@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method};
 use model::access_log::AccessLog;
 use model::flags::ResponseFlags;
@@ -260,10 +260,18 @@ pub struct Head {
     pub method: Method,
     /// `:path`; a CONNECT has none.
     pub path: Option<PathAndQuery>,
-    /// `:authority`, or `Host` of HTTP/1.1.
-    pub authority: Option<Authority>,
+    /// `:authority`, or `Host` of HTTP/1.1: as it came, not parsed.
+    pub authority: Option<HeaderValue>,
     /// `:scheme`.
     pub scheme: Scheme,
+}
+
+impl Head {
+    /// The authority as text; none if it is none.
+    #[must_use]
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_ref().and_then(|authority| authority.to_str().ok())
+    }
 }
 
 /// Messages of a gRPC request so far, both directions.
@@ -374,7 +382,7 @@ impl StreamView for RequestRecord {
         self.head.as_ref().map(|head| RequestHead {
             method: head.method.as_str(),
             path: head.path.as_ref().map_or("", PathAndQuery::as_str),
-            authority: head.authority.as_ref().map(Authority::as_str),
+            authority: head.authority(),
             scheme: head.scheme.as_str(),
             headers: &self.request_headers,
         })

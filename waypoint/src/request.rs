@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use filters::chain::{Outcome, judge};
 use filters::rbac::RbacInput;
 use http::header::{self, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
@@ -267,7 +267,7 @@ impl Run {
         record.head = Some(Head {
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),
-            authority: parts.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok()),
+            authority: parts.headers.get(header::HOST).cloned(),
             scheme: Scheme::HTTP,
         });
         record.capture_request(&parts.headers);
@@ -318,7 +318,7 @@ impl Run {
     /// Answers here, with a route's changes to the answer.
     fn reply_edited(mut self, reply: LocalReply, levels: &[&HeaderEdits]) -> Response<Body> {
         let server = match &self.served.chain.kind {
-            ChainKind::Http(http) => Some(http.options.server_name.as_ref()),
+            ChainKind::Http(http) => Some(http.options.server_name.clone()),
             _ => None,
         };
         let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), server);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use model::stream_view::StreamView;
 use model::tracing::{CustomTag, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
@@ -196,7 +196,7 @@ fn write_attributes(out: &mut Attributes<'_>, record: &RequestRecord, tracing: &
     if grpc {
         if let Some(head) = &record.head {
             out.add("grpc.path", head.path.as_ref().map_or("", PathAndQuery::as_str));
-            out.add("grpc.authority", head.authority.as_ref().map_or("", Authority::as_str));
+            out.add("grpc.authority", head.authority().unwrap_or_default());
         }
         out.add_header("grpc.content_type", record, &CONTENT_TYPE);
         out.add_header("grpc.timeout", record, &GRPC_TIMEOUT);
@@ -295,7 +295,7 @@ fn add_url(out: &mut Attributes<'_>, record: &RequestRecord, path_bytes_max: usi
     let Some(head) = &record.head else { return out.add("http.url", "") };
     let header = |name: &HeaderName| record.request_header(name).map(|value| readable(value.as_bytes()));
     let scheme = header(&X_FORWARDED_PROTO).unwrap_or_else(|| head.scheme.as_str().into());
-    let authority = head.authority.as_ref().map_or("", Authority::as_str);
+    let authority = head.authority().unwrap_or_default();
     let path = header(&X_ENVOY_ORIGINAL_PATH).unwrap_or_else(|| head.path.as_ref().map_or("", PathAndQuery::as_str).into());
     let mut cut = path.len().min(path_bytes_max);
     while !path.is_char_boundary(cut) {

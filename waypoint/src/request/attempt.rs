@@ -62,8 +62,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     };
     edit_request(&mut run, &mut parts, to, share);
     let timeout = effective_timeout(&parts, to.forward, run.recording.record().is_grpc);
-    if let Some(value) = timeout.and_then(|timeout| HeaderValue::try_from(timeout.as_millis().to_string()).ok()) {
-        parts.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, value);
+    if let Some(milliseconds) = timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok()) {
+        parts.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
     let body = run.recording.count_upload(body);
     let mut expiry = timeout.map(|timeout| expire(run.recording.upload(), timeout));
@@ -323,9 +323,8 @@ fn pass_on(
     record.stream.response_start = Some(now);
     record.stream.details = Some("via_upstream".into());
     record.upstream_protocol = Some(if lease.session.is_shared() { "HTTP/2" } else { "HTTP/1.1" });
-    let elapsed = now.saturating_duration_since(sent_at).as_millis();
-    if let Ok(elapsed) = HeaderValue::from_str(itoa::Buffer::new().format(elapsed)) {
-        parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, elapsed);
+    if let Ok(milliseconds) = u64::try_from(now.saturating_duration_since(sent_at).as_millis()) {
+        parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(milliseconds));
     }
     let levels: [Option<&HeaderEdits>; 4] = [
         share.map(|share| &share.response_headers),
@@ -367,8 +366,8 @@ fn set_server(headers: &mut http::HeaderMap, http: &HttpChain) {
         ServerHeader::AppendIfAbsent => !is_set,
         ServerHeader::PassThrough => false,
     };
-    if let Some(name) = HeaderValue::from_str(&http.options.server_name).ok().filter(|_| is_ours) {
-        headers.insert(http::header::SERVER, name);
+    if is_ours {
+        headers.insert(http::header::SERVER, http.options.server_name.clone());
     }
 }
 

@@ -77,14 +77,14 @@ impl LocalReply {
     }
 
     /// Makes the answer, and notes why in the record.
-    pub(super) fn response(self, record: &mut RequestRecord, server: Option<&str>) -> Response<Body> {
+    pub(super) fn response(self, record: &mut RequestRecord, server: Option<HeaderValue>) -> Response<Body> {
         if let Some(flag) = self.flag {
             record.stream.flags.insert(flag);
         }
         record.stream.details = Some(self.details);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = if self.is_grpc { grpc(status, &self.body) } else { plain(status, self.bytes, self.body) };
-        if let Some(server) = server.and_then(|server| HeaderValue::from_str(server).ok()) {
+        if let Some(server) = server {
             response.headers_mut().insert(header::SERVER, server);
         }
         response

@@ -356,6 +356,15 @@ fn a_field_that_is_not_known_is_refused_in_a_chain_that_was_good_before() {
 }
 
 #[test]
+fn a_server_name_that_no_header_can_carry_is_refused_by_name() {
+    let mut named = plain_listeners();
+    edit_manager(&mut named, "main_internal", &web(), |manager, _| manager.server_name = "two\nlines".to_owned());
+    let outcome = Applier::default().apply(named);
+    assert!(nack(&outcome.applied.verdict).contains("server_name"));
+    assert_eq!(refused_chains(&listeners_of(outcome)).len(), 1);
+}
+
+#[test]
 fn a_policy_on_tunnels_is_refused_by_name_and_nothing_inside_is_served() {
     let mut policed = plain_listeners();
     edit_manager(&mut policed, "connect_terminate", "default", |manager, _| {

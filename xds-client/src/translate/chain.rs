@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
+use http::HeaderValue;
 use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain, TcpCluster};
 use model::metrics::Stats;
 use model::rbac::Rbac;
@@ -209,7 +210,7 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
     let common = value.common_http_protocol_options.as_ref();
     let kibibytes = value.max_request_headers_kb.as_ref().map_or(HEADER_KIBIBYTES_DEFAULT, |limit| limit.value);
     Ok(HttpOptions {
-        server_name: if value.server_name.is_empty() { "envoy".into() } else { value.server_name.as_str().into() },
+        server_name: server_name(&value.server_name, path)?,
         server_header,
         normalize_path: value.normalize_path.as_ref().is_some_and(|normalize| normalize.value),
         merge_slashes: value.merge_slashes,
@@ -222,4 +223,10 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,
     })
+}
+
+/// What `server` says; Envoy's default is its own name.
+fn server_name(text: &str, path: &str) -> Result<HeaderValue, Problem> {
+    let text = if text.is_empty() { "envoy" } else { text };
+    HeaderValue::from_str(text).map_err(|_| Problem::new(format!("{path}.server_name"), format!("{text:?} cannot be a header's value")))
 }
