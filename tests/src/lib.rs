@@ -12,6 +12,7 @@ pub mod pki;
 pub mod plain_port;
 pub mod pod;
 pub mod process;
+pub mod scale;
 pub mod scenario;
 pub mod wait;
 pub mod workload;

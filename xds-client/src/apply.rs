@@ -4,6 +4,7 @@
 //! bad object takes no other down; an object that was good once stays as it was until a good version comes.
 
 mod listeners;
+mod meaning;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,6 +20,7 @@ use prost::Message;
 use xds_proto::istio::workload as workload_proto;
 
 use self::listeners::Listening;
+use self::meaning::Meanings;
 use self::report::{ASSIGNMENT, Checked, check, check_endpoints};
 use crate::ads::{Applied, Resource, ResourceType, Update, Verdict, Wanted};
 use crate::coverage::LB_ENDPOINTS;
@@ -26,6 +28,7 @@ use crate::observer::{Change, Report};
 use crate::translate::cluster::{PLUMBING, cluster, eds_name};
 use crate::translate::{endpoint, workload};
 
+const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 /// Bytes of a NACK's text; what does not fit is counted.
 const NACK_BYTES_MAX: usize = 4096;
 
@@ -40,6 +43,7 @@ pub struct Outcome {
 
 struct HeldCluster {
     hash: u64,
+    meaning: Option<u128>,
     eds_name: Option<String>,
     good: Option<Arc<Cluster>>,
     checked: Checked,
@@ -54,6 +58,7 @@ struct HeldEndpoints {
 #[derive(Default)]
 pub struct Applier {
     listening: Listening,
+    meanings: Meanings,
     clusters: BTreeMap<String, HeldCluster>,
     endpoints: HashMap<String, HeldEndpoints>,
     refused_workloads: BTreeMap<String, Invalid>,
@@ -132,8 +137,14 @@ impl Applier {
             refused.extend(held.checked.refused.iter().cloned());
             return;
         }
+        let meaning = self.meanings.of(CLUSTER, &body);
+        if let Some(held) = self.clusters.get_mut(&name).filter(|held| held.meaning == meaning && meaning.is_some()) {
+            held.hash = hash;
+            refused.extend(held.checked.refused.iter().cloned());
+            return;
+        }
         let (previous, previous_eds) = self.clusters.remove(&name).map_or((None, None), |held| (held.good, held.eds_name));
-        let mut checked = check("envoy.config.cluster.v3.Cluster", &body, &name, &[]);
+        let mut checked = check(CLUSTER, &body, &name, &[]);
         let decoded = cluster_proto::Cluster::decode(body);
         let eds = decoded.as_ref().ok().and_then(eds_name).map(str::to_owned);
         let translated = decoded.map_err(|error| Invalid::new(&name, "", format!("is not a cluster: {error}")));
@@ -159,7 +170,7 @@ impl Applier {
         // A version that is not obeyed must not take away the endpoints of the one that is.
         let eds = if checked.refused.is_empty() { eds } else { previous_eds.or(eds) };
         refused.extend(checked.refused.iter().cloned());
-        self.clusters.insert(name, HeldCluster { hash, eds_name: eds, good, checked });
+        self.clusters.insert(name, HeldCluster { hash, meaning, eds_name: eds, good, checked });
     }
 
     fn apply_endpoints(&mut self, update: Update) -> Outcome {
@@ -203,7 +214,7 @@ impl Applier {
         }
         let mut refused = Vec::new();
         for resource in update.resources {
-            self.listening.hold(&resource.name, resource.body, &mut refused);
+            self.listening.hold(&resource.name, &resource.body, &mut refused);
         }
         let listeners = self.listening.compile(&mut refused);
         Outcome { applied: verdict(&refused), changes: vec![Change::Listeners(listeners)] }

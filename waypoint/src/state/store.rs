@@ -3,7 +3,7 @@
 //! Not for: reading from workers. Invariants: a chain that did not change keeps its [`ServedChain`], and with it its
 //! connections; what workers may still hold is freed here, never on a worker.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,6 +42,8 @@ pub struct Store {
     clusters: Clusters,
     clusters_changed: bool,
     endpoints: HashMap<Arc<str>, Arc<EndpointSet>>,
+    /// Clusters by the EDS name that they take their endpoints from.
+    users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     loads: HashMap<Arc<str>, HashMap<EndpointAddress, Arc<EndpointLoad>>>,
     workloads_by_uid: HashMap<Arc<str>, Arc<Workload>>,
     workloads: Vec<HashMap<IpAddr, Arc<Workload>>>,
@@ -60,6 +62,7 @@ impl Store {
             clusters: Clusters::new(),
             clusters_changed: false,
             endpoints: HashMap::new(),
+            users: HashMap::new(),
             loads: HashMap::new(),
             workloads_by_uid: HashMap::new(),
             workloads: (0..WORKLOAD_SHARDS).map(|_| HashMap::new()).collect(),
@@ -124,6 +127,10 @@ impl Store {
 
     /// A new or changed cluster.
     pub fn upsert_cluster(&mut self, cluster: Arc<Cluster>) {
+        self.forget_user(&cluster.name);
+        if let Discovery::Eds(service) = &cluster.discovery {
+            self.users.entry(Arc::clone(service)).or_default().insert(Arc::clone(&cluster.name));
+        }
         let table = self.table(&cluster);
         let served = ServedCluster { endpoints: arc_swap::ArcSwap::from_pointee(table), turn: 0.into(), cluster: Arc::clone(&cluster) };
         self.clusters.insert(Arc::clone(&cluster.name), ClusterEntry::Served(Arc::new(served)));
@@ -140,8 +147,21 @@ impl Store {
 
     /// A cluster is gone.
     pub fn remove_cluster(&mut self, name: &str) {
+        self.forget_user(name);
         self.clusters_changed |= self.clusters.remove(name).is_some();
         self.loads.remove(name);
+    }
+
+    /// A cluster takes its endpoints from nowhere any more.
+    fn forget_user(&mut self, name: &str) {
+        let Some(ClusterEntry::Served(served)) = self.clusters.get(name) else { return };
+        let Discovery::Eds(service) = &served.cluster.discovery else { return };
+        if let Some(users) = self.users.get_mut(service) {
+            users.remove(name);
+            if users.is_empty() {
+                self.users.remove(service);
+            }
+        }
     }
 
     fn table(&mut self, cluster: &Cluster) -> EndpointTable {
@@ -166,14 +186,11 @@ impl Store {
     }
 
     fn refresh_endpoints(&mut self, service: &Arc<str>) {
-        let users: Vec<_> = self
-            .clusters
-            .values()
-            .filter_map(|entry| match entry {
-                ClusterEntry::Served(served) => {
-                    matches!(&served.cluster.discovery, Discovery::Eds(name) if name == service).then(|| Arc::clone(served))
-                }
-                ClusterEntry::Refused(_) => None,
+        let users = self.users.get(service).into_iter().flatten();
+        let users: Vec<_> = users
+            .filter_map(|name| match self.clusters.get(name) {
+                Some(ClusterEntry::Served(served)) => Some(Arc::clone(served)),
+                _ => None,
             })
             .collect();
         for served in users {

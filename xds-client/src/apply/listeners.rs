@@ -4,7 +4,6 @@
 //! last good version, or is a refused chain. `connect_terminate` refused without a last good version refuses everything inside.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +19,13 @@ use model::listener::{Listeners, Originate, Terminate};
 use prost::Message;
 
 use super::hash;
-use super::report::{Checked, check, checked, dynamic};
-use crate::coverage::{FILTER_CHAINS, walk};
+use super::meaning::Meanings;
+use super::report::{Checked, check};
 use crate::observer::Report;
+use crate::translate::Problem;
 use crate::translate::chain::chain;
 use crate::translate::listener::{
-    CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_logs,
+    CONNECT_ORIGINATE, CONNECT_TERMINATE, Cut, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_logs,
     take_apart, terminate,
 };
 
@@ -35,7 +35,7 @@ const FILTER_CHAIN: &str = "envoy.config.listener.v3.FilterChain";
 /// One chain of `main_internal`.
 struct HeldChain {
     bytes_hash: u64,
-    meaning: u128,
+    meaning: Option<u128>,
     /// The last version that was obeyed.
     good: Option<Arc<Chain>>,
     /// What is served: the newest, or the last good one, or a refusal.
@@ -48,31 +48,55 @@ struct HeldChain {
 pub(super) struct Listening {
     parts: BTreeMap<String, Parts>,
     shells: BTreeMap<String, Checked>,
+    /// What `main_internal` says besides its chains.
+    main_meaning: Option<u128>,
+    /// Chains of `main_internal` that are not compiled yet: their bytes are not kept longer.
+    cut: Option<Vec<(String, Bytes)>>,
     chains: HashMap<String, HeldChain>,
     terminate: Option<Terminate>,
     terminate_refused: Vec<Invalid>,
     dispatch: Option<Dispatch>,
     dispatch_refused: Vec<Invalid>,
-    seeds: Option<(RandomState, RandomState)>,
+    dispatch_is_new: bool,
+    meanings: Meanings,
 }
 
 impl Listening {
     pub(super) fn remove(&mut self, name: &str) {
         self.parts.remove(name);
         self.shells.remove(name);
+        if name == MAIN_INTERNAL {
+            (self.main_meaning, self.cut) = (None, None);
+        }
     }
 
     /// Takes a listener in. One that is no listener at all leaves the one before in place.
-    pub(super) fn hold(&mut self, name: &str, body: Bytes, refused: &mut Vec<Invalid>) {
-        let parts = match take_apart(&body) {
-            Ok(parts) => parts,
-            Err(problem) => return refused.push(problem.of(name)),
-        };
-        // The chain of connect_terminate is walked with its listener; those of main_internal one by one.
-        let skip: &[&str] = if name == MAIN_INTERNAL { &[FILTER_CHAINS] } else { &[] };
-        let checked = check(LISTENER, &body, name, skip);
-        self.shells.insert(name.to_owned(), checked);
+    pub(super) fn hold(&mut self, name: &str, body: &Bytes, refused: &mut Vec<Invalid>) {
+        let held = if name == MAIN_INTERNAL { self.hold_main(body) } else { self.hold_other(name, body) };
+        if let Err(problem) = held {
+            refused.push(problem.of(name));
+        }
+    }
+
+    /// The chains of `main_internal` are compiled one by one, what is around them only if it means something else than before.
+    fn hold_main(&mut self, body: &Bytes) -> Result<(), Problem> {
+        let Cut { shell, chains } = take_apart(body)?;
+        let meaning = self.meanings.of(LISTENER, &shell);
+        if meaning.is_none() || meaning != self.main_meaning {
+            let parts = Cut { shell: shell.clone(), chains: Vec::new() }.decode()?;
+            self.shells.insert(MAIN_INTERNAL.to_owned(), check(LISTENER, &shell, MAIN_INTERNAL, &[]));
+            self.parts.insert(MAIN_INTERNAL.to_owned(), parts);
+            (self.main_meaning, self.dispatch_is_new) = (meaning, true);
+        }
+        self.cut = Some(chains);
+        Ok(())
+    }
+
+    fn hold_other(&mut self, name: &str, body: &Bytes) -> Result<(), Problem> {
+        let parts = take_apart(body)?.decode()?;
+        self.shells.insert(name.to_owned(), check(LISTENER, body, name, &[]));
         self.parts.insert(name.to_owned(), parts);
+        Ok(())
     }
 
     /// Puts together what the listeners say now.
@@ -119,7 +143,7 @@ impl Listening {
         report.stale_chains.sort();
     }
 
-    fn logs(&self, name: &str, read: impl Fn(&Parts) -> Result<Vec<AccessLog>, crate::translate::Problem>) -> Vec<AccessLog> {
+    fn logs(&self, name: &str, read: impl Fn(&Parts) -> Result<Vec<AccessLog>, Problem>) -> Vec<AccessLog> {
         let read = self.parts.get(name).map(read);
         match read {
             Some(Ok(logs)) => logs,
@@ -160,6 +184,9 @@ impl Listening {
     }
 
     fn compile_dispatch(&mut self) {
+        if !std::mem::take(&mut self.dispatch_is_new) {
+            return;
+        }
         let Some(parts) = self.parts.get(MAIN_INTERNAL) else { return };
         let mut refused = self.shells.get(MAIN_INTERNAL).map(|checked| checked.refused.clone()).unwrap_or_default();
         match main_dispatch(&parts.shell) {
@@ -171,11 +198,11 @@ impl Listening {
     }
 
     fn compile_chains(&mut self) {
-        let Some(parts) = self.parts.get(MAIN_INTERNAL) else {
+        if !self.parts.contains_key(MAIN_INTERNAL) {
             self.chains.clear();
             return;
-        };
-        let cut: Vec<(String, Bytes)> = parts.chains.clone();
+        }
+        let Some(cut) = self.cut.take() else { return };
         let mut kept = HashMap::with_capacity(cut.len());
         for (name, bytes) in cut {
             let previous = self.chains.remove(&name);
@@ -191,23 +218,12 @@ impl Listening {
             Some(held) if held.bytes_hash == bytes_hash => return held,
             other => other,
         };
-        let walked = dynamic(FILTER_CHAIN, bytes).and_then(|message| {
-            // JSON with sorted keys: what istiod orders at random is in order, inside of `Any` too.
-            let canonical = xds_proto::dynamic_to_json(&message).map_err(|error| error.to_string())?;
-            // Fields that are not known have no JSON form, so what the walk found is part of the meaning: a condition that is new to
-            // us must not pass for the version without it.
-            let checked = checked(&walk(&message), name);
-            let meaning = self.meaning(&format!("{canonical}{}", checked.in_order()));
-            Ok((checked, meaning))
-        });
-        let (mut checked, meaning) = match walked {
-            Ok(walked) => walked,
-            Err(reason) => (Checked { refused: vec![Invalid::new(name, "", reason)], listed: Vec::new() }, 0),
-        };
+        let meaning = self.meanings.of(FILTER_CHAIN, bytes);
         let previous = match previous {
-            Some(held) if held.meaning == meaning && meaning != 0 => return HeldChain { bytes_hash, ..held },
+            Some(held) if held.meaning == meaning && meaning.is_some() => return HeldChain { bytes_hash, ..held },
             other => other.and_then(|held| held.good),
         };
+        let mut checked = check(FILTER_CHAIN, bytes, name, &[]);
         let shared: Arc<str> = name.into();
         let decoded = proto::FilterChain::decode(&bytes[..]);
         let translated = match &decoded {
@@ -228,11 +244,6 @@ impl Listening {
         };
         let served = previous.clone().unwrap_or_else(|| Arc::new(newest));
         HeldChain { bytes_hash, meaning, good: previous, served, checked }
-    }
-
-    fn meaning(&mut self, canonical: &str) -> u128 {
-        let (one, other) = self.seeds.get_or_insert_with(|| (RandomState::new(), RandomState::new()));
-        u128::from(one.hash_one(canonical)) << 64 | u128::from(other.hash_one(canonical))
     }
 
     fn refused_with_terminate(&self, chain: &Chain) -> Arc<Chain> {

@@ -29,14 +29,6 @@ impl Checked {
         }
     }
 
-    /// All of it as one text, whatever the order of maps in the object was.
-    pub(super) fn in_order(&self) -> String {
-        let refused = self.refused.iter().map(ToString::to_string);
-        let mut all: Vec<_> = refused.chain(self.listed.iter().map(|(of, field)| format!("{of}.{field}"))).collect();
-        all.sort_unstable();
-        all.join("\n")
-    }
-
     pub(super) fn add_to(&self, report: &mut Report, name: &str) {
         if !self.refused.is_empty() {
             report.refused.entry(name.to_owned()).or_default().extend(self.refused.iter().cloned());
@@ -48,7 +40,7 @@ impl Checked {
 }
 
 /// Decodes a message for walking it.
-pub(super) fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
+fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
     let descriptor = descriptors().get_message_by_name(type_name).ok_or_else(|| format!("the type {type_name} is not known"))?;
     DynamicMessage::decode(descriptor, bytes).map_err(|error| format!("is not a {type_name}: {error}"))
 }
@@ -84,7 +76,7 @@ fn messages(of: &DynamicMessage, field: &str) -> Vec<DynamicMessage> {
     list.iter().filter_map(|item| item.as_message().cloned()).collect()
 }
 
-pub(super) fn checked(findings: &Findings, name: &str) -> Checked {
+fn checked(findings: &Findings, name: &str) -> Checked {
     let invalid = |finding: &crate::coverage::Finding| {
         let path = if finding.path.is_empty() { finding.field.clone() } else { finding.path.clone() };
         Invalid::new(name, path, format!("{} ({}.{})", finding.reason, finding.type_name, finding.field))

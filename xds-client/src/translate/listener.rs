@@ -49,12 +49,35 @@ pub struct Parts {
     pub chains: Vec<(String, Bytes)>,
 }
 
-/// Takes a listener apart without decoding its chains.
+/// A listener in pieces that are not decoded.
+#[derive(Debug)]
+pub struct Cut {
+    /// Everything but its chains.
+    pub shell: Vec<u8>,
+    /// Name and bytes of each chain, in order.
+    pub chains: Vec<(String, Bytes)>,
+}
+
+impl Cut {
+    /// Decodes what is not a chain.
+    ///
+    /// # Errors
+    /// It is not a listener.
+    pub fn decode(self) -> Translated<Parts> {
+        let shell = proto::Listener::decode(&self.shell[..]).map_err(malformed)?;
+        Ok(Parts { shell, chains: self.chains })
+    }
+}
+
+fn malformed(error: prost::DecodeError) -> Problem {
+    Problem::new("", format!("is not a listener: {error}"))
+}
+
+/// Takes a listener apart without decoding it.
 ///
 /// # Errors
 /// The bytes are not a message.
-pub fn take_apart(body: &Bytes) -> Translated<Parts> {
-    let malformed = |error: prost::DecodeError| Problem::new("", format!("is not a listener: {error}"));
+pub fn take_apart(body: &Bytes) -> Translated<Cut> {
     let mut rest = Vec::new();
     let mut chains = Vec::new();
     let mut cursor = body.clone();
@@ -73,8 +96,7 @@ pub fn take_apart(body: &Bytes) -> Translated<Parts> {
             rest.extend_from_slice(&before[..before.len() - cursor.len()]);
         }
     }
-    let shell = proto::Listener::decode(&rest[..]).map_err(malformed)?;
-    Ok(Parts { shell, chains })
+    Ok(Cut { shell: rest, chains })
 }
 
 fn chain_name(chain: &Bytes) -> Translated<String> {

@@ -1,0 +1,77 @@
+//! A recorded mesh made big: many services shaped like `web`, for measurements.
+//!
+//! Not for: tests of behaviour, which need no more than the recording has. Invariant: every added service is whole, its way in the
+//! dispatch, its chain, its cluster and its endpoints; only names and addresses differ from the recorded ones.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::fake_istiod::Kind;
+use crate::scenario::{Scenario, WEB_CHAIN};
+
+/// Virtual addresses of added services begin here.
+const FIRST_ADDRESS: u32 = u32::from_be_bytes([10, 112, 0, 0]);
+/// The host and the address of the service that is copied.
+const HOST: &str = "web.shop.svc.cluster.local";
+const ADDRESS: &str = "10.96.1.1";
+/// As many as the range of addresses holds.
+const RANGE: u32 = 65_536;
+
+/// The chain and the cluster of the added service `number`.
+#[must_use]
+pub fn chain_of(number: u32) -> String {
+    WEB_CHAIN.replace(HOST, &host_of(number))
+}
+
+fn host_of(number: u32) -> String {
+    format!("service-{number:05}.shop.svc.cluster.local")
+}
+
+/// Adds so many services.
+///
+/// # Errors
+/// There are more than an address range holds, or the recording has no `web`.
+pub fn add_services(scenario: &mut Scenario, count: u32) -> Result<()> {
+    ensure!(count <= RANGE, "{count} services are more than {RANGE}");
+    let chain = scenario.chain(WEB_CHAIN)?.to_string();
+    let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?.to_string();
+    let endpoints = scenario.resource(Kind::Endpoints, WEB_CHAIN)?.to_string();
+    let way = ways(scenario)?.iter().find(|way| way["ranges"][0]["address_prefix"] == ADDRESS);
+    let way = way.context("the dispatch does not know web")?.to_string();
+    let mut chains = Vec::new();
+    let mut added_ways = Vec::new();
+    for number in 0..count {
+        let copy = |text: &str| -> Result<Value> {
+            let address = Ipv4Addr::from(FIRST_ADDRESS + number).to_string();
+            let text = text.replace(HOST, &host_of(number)).replace(&format!("\"{ADDRESS}\""), &format!("\"{address}\""));
+            Ok(serde_json::from_str(&text)?)
+        };
+        chains.push(copy(&chain)?);
+        added_ways.push(copy(&way)?);
+        scenario.insert(Kind::Cluster, &chain_of(number), copy(&cluster)?);
+        scenario.insert(Kind::Endpoints, &chain_of(number), copy(&endpoints)?);
+    }
+    ways(scenario)?.extend(added_ways);
+    let listener = scenario.resource(Kind::Listener, "main_internal")?;
+    listener["filter_chains"].as_array_mut().context("no chains")?.extend(chains);
+    Ok(())
+}
+
+/// The entries of the dispatch, by address.
+fn ways(scenario: &mut Scenario) -> Result<&mut Vec<Value>> {
+    let listener = scenario.resource(Kind::Listener, "main_internal")?;
+    let matcher = &mut listener["filter_chain_matcher"]["matcher_tree"]["custom_match"]["typed_config"]["range_matchers"];
+    matcher.as_array_mut().context("the dispatch is not by address")
+}
+
+/// Changes the one route of the added service `number`: its time limit.
+///
+/// # Errors
+/// There is no such service.
+pub fn change_route(scenario: &mut Scenario, number: u32, timeout_seconds: u32) -> Result<()> {
+    let http = scenario.http(&chain_of(number))?;
+    http["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] = format!("{timeout_seconds}s").into();
+    Ok(())
+}
