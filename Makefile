@@ -1,6 +1,6 @@
 # Each target is readable by hand and prints a summary line last. See README.md.
 SHELL := /bin/bash
-.PHONY: help demo test test-controlplane bench fmt lint setup
+.PHONY: help demo test test-controlplane bench oha fmt lint setup
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -20,6 +20,9 @@ test-controlplane: setup ## only the test beside a real istiod; STEP=word choose
 
 bench: setup ## compares with a real Envoy in one run; BENCH="full --rate 5000" and the like choose what and how
 	@tests/bench.sh $(BENCH)
+
+oha: setup ## oha against the demo mesh, every answer checked; OHA="-z 30s -c 100" and the like choose the load
+	@tests/oha.sh
 
 fmt: ## formats
 	@cargo fmt --all

@@ -20,6 +20,10 @@ const FRAME_BYTES_MAX: u32 = 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// Streams a server lets one client open on one connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Receive window of one HTTP/2 stream inside a tunnel.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Receive window of an HTTP/2 connection inside a tunnel.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Time for TCP and TLS together, on either side.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the answer to a CONNECT.

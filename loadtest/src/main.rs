@@ -2,12 +2,16 @@
 
 mod accept;
 mod compare;
+mod fill;
 mod hbone;
-mod hyper_io;
+mod load;
+mod machine;
 mod mesh;
 mod process;
 mod report;
+mod rewound;
 mod run;
+mod scenario;
 mod schedule;
 mod signals;
 mod sink;
@@ -38,6 +42,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let command = Command::parse();
+    machine::raise_file_limit()?;
     // One thread: what the tools cost is then easy to see, and a proxy under test keeps the other cores.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {

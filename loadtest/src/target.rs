@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::net::TcpStream;
 
-use crate::run::WatchedProcess;
+use crate::run::outcome::WatchedProcess;
 
 /// How long a started process may take until it accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ const READY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a process may take to end after SIGTERM before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A target as the command line names it: `name=…,address=IP:15008,destination=VIP:port[,pid=…]`.
+/// A target as the command line names it: `name=…,address=IP:15008,destination=VIP:port[,pid=…][,host=…]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetSpec {
     pub name: Option<String>,
@@ -30,11 +30,13 @@ pub struct TargetSpec {
     pub destination: String,
     /// `None` when we start it.
     pub pid: Option<u32>,
+    /// Host of the requests to it, when it is not the load's.
+    pub host: Option<String>,
 }
 
 /// Reads a [`TargetSpec`]; every key at most once, unknown keys refused.
 pub fn parse_target(text: &str) -> Result<TargetSpec, String> {
-    let (mut name, mut address, mut destination, mut pid) = (None, None, None, None);
+    let (mut name, mut address, mut destination, mut pid, mut host) = (None, None, None, None, None);
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("{part:?} is not key=value"))?;
         let slot = match key {
@@ -42,7 +44,8 @@ pub fn parse_target(text: &str) -> Result<TargetSpec, String> {
             "address" => &mut address,
             "destination" => &mut destination,
             "pid" => &mut pid,
-            _ => return Err(format!("unknown key {key:?}: expected name, address, destination or pid")),
+            "host" => &mut host,
+            _ => return Err(format!("unknown key {key:?}: expected name, address, destination, pid or host")),
         };
         if slot.replace(value.to_owned()).is_some() {
             return Err(format!("{key} is given twice"));
@@ -54,6 +57,7 @@ pub fn parse_target(text: &str) -> Result<TargetSpec, String> {
         address: address.parse().map_err(|error| format!("address {address:?}: {error}"))?,
         destination: destination.ok_or("destination=VIP:port is missing")?,
         pid: pid.map(|pid| pid.parse().map_err(|error| format!("pid {pid:?}: {error}"))).transpose()?,
+        host,
     })
 }
 
@@ -63,6 +67,7 @@ pub struct Target {
     pub process: WatchedProcess,
     pub address: SocketAddr,
     pub destination: String,
+    pub host: Option<String>,
     /// Kept for its end; `None` for a process of someone else.
     _running: Option<Running>,
 }
@@ -72,7 +77,8 @@ impl Target {
     pub fn external(spec: TargetSpec, default_name: Option<&str>) -> anyhow::Result<Self> {
         let name = spec.name.or_else(|| default_name.map(str::to_owned)).context("a target needs name=…")?;
         let pid = spec.pid.with_context(|| format!("target {name} needs pid=… when no command starts it"))?;
-        Ok(Self { process: WatchedProcess { name, pid }, address: spec.address, destination: spec.destination, _running: None })
+        let process = WatchedProcess { name, pid };
+        Ok(Self { process, address: spec.address, destination: spec.destination, host: spec.host, _running: None })
     }
 
     /// A process that we started; waits until it accepts connections.
@@ -80,7 +86,7 @@ impl Target {
         running.wait_until_accepting(spec.address).await?;
         let name = spec.name.unwrap_or_else(|| default_name.to_owned());
         let process = WatchedProcess { name, pid: running.pid() };
-        Ok(Self { process, address: spec.address, destination: spec.destination, _running: Some(running) })
+        Ok(Self { process, address: spec.address, destination: spec.destination, host: spec.host, _running: Some(running) })
     }
 }
 
@@ -156,14 +162,15 @@ mod tests {
 
     #[test]
     fn a_target_is_read_with_its_parts_in_any_order() {
-        let spec = parse_target("pid=7,destination=10.0.0.1:80,address=127.0.0.1:15008,name=a").unwrap();
+        let spec = parse_target("pid=7,host=web,destination=10.0.0.1:80,address=127.0.0.1:15008,name=a").unwrap();
         assert_eq!(
             spec,
             TargetSpec {
                 name: Some("a".to_owned()),
                 address: "127.0.0.1:15008".parse().unwrap(),
                 destination: "10.0.0.1:80".to_owned(),
-                pid: Some(7)
+                pid: Some(7),
+                host: Some("web".to_owned()),
             }
         );
     }

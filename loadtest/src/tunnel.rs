@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use http::header::FORWARDED;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use crate::hbone::client::Connector;
 use crate::hbone::pool::Pool;
 use crate::tls::TlsFiles;
-use crate::units::parse_header;
+use crate::units::HeaderLine;
 
 /// Local connections served at a time; more wait in the kernel's accept queue.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -46,8 +46,8 @@ pub struct TunnelArgs {
     #[arg(long)]
     pub peer_identity: Option<String>,
     /// Further header of each CONNECT, NAME:VALUE (repeatable), such as baggage
-    #[arg(long = "connect-header", value_parser = parse_header)]
-    pub connect_headers: Vec<(HeaderName, HeaderValue)>,
+    #[arg(long = "connect-header")]
+    pub connect_headers: Vec<HeaderLine>,
 }
 
 /// Where accepted connections go.
@@ -100,7 +100,7 @@ pub async fn run(args: TunnelArgs) -> anyhow::Result<()> {
     connector.peer_identity = args.peer_identity;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listening on {}", args.listen))?;
     let pool = Pool::new(connector, args.waypoint, args.connections);
-    let mut tunnel = Tunnel::new(pool, args.target.clone(), args.connect_headers.into_iter().collect());
+    let mut tunnel = Tunnel::new(pool, args.target.clone(), args.connect_headers.into_iter().map(|line| (line.name, line.value)).collect());
     tunnel.source = args.source;
     tokio::spawn(Arc::new(tunnel).serve(listener));
     println!("ready tunnel {} to {} by {}", args.listen, args.target, args.waypoint);
@@ -153,6 +153,14 @@ mod tests {
         let waypoint = workload(&mesh, Refusal::default()).await;
         let answer = talk(tunnel_to(&mesh, waypoint).await, "GET /bytes/20000000 HTTP/1.1\r\nhost: a\r\n\r\n").await;
         assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), 20_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_sink_tells_the_length_of_what_it_swallowed() {
+        let mesh = Mesh::new();
+        let waypoint = workload(&mesh, Refusal::default()).await;
+        let answer = talk(tunnel_to(&mesh, waypoint).await, "POST /sink HTTP/1.1\r\nhost: a\r\ncontent-length: 7\r\n\r\n1234567").await;
+        assert_eq!(answer.split_once("\r\n\r\n").unwrap().1, "7\n");
     }
 
     #[tokio::test]

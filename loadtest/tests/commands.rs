@@ -48,6 +48,69 @@ fn a_comparison_starts_what_it_measures_and_ends_it() {
     assert!(std::net::TcpStream::connect("127.0.77.3:15008").is_err(), "and so is the workload");
 }
 
+/// A process of a test, ended with it.
+struct Started(std::process::Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn workload(dir: &Path, address: &str, name: &str) -> Started {
+    let files = format!("--cert certs/{name}.pem --key certs/{name}.key --root certs/root-cert.pem");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(["workload", "--listen", address]).args(files.split(' ')).current_dir(dir).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
+    assert!(line.starts_with("ready"), "{line}");
+    Started(child)
+}
+
+/// Targets and workload belong to the caller, who keeps them through comparisons of every kind.
+#[test]
+fn targets_and_workload_that_run_are_compared_in_every_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let identities = ["client", "waypoint", "workload"].map(|name| format!("{name}=spiffe://cluster.local/ns/load/sa/{name}"));
+    loadtest(dir.path(), &format!("certs --out certs {}", identities.join(" ")));
+    let [ours, envoy] = ["127.0.77.5:15008", "127.0.77.6:15008"].map(|address| (address, workload(dir.path(), address, "waypoint")));
+    let pod = workload(dir.path(), "127.0.77.7:15008", "workload");
+    let spec = |name: &str, (address, process): &(&str, Started)| {
+        format!("--target name={name},pid={},address={address},destination=10.0.0.1:80,host=web", process.0.id())
+    };
+    let common = format!(
+        "compare --certs certs --workload 127.0.77.7:15008 --workload-running --workload-pid {} --rounds 2 --baseline envoy {} {}",
+        pod.0.id(),
+        spec("ours", &ours),
+        spec("envoy", &envoy)
+    );
+    for (kind, load, metric) in [
+        ("requests", "protocol = 'http2'\nduration = '100ms'\nwarmup = '50ms'", "requests_per_second"),
+        ("idle", "hold = '100ms'", "rss_bytes_per_stream"),
+        ("stalled", "path = '/bytes/100000000'\nhold = '100ms'", "rss_bytes"),
+    ] {
+        let file = format!("question = 'What does {kind} cost?'\nkind = '{kind}'\nstreams = 4\n{load}\n");
+        std::fs::write(dir.path().join(format!("{kind}.toml")), file).unwrap();
+        loadtest(dir.path(), &format!("{common} --scenario {kind}.toml --json {kind}.json --markdown {kind}.md --connections 2"));
+        let result = json(&dir.path().join(format!("{kind}.json")));
+        assert_eq!((&result["scenario"]["name"], &result["scenario"]["parameters"]["connections"]), (&kind.into(), &2.into()));
+        assert!(result["machine"]["cores"].as_u64().unwrap() > 0 && result["commit"].is_null(), "{result}");
+        for target in result["targets"].as_array().unwrap() {
+            let rounds = target["rounds"].as_array().unwrap();
+            let sent: u64 = rounds.iter().map(|round| round["requests_sent"].as_u64().unwrap()).sum();
+            assert_eq!((rounds.len(), target["requests_sent_total"].as_u64()), (2, Some(sent)), "{kind}: {target}");
+            assert!(target[metric]["median"].is_number() && target["failures"] == serde_json::json!({}), "{kind}: {target}");
+            assert_eq!(rounds[0]["processes"][0]["pid"], target["pid"]);
+        }
+        assert!(result["targets"][0]["rss_ratio"]["min"].is_number() && result["targets"][1]["rss_ratio"].is_null());
+        assert_eq!(result["direct"][0]["processes"][0]["pid"].as_u64(), Some(pod.0.id().into()));
+        let markdown = std::fs::read_to_string(dir.path().join(format!("{kind}.md"))).unwrap();
+        assert!(markdown.contains(&format!("What does {kind} cost?")) && markdown.contains(&format!("`{kind}.json`")), "{markdown}");
+    }
+}
+
 #[test]
 fn a_run_against_nothing_fails_and_says_where_it_dialled() {
     let dir = tempfile::tempdir().unwrap();

@@ -40,6 +40,11 @@ impl Pool {
         Ok(())
     }
 
+    /// A connection that is not of the pool's: the caller ends it by dropping it.
+    pub async fn connect(&self) -> Result<Connection, HboneError> {
+        self.connector.connect(self.address).await
+    }
+
     /// CONNECT on the next connection in turn.
     pub async fn open(&self, target: &str, headers: HeaderMap) -> Result<HboneStream, HboneError> {
         self.open_on(self.next.fetch_add(1, Ordering::Relaxed), target, headers).await

@@ -1,13 +1,13 @@
 //! A CONNECT stream as a stream of bytes.
 //!
-//! Invariants: receive credit is given back only for bytes that the reader took; a write is never larger than the send
+//! Invariants: receive credit is given back only for bytes that the reader took, or never; a write is never larger than the send
 //! credit at hand; shutdown is END_STREAM, and dropping before it resets the stream.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -21,11 +21,34 @@ pub struct HboneStream {
     receive: RecvStream,
     unread: Bytes,
     shut_down: bool,
+    gives_credit: bool,
 }
 
 impl HboneStream {
     pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
-        Self { send, receive, unread: Bytes::new(), shut_down: false }
+        Self { send, receive, unread: Bytes::new(), shut_down: false, gives_credit: true }
+    }
+
+    /// Never gives receive credit back, whatever is read: as a reader that stands still.
+    pub fn without_credit(mut self) -> Self {
+        self.gives_credit = false;
+        self
+    }
+
+    /// Send credit for up to `wanted` bytes, at least one.
+    fn poll_credit(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        let mut credit = self.send.capacity();
+        while credit == 0 {
+            self.send.reserve_capacity(wanted.min(WRITE_BYTES_MAX));
+            credit = self.send.capacity();
+            if credit == 0 {
+                credit = match ready!(self.send.poll_capacity(cx)) {
+                    Some(granted) => granted.map_err(to_io)?,
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                };
+            }
+        }
+        Poll::Ready(Ok(credit))
     }
 }
 
@@ -44,7 +67,9 @@ impl AsyncRead for HboneStream {
         let taken = self.unread.len().min(buffer.remaining());
         buffer.put_slice(&self.unread[..taken]);
         self.unread.advance(taken);
-        self.receive.flow_control().release_capacity(taken).map_err(to_io)?;
+        if self.gives_credit {
+            self.receive.flow_control().release_capacity(taken).map_err(to_io)?;
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -54,21 +79,31 @@ impl AsyncWrite for HboneStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let mut credit = self.send.capacity();
-        while credit == 0 {
-            self.send.reserve_capacity(bytes.len().min(WRITE_BYTES_MAX));
-            credit = self.send.capacity();
-            if credit == 0 {
-                credit = match ready!(self.send.poll_capacity(cx)) {
-                    Some(granted) => granted.map_err(to_io)?,
-                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                };
-            }
-        }
+        let credit = ready!(self.poll_credit(cx, bytes.len()))?;
         let chunk = Bytes::copy_from_slice(&bytes[..bytes.len().min(credit)]);
         let length = chunk.len();
         self.send.send_data(chunk, false).map_err(to_io)?;
         Poll::Ready(Ok(length))
+    }
+
+    /// One frame of all slices, as far as the credit goes.
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let length = ready!(self.poll_credit(cx, wanted))?.min(wanted);
+        let mut chunk = BytesMut::with_capacity(length);
+        for slice in slices {
+            let taken = slice.len().min(length - chunk.len());
+            chunk.extend_from_slice(&slice[..taken]);
+        }
+        self.send.send_data(chunk.freeze(), false).map_err(to_io)?;
+        Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,12 +3,13 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/bytes/N` | 200 with N bytes |
+//! | `/sink` | 200 and the length of the request's body, of which nothing is kept |
 //! | `/status/N` | status N |
 //! | `/headers` | JSON: the request as it arrived, every header line, and the CONNECT it came through |
 //! | `/delay/MS` | 200 after that time |
 //! | `/echo` | the request's body and trailers, as they come |
 //! | `/upgrade` with `upgrade:` | 101, then every byte comes back |
-//! | `/count` | JSON: requests per method and path so far; itself not counted |
+//! | `/count` | JSON: requests per method and path, and bytes of `/bytes/N` so far; itself not counted |
 //! | any path with `content-type: application/grpc` | the request's messages, then `grpc-status: 0`; `/bytes/N`: one message of N bytes; `/status/N`: `grpc-status: N` |
 //! | else | 200 and a line of text that names the workload |
 //!
@@ -26,11 +27,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ve
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use super::app_body::AppBody;
 use crate::hbone::server::Caller;
-use crate::hyper_io::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, HyperIo, Rewound, Spawn, TokioIo};
+use crate::hbone::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES};
+use crate::rewound::Rewound;
 
 /// Largest body that `/bytes/N` sends.
 const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
@@ -52,6 +55,8 @@ pub struct Counts {
     requests: Mutex<BTreeMap<String, u64>>,
     pub connects_accepted: AtomicU64,
     pub connects_refused: AtomicU64,
+    /// Bytes of `/bytes/N` handed to HTTP, of which the last may not have left.
+    pub body_bytes_sent: AtomicU64,
 }
 
 impl Counts {
@@ -76,6 +81,7 @@ impl Counts {
             "requests": *self.requests.lock().unwrap_or_else(PoisonError::into_inner),
             "connects_accepted": self.connects_accepted.load(Ordering::Relaxed),
             "connects_refused": self.connects_refused.load(Ordering::Relaxed),
+            "body_bytes_sent": self.body_bytes_sent.load(Ordering::Relaxed),
         })
     }
 }
@@ -104,10 +110,10 @@ impl App {
         let caller = Arc::new(caller);
         let start = read_start(&mut stream).await?;
         let is_http2 = start == PREFACE;
-        let io = HyperIo(Rewound::new(start, stream));
+        let io = TokioIo::new(Rewound::new(start, stream));
         let service = service_fn(|request| self.answer(request, Arc::clone(&caller)));
         if is_http2 {
-            hyper::server::conn::http2::Builder::new(Spawn)
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
                 .max_concurrent_streams(HTTP2_STREAMS_MAX)
@@ -130,7 +136,7 @@ impl App {
         } else if path.starts_with("/headers") {
             self.json(&describe(&request, (*caller).as_ref()))
         } else {
-            answer_http(request, &self.name).await
+            answer_http(request, self).await
         };
         response.headers_mut().insert(X_WORKLOAD, self.name.clone());
         Ok(response)
@@ -171,14 +177,14 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-async fn answer_http(mut request: Request<Incoming>, name: &HeaderValue) -> Response<AppBody> {
+async fn answer_http(mut request: Request<Incoming>, app: &App) -> Response<AppBody> {
     let path = request.uri().path().to_owned();
     let (verb, argument) = split_verb(&path);
     match verb {
         "bytes" => match argument.parse() {
             Ok(remaining) if remaining <= BODY_BYTES_MAX => {
                 drain(request.into_body()).await;
-                Response::new(AppBody::Fill { remaining })
+                Response::new(AppBody::Fill { remaining, counts: Arc::clone(&app.counts) })
             }
             _ => bad_request("/bytes/N: N is a number up to 16 GiB\n"),
         },
@@ -198,9 +204,13 @@ async fn answer_http(mut request: Request<Incoming>, name: &HeaderValue) -> Resp
             _ => bad_request("/delay/MS: at most 600000 ms\n"),
         },
         "echo" => Response::new(AppBody::Echo { body: request.into_body(), trailers: None }),
+        "sink" => {
+            let length = drain(request.into_body()).await;
+            Response::new(AppBody::Text(format!("{length}\n").into()))
+        }
         "upgrade" if request.headers().contains_key(UPGRADE) => upgrade(&mut request),
         _ => {
-            let text = format!("{} {} {path}\n", String::from_utf8_lossy(name.as_bytes()), request.method());
+            let text = format!("{} {} {path}\n", String::from_utf8_lossy(app.name.as_bytes()), request.method());
             drain(request.into_body()).await;
             Response::new(AppBody::Text(text.into()))
         }
@@ -219,21 +229,23 @@ fn bad_request(text: &'static str) -> Response<AppBody> {
     response
 }
 
-/// Takes the body to its end, so that the connection can be used again; a broken one shows on the connection.
-async fn drain(mut body: Incoming) {
+/// Takes the body to its end, so that the connection can be used again, and returns its length; a broken one shows on the connection.
+async fn drain(mut body: Incoming) -> usize {
+    let mut length = 0;
     while !body.is_end_stream() {
         match body.frame().await {
-            Some(Ok(_)) => {}
-            Some(Err(_)) | None => return,
+            Some(Ok(frame)) => length += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) | None => break,
         }
     }
+    length
 }
 
 fn upgrade(request: &mut Request<Incoming>) -> Response<AppBody> {
     let upgraded = hyper::upgrade::on(&mut *request);
     tokio::spawn(async move {
         let Ok(stream) = upgraded.await else { return };
-        let (mut reader, mut writer) = tokio::io::split(TokioIo(stream));
+        let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
         // Either side may go at any time; the other then sees the end of the stream.
         let _ended = tokio::io::copy(&mut reader, &mut writer).await;
     });

@@ -82,7 +82,7 @@ pub async fn start(binary: &Path, dir: &Path, envoy: &Envoy<'_>) -> anyhow::Resu
     command.arg("--config-path").arg(&path).args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
     command.stdin(Stdio::null());
     let running = Running::start("envoy", &mut command)?;
-    let spec = TargetSpec { name: None, address: envoy.address, destination: envoy.destination.to_owned(), pid: None };
+    let spec = TargetSpec { name: None, address: envoy.address, destination: envoy.destination.to_owned(), pid: None, host: None };
     Target::started(running, spec, "envoy").await
 }
 
