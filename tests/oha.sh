@@ -50,7 +50,8 @@ trap - EXIT
 stop || { tail -n 20 "$log"; echo "oha: the demo did not end well" >&2; exit 1; }
 
 text=$(tr -d ' \n' <"$result")
-field() { sed -n "s/.*\"$1\":\([^,}]*\).*/\1/p" <<<"$text"; }
+latencies=$(sed -n 's/.*"latencyPercentiles":{\([^}]*\)}.*/\1/p' <<<"$text")
+field() { sed -n "s/.*\"$2\":\([^,}]*\).*/\1/p" <<<"$1"; }
 statuses=$(sed -n 's/.*"statusCodeDistribution":{\([^}]*\)}.*/\1/p' <<<"$text")
 errors=$(sed -n 's/.*"errorDistribution":{\([^}]*\)}.*/\1/p' <<<"$text")
 if ! [[ $statuses =~ ^\"200\":[1-9][0-9]*$ ]] || [ -n "$errors" ]; then
@@ -58,5 +59,5 @@ if ! [[ $statuses =~ ^\"200\":[1-9][0-9]*$ ]] || [ -n "$errors" ]; then
   exit 1
 fi
 milliseconds() { awk -v seconds="$1" 'BEGIN { printf "%.1f", seconds * 1000 }'; }
-printf 'oha: %s answers, all 200; %.0f requests/s; p50 %s ms, p99 %s ms\n' "${statuses#*:}" "$(field requestsPerSec)" \
-  "$(milliseconds "$(field p50)")" "$(milliseconds "$(field p99)")"
+printf 'oha: %s answers, all 200; %.0f requests/s; p50 %s ms, p99 %s ms\n' "${statuses#*:}" "$(field "$text" requestsPerSec)" \
+  "$(milliseconds "$(field "$latencies" p50)")" "$(milliseconds "$(field "$latencies" p99)")"

@@ -3,6 +3,7 @@
 //! Not here: what the load is (`load.rs`), comparing several (`compare.rs`), printing (`report.rs`).
 
 mod body;
+mod http1;
 mod idle;
 pub mod outcome;
 mod requests;

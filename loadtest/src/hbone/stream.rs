@@ -35,6 +35,33 @@ impl HboneStream {
         self
     }
 
+    /// The next bytes as they arrived; `None` at the end. Gives their credit back.
+    pub fn poll_read_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let chunk = if self.unread.is_empty() { ready!(self.receive.poll_data(cx)) } else { Some(Ok(std::mem::take(&mut self.unread))) };
+        let Some(chunk) = chunk else { return Poll::Ready(None) };
+        let chunk = chunk.map_err(to_io)?;
+        if self.gives_credit {
+            self.receive.flow_control().release_capacity(chunk.len()).map_err(to_io)?;
+        }
+        Poll::Ready(Some(Ok(chunk)))
+    }
+
+    /// Sends as much of `bytes`, which are not empty, as the credit allows, and takes it off.
+    pub fn poll_write_chunk(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        let credit = ready!(self.poll_credit(cx, bytes.len()))?;
+        let chunk = bytes.split_to(credit.min(bytes.len()));
+        Poll::Ready(self.send.send_data(chunk, false).map_err(to_io))
+    }
+
+    /// Ends the sending half.
+    pub fn end(&mut self) -> io::Result<()> {
+        if !self.shut_down {
+            self.shut_down = true;
+            self.send.send_data(Bytes::new(), true).map_err(to_io)?;
+        }
+        Ok(())
+    }
+
     /// Send credit for up to `wanted` bytes, at least one.
     fn poll_credit(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
         let mut credit = self.send.capacity();
@@ -111,10 +138,6 @@ impl AsyncWrite for HboneStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.shut_down {
-            self.shut_down = true;
-            self.send.send_data(Bytes::new(), true).map_err(to_io)?;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.end())
     }
 }

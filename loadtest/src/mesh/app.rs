@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
@@ -43,8 +43,11 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 const DELAY_MS_MAX: u64 = 600_000;
 /// Requests that one HTTP/2 connection may have open.
 const HTTP2_STREAMS_MAX: u32 = 1000;
-/// Different methods and paths that are counted apart; further ones count as `other`.
+/// Different paths that are counted apart; further ones count as `other`.
 const COUNTED_PATHS_MAX: usize = 1000;
+const OTHER: &str = "other";
+/// Different methods of a path that are counted apart; further ones count as the last of them.
+const COUNTED_METHODS_MAX: usize = 16;
 /// How an HTTP/2 connection with prior knowledge begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const X_WORKLOAD: HeaderName = HeaderName::from_static("x-workload");
@@ -52,7 +55,8 @@ const X_WORKLOAD: HeaderName = HeaderName::from_static("x-workload");
 /// What the app counted; shared by all listeners of a process.
 #[derive(Debug, Default)]
 pub struct Counts {
-    requests: Mutex<BTreeMap<String, u64>>,
+    /// By path, then by method: a path is found without building a key.
+    requests: Mutex<BTreeMap<String, Vec<(Method, u64)>>>,
     pub connects_accepted: AtomicU64,
     pub connects_refused: AtomicU64,
     /// Bytes of `/bytes/N` handed to HTTP, of which the last may not have left.
@@ -60,25 +64,33 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn add(&self, method: &http::Method, path: &str) {
-        let mut key = String::with_capacity(method.as_str().len() + 1 + path.len());
-        key.push_str(method.as_str());
-        key.push(' ');
-        key.push_str(path);
+    fn add(&self, method: &Method, path: &str) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = requests.get_mut(&key) {
+        let has_room = requests.len() < COUNTED_PATHS_MAX;
+        let methods = match requests.get_mut(path) {
+            Some(methods) => methods,
+            None => requests.entry(if has_room { path } else { OTHER }.to_owned()).or_default(),
+        };
+        if let Some((_, count)) = methods.iter_mut().find(|(counted, _)| counted == method) {
             *count += 1;
-        } else if requests.len() < COUNTED_PATHS_MAX {
-            requests.insert(key, 1);
+        } else if methods.len() < COUNTED_METHODS_MAX {
+            methods.push((method.clone(), 1));
         } else {
-            *requests.entry("other".to_owned()).or_default() += 1;
+            let (_, count) = methods.last_mut().expect("it is full");
+            *count += 1;
         }
+    }
+
+    fn requests(&self) -> BTreeMap<String, u64> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = requests.iter().flat_map(|(path, methods)| methods.iter().map(move |(method, count)| (method, path, *count)));
+        lines.map(|(method, path, count)| (format!("{method} {path}"), count)).collect()
     }
 
     /// What `/count` answers.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
-            "requests": *self.requests.lock().unwrap_or_else(PoisonError::into_inner),
+            "requests": self.requests(),
             "connects_accepted": self.connects_accepted.load(Ordering::Relaxed),
             "connects_refused": self.connects_refused.load(Ordering::Relaxed),
             "body_bytes_sent": self.body_bytes_sent.load(Ordering::Relaxed),
@@ -178,8 +190,9 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 async fn answer_http(mut request: Request<Incoming>, app: &App) -> Response<AppBody> {
-    let path = request.uri().path().to_owned();
-    let (verb, argument) = split_verb(&path);
+    let uri = std::mem::take(request.uri_mut());
+    let path = uri.path();
+    let (verb, argument) = split_verb(path);
     match verb {
         "bytes" => match argument.parse() {
             Ok(remaining) if remaining <= BODY_BYTES_MAX => {

@@ -84,7 +84,7 @@ async fn open(plan: &Plan, pool: &Pool, template: &Template, progress: &Progress
 
 async fn open_one(plan: &Plan, pool: &Pool, template: &Template, index: usize) -> Result<Lane, Failure> {
     let stream = pool.open_on(index, &plan.target, HeaderMap::new()).await?;
-    let mut lane = session::start(stream, plan.load.protocol).await?;
+    let mut lane = session::start(stream, template).await?;
     lane.exchange(template).await?;
     Ok(lane)
 }

@@ -162,7 +162,7 @@ impl Shared {
                 stream
             }
         };
-        session::start(stream, self.plan.load.protocol).await
+        session::start(stream, &self.template).await
     }
 
     /// Sends one request after the other. True when the run is over, false when the connection is.

@@ -3,23 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HOST, TE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::mpsc;
 
 use super::Plan;
 use super::body::{RequestBody, Traffic};
+use super::http1::Http1;
 use crate::hbone::client::HboneError;
 use crate::hbone::stream::HboneStream;
 use crate::hbone::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES};
 use crate::load::Protocol;
 use crate::mesh::app::grpc_message;
 use crate::stats::Failure;
+
+/// Largest body that leaves with the head of an HTTP/1.1 request; a larger one needs to read while it writes.
+const BODY_BESIDE_HEAD_BYTES_MAX: u64 = 16 * 1024;
 
 /// The request that a run sends over and over.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub struct Template {
     body_bytes: u64,
     /// The only message of a call, or each of them.
     message: Option<Bytes>,
+    /// The whole of an HTTP/1.1 request whose body is small.
+    wire: Option<Bytes>,
     traffic: Arc<Traffic>,
     timeout: Duration,
 }
@@ -54,7 +60,30 @@ impl Template {
         }
         let message = if is_grpc { Some(grpc_message(usize::try_from(load.body_bytes)?)) } else { None };
         let method = if is_grpc || load.body_bytes > 0 { Method::POST } else { Method::GET };
-        Ok(Self { method, uri, version, headers, body_bytes: load.body_bytes, message, traffic, timeout: load.timeout })
+        let (body_bytes, timeout) = (load.body_bytes, load.timeout);
+        let mut template = Self { method, uri, version, headers, body_bytes, message, wire: None, traffic, timeout };
+        if load.protocol == Protocol::Http1 && body_bytes <= BODY_BESIDE_HEAD_BYTES_MAX {
+            template.wire = Some(template.on_the_wire()?);
+        }
+        Ok(template)
+    }
+
+    /// Head and body as HTTP/1.1 writes them.
+    fn on_the_wire(&self) -> anyhow::Result<Bytes> {
+        let mut wire = BytesMut::new();
+        wire.put_slice(format!("{} {} HTTP/1.1\r\n", self.method, self.uri).as_bytes());
+        for (name, value) in &self.headers {
+            wire.put_slice(name.as_str().as_bytes());
+            wire.put_slice(b": ");
+            wire.put_slice(value.as_bytes());
+            wire.put_slice(b"\r\n");
+        }
+        if self.body_bytes > 0 {
+            wire.put_slice(format!("content-length: {}\r\n", self.body_bytes).as_bytes());
+        }
+        wire.put_slice(b"\r\n");
+        wire.put_bytes(b'x', usize::try_from(self.body_bytes)?);
+        Ok(wire.freeze())
     }
 
     fn request(&self, body: RequestBody) -> Request<RequestBody> {
@@ -64,6 +93,13 @@ impl Template {
         *request.version_mut() = self.version;
         *request.headers_mut() = self.headers.clone();
         request
+    }
+
+    /// The prebuilt request, counted as sent.
+    fn sent_wire(&self) -> Bytes {
+        self.traffic.request_sent();
+        self.traffic.moved(usize::try_from(self.body_bytes).expect("a body beside its head is small"));
+        self.wire.clone().expect("lanes of this kind are made only for such requests")
     }
 
     fn body(&self) -> RequestBody {
@@ -89,35 +125,37 @@ impl From<HboneError> for Failure {
 /// A place for one request at a time: an HTTP/1.1 connection, or one of several that share an HTTP/2 connection.
 #[derive(Debug)]
 pub enum Lane {
-    Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>),
+    /// For requests with a small body.
+    Http1(Box<Http1>),
+    /// For those with a large one.
+    Http1Upload(conn::http1::SendRequest<RequestBody>),
+    Http2(conn::http2::SendRequest<RequestBody>),
 }
 
 /// HTTP inside a tunnel, with one lane; clones of an HTTP/2 lane share its connection.
-pub async fn start(stream: HboneStream, protocol: Protocol) -> Result<Lane, Failure> {
-    let io = TokioIo::new(stream);
-    match protocol {
-        Protocol::Http1 => {
-            let (sender, connection) = http1::handshake(io).await.map_err(|_broken| Failure::Broken)?;
-            // The requests say how the connection ended.
-            tokio::spawn(connection);
-            Ok(Lane::Http1(sender))
-        }
-        Protocol::Http2 | Protocol::Grpc => {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder.initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES).initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES);
-            let (sender, connection) = builder.handshake(io).await.map_err(|_broken| Failure::Broken)?;
-            tokio::spawn(connection);
-            Ok(Lane::Http2(sender))
-        }
+pub async fn start(stream: HboneStream, template: &Template) -> Result<Lane, Failure> {
+    if template.wire.is_some() {
+        return Ok(Lane::Http1(Box::new(Http1::new(stream))));
     }
+    let io = TokioIo::new(stream);
+    if template.version == Version::HTTP_11 {
+        let (sender, connection) = conn::http1::handshake(io).await.map_err(|_broken| Failure::Broken)?;
+        // The requests say how the connection ended.
+        tokio::spawn(connection);
+        return Ok(Lane::Http1Upload(sender));
+    }
+    let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES).initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES);
+    let (sender, connection) = builder.handshake(io).await.map_err(|_broken| Failure::Broken)?;
+    tokio::spawn(connection);
+    Ok(Lane::Http2(sender))
 }
 
 impl Lane {
     /// As many lanes as the connection is to carry at once; HTTP/1.1 has one.
     pub fn multiplied(self, count: usize) -> Vec<Self> {
         match self {
-            Self::Http1(_) => vec![self],
+            Self::Http1(_) | Self::Http1Upload(_) => vec![self],
             Self::Http2(sender) => (0..count).map(|_| Self::Http2(sender.clone())).collect(),
         }
     }
@@ -125,7 +163,8 @@ impl Lane {
     /// Waits until a request can be sent; false when the connection is over.
     pub async fn ready(&mut self) -> bool {
         match self {
-            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http1(client) => client.is_ready(),
+            Self::Http1Upload(sender) => sender.ready().await.is_ok(),
             Self::Http2(sender) => sender.ready().await.is_ok(),
         }
     }
@@ -134,6 +173,11 @@ impl Lane {
     /// dropped.
     pub async fn exchange(&mut self, template: &Template) -> Result<(), Failure> {
         let exchanged = async {
+            if let Self::Http1(client) = self {
+                let head = client.send(template.sent_wire()).await?;
+                client.skip_body(head, &template.traffic).await?;
+                return if head.status == StatusCode::OK.as_u16() { Ok(()) } else { Err(Failure::Status(head.status)) };
+            }
             let (head, body) = self.head(template, template.body()).await?.into_parts();
             let trailers = read_to_end(body, &template.traffic).await?;
             judge(template, &head, trailers.as_ref())
@@ -141,18 +185,27 @@ impl Lane {
         tokio::time::timeout(template.timeout, exchanged).await.unwrap_or(Err(Failure::Timeout))
     }
 
-    /// Sends the request and returns its answer when the head is there, in the time there is; of the body nothing is read.
-    pub async fn begin(&mut self, template: &Template) -> Result<Response<Incoming>, Failure> {
-        let answered = tokio::time::timeout(template.timeout, self.head(template, template.body()));
-        let response = answered.await.unwrap_or(Err(Failure::Timeout))?;
-        if response.status() == StatusCode::OK { Ok(response) } else { Err(Failure::Status(response.status().as_u16())) }
+    /// Sends the request and returns when the head of its answer is there, in the time there is; of the body nothing is read.
+    /// Dropping hyper's answer, or the lane, ends it.
+    pub async fn begin(&mut self, template: &Template) -> Result<Option<Response<Incoming>>, Failure> {
+        let begun = async {
+            let (status, begun) = if let Self::Http1(client) = self {
+                (client.send(template.sent_wire()).await?.status, None)
+            } else {
+                let response = self.head(template, template.body()).await?;
+                (response.status().as_u16(), Some(response))
+            };
+            if status == StatusCode::OK.as_u16() { Ok(begun) } else { Err(Failure::Status(status)) }
+        };
+        tokio::time::timeout(template.timeout, begun).await.unwrap_or(Err(Failure::Timeout))
     }
 
     async fn head(&mut self, template: &Template, body: RequestBody) -> Result<Response<Incoming>, Failure> {
         let request = template.request(body);
         template.traffic.request_sent();
         let sent = match self {
-            Self::Http1(sender) => sender.send_request(request).await,
+            Self::Http1(_) => return Err(Failure::Broken),
+            Self::Http1Upload(sender) => sender.send_request(request).await,
             Self::Http2(sender) => sender.send_request(request).await,
         };
         sent.map_err(|_broken| Failure::Broken)

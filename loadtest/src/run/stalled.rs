@@ -8,11 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
+use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderMap, Response};
-use http_body_util::BodyExt as _;
+use http::header::HOST;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use indicatif::ProgressBar;
 
 use super::body::Traffic;
@@ -20,7 +24,6 @@ use super::outcome::{StalledOutcome, StalledUse, cpus, memories};
 use super::session::{self, Lane, Template};
 use super::{Plan, wait_until};
 use crate::hbone::pool::Pool;
-use crate::load::{Load, Protocol};
 use crate::process::Memory;
 use crate::stats::Failure;
 
@@ -82,9 +85,9 @@ pub async fn hold(plan: &Plan, pool: Pool, workload: Option<&Pool>, progress: &P
 }
 
 /// One request, of whose answer nothing but the head is read. Both are kept, since dropping either ends it.
-async fn ask(plan: &Plan, pool: &Pool, template: &Template, index: usize) -> Result<(Lane, Response<Incoming>), Failure> {
+async fn ask(plan: &Plan, pool: &Pool, template: &Template, index: usize) -> Result<(Lane, Option<Response<Incoming>>), Failure> {
     let stream = pool.open_on(index, &plan.target, HeaderMap::new()).await?.without_credit();
-    let mut lane = session::start(stream, plan.load.protocol).await?;
+    let mut lane = session::start(stream, template).await?;
     let response = lane.begin(template).await?;
     Ok((lane, response))
 }
@@ -105,10 +108,10 @@ async fn body_bytes_sent(workload: Option<&Pool>, plan: &Plan) -> anyhow::Result
 
 /// What the workload's app has counted so far.
 pub async fn counts(workload: &Pool, plan: &Plan) -> anyhow::Result<serde_json::Value> {
-    let load = Load { path: "/count".to_owned(), protocol: Protocol::Http1, body_bytes: 0, header: Vec::new(), ..plan.load.clone() };
-    let template = Template::new(&Plan { load, ..plan.clone() }, Arc::default())?;
     let stream = workload.open(&plan.target, HeaderMap::new()).await?;
-    let mut lane = session::start(stream, Protocol::Http1).await.map_err(|failure| anyhow!("{failure}"))?;
-    let answer = lane.begin(&template).await.map_err(|failure| anyhow!("{failure}"))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/count").header(HOST, "workload").body(Empty::<Bytes>::new())?;
+    let answer = tokio::time::timeout(plan.load.timeout, sender.send_request(request)).await.context("no answer in time")??;
     Ok(serde_json::from_slice(&answer.into_body().collect().await?.to_bytes())?)
 }
