@@ -1,7 +1,8 @@
 //! The harness. Real: a rootless network with every address of a mesh, an Istio control plane in it, and waypoint pods. In process, on
 //! loopback addresses: a scripted istiod that serves recorded configuration, HBONE peers and workloads, a trace sink, and the waypoint's
-//! binary between them ([`scenario::Mesh`] puts them together).
+//! binary between them ([`scenario::Mesh`] puts them together); and a stock Envoy as the waypoint of the same mesh ([`envoy`]).
 
+pub mod envoy;
 pub mod fake_istiod;
 pub mod istiod;
 pub mod mesh_ca;

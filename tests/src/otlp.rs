@@ -1,6 +1,8 @@
 //! A collector: takes spans by OTLP/gRPC and keeps them for a test to look at.
 //!
-//! Not for measuring: see `loadtest sink`. Invariant: nothing of it outlives the [`SpanSink`].
+//! Not for measuring: see [`SpanCounter`]. Invariant: nothing of it outlives the [`SpanSink`].
+
+mod counter;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -16,6 +18,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
+
+pub use counter::SpanCounter;
 
 use crate::wait::{Look, until};
 

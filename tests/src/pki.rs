@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -56,6 +58,23 @@ impl Identity {
     #[must_use]
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { chain, key }
+    }
+
+    /// The chain as PEM.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
+    }
+
+    /// The key as PEM.
+    #[must_use]
+    pub fn key_pem(&self) -> String {
+        let label = match self.key {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            _ => "PRIVATE KEY",
+        };
+        pem(label, self.key.secret_der())
     }
 }
 
@@ -193,6 +212,14 @@ fn leaf_params(names: Vec<SanType>) -> Result<CertificateParams> {
     params.not_before = (SystemTime::now() - BACKDATE).into();
     params.not_after = (SystemTime::now() + LIFETIME).into();
     Ok(params)
+}
+
+/// RFC 7468: lines of 64 characters between the labels.
+fn pem(label: &str, der: &[u8]) -> String {
+    const LINE_CHARACTERS: usize = 64;
+    let text: Vec<char> = STANDARD.encode(der).chars().collect();
+    let lines: String = text.chunks(LINE_CHARACTERS).flat_map(|line| line.iter().chain(&['\n'])).collect();
+    format!("-----BEGIN {label}-----\n{lines}-----END {label}-----\n")
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -46,6 +46,9 @@ pub const READY_DEADLINE: Duration = Duration::from_secs(20);
 /// Lines kept of each stream: more than any test looks at, and a bound for a demo that runs for days.
 const LINES_MAX: usize = 50_000;
 
+/// Bytes at a time of what is only counted: more than a pipe holds by default.
+const COUNTED_BYTES: usize = 256 * 1024;
+
 /// The last lines that a child wrote.
 #[derive(Debug, Clone, Default)]
 pub struct Lines(Arc<Mutex<Kept>>);
@@ -76,7 +79,26 @@ impl Lines {
         new
     }
 
-    fn follow(&self, source: impl Read + Send + 'static) {
+    /// Lines ever written, kept or not.
+    #[must_use]
+    pub fn n_ever(&self) -> usize {
+        let kept = self.kept();
+        kept.n_dropped + kept.lines.len()
+    }
+
+    /// Counts lines and keeps none, for as little as reading costs.
+    pub(crate) fn count(&self, mut source: impl Read + Send + 'static) {
+        let lines = self.clone();
+        thread::spawn(move || {
+            let mut chunk = vec![0; COUNTED_BYTES];
+            while let Ok(n_read @ 1..) = source.read(&mut chunk) {
+                let n_lines = chunk[..n_read].iter().filter(|byte| **byte == b'\n').count();
+                lines.kept().n_dropped += n_lines;
+            }
+        });
+    }
+
+    pub(crate) fn follow(&self, source: impl Read + Send + 'static) {
         let lines = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(source).split(b'\n').map_while(std::result::Result::ok) {
@@ -104,6 +126,10 @@ pub struct Launch {
     pub environment: BTreeMap<String, Option<String>>,
     /// Extra of PROXY_CONFIG, such as `terminationDrainDuration`.
     pub proxy_config: serde_json::Map<String, Value>,
+    /// Standard output is counted, not kept.
+    pub counts_output: bool,
+    /// A command that runs the binary, such as `taskset -c 1`; it has to become it.
+    pub runner: Vec<String>,
     /// At the end, writes what it wrote to standard error, which a test runner shows for tests that fail.
     pub tells_at_end: bool,
 }
@@ -208,7 +234,9 @@ impl Waypoint {
         let root = tempfile::tempdir()?;
         let container = launch.container()?;
         launch.write_files(&container, root.path())?;
-        let mut child = Command::new(&binary)
+        let mut words = launch.runner.iter().map(PathBuf::from).chain([binary.clone()]);
+        let mut child = Command::new(words.next().unwrap_or_default())
+            .args(words)
             .args(&container.arguments)
             .env_clear()
             .envs(launch.environment(&container, root.path()))
@@ -218,7 +246,12 @@ impl Waypoint {
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
         let (output, log) = (Lines::default(), Lines::default());
-        output.follow(child.stdout.take().context("no standard output")?);
+        let standard_output = child.stdout.take().context("no standard output")?;
+        if launch.counts_output {
+            output.count(standard_output)
+        } else {
+            output.follow(standard_output)
+        }
         log.follow(child.stderr.take().context("no standard error")?);
         Ok(Self { child, exit: None, address: launch.address, root, output, log, tells_at_end: launch.tells_at_end })
     }

@@ -127,6 +127,11 @@ impl Scenario {
         found.ok_or_else(|| anyhow!("there is no {kind:?} {name}"))
     }
 
+    /// All resources of a kind, by name.
+    pub fn resources(&self, kind: Kind) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.get(&kind).into_iter().flatten().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// Adds or replaces a resource.
     pub fn insert(&mut self, kind: Kind, name: &str, resource: Value) {
         self.0.entry(kind).or_default().insert(name.to_owned(), resource);
@@ -244,6 +249,8 @@ pub struct MeshBuilder {
     istiod_is_up: bool,
     certificate_lifetime: Option<Duration>,
     is_quiet: bool,
+    counts_output: bool,
+    runner: Vec<String>,
 }
 
 impl std::fmt::Debug for MeshBuilder {
@@ -301,6 +308,26 @@ impl MeshBuilder {
         self
     }
 
+    /// The waypoint's standard output is counted, not kept.
+    #[must_use]
+    pub fn counting(mut self) -> Self {
+        self.counts_output = true;
+        self
+    }
+
+    /// A command that runs the waypoint's binary, such as `taskset -c 1`; it has to become it.
+    #[must_use]
+    pub fn runner(mut self, runner: Vec<String>) -> Self {
+        self.runner = runner;
+        self
+    }
+
+    /// The addresses of the mesh.
+    #[must_use]
+    pub fn net(&self) -> &Loopback {
+        &self.net
+    }
+
     /// Starts istiod, a collector and the waypoint; does not wait until it is ready.
     pub async fn start_unready(self) -> Result<Mesh> {
         let Self { scenario, net, pki, .. } = self;
@@ -319,6 +346,8 @@ impl MeshBuilder {
             root_pem: pki.root_pem(),
             environment: self.environment,
             proxy_config: self.proxy_config,
+            counts_output: self.counts_output,
+            runner: self.runner,
             tells_at_end: !self.is_quiet,
         };
         let waypoint = Waypoint::start(&launch).await?;
@@ -357,12 +386,20 @@ impl Mesh {
             istiod_is_up: true,
             certificate_lifetime: None,
             is_quiet: false,
+            counts_output: false,
+            runner: Vec::new(),
         })
     }
 
     /// A ready one.
     pub async fn start(scenario: &str) -> Result<Self> {
         Self::builder(scenario)?.start().await
+    }
+
+    /// What istiod sends now.
+    #[must_use]
+    pub fn scenario(&self) -> &Scenario {
+        &self.scenario
     }
 
     /// A recorded pod of the mesh, running.
