@@ -18,7 +18,7 @@ use model::tracing::{OtlpProvider, Tracing};
 use crate::record::{RequestRecord, X_REQUEST_ID};
 
 pub(crate) use self::export::Exporters;
-pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX};
+pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX, EXPORTS_IN_FLIGHT_MAX};
 use self::propagation::Incoming;
 pub use self::propagation::{TRACEPARENT, TRACESTATE, TraceContext};
 pub(crate) use self::queue::SpanCounters;

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use model::tracing::OtlpProvider;
@@ -23,14 +25,14 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::queue::{Batch, SpanCounters, SpanQueue, Taken};
+use super::queue::{Batch, SpanCounters, SpanQueue};
 use super::wire;
 
 /// Collectors at most; spans for others are dropped and counted.
@@ -42,6 +44,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may see no frame of the collector before it is asked for one, and how long it may then take: a connection
 /// that is only half there must not swallow call after call.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+/// Calls to one collector at the same time at most: one after the other, a collector that is some milliseconds away would take fewer
+/// spans than a busy worker makes.
+pub const EXPORTS_IN_FLIGHT_MAX: usize = 4;
 /// Repetitions of a call at most, and the pause before the first; it doubles, with up to half of it more by chance.
 const RETRIES_MAX: u32 = 3;
 const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -136,46 +141,64 @@ impl Exporters {
                 let _cancelled = exporter.task.await;
             }
             exporter.queue.close();
-            drop(exporter.queue.take());
+            while let Some(lost) = exporter.queue.pop(true) {
+                drop(lost);
+            }
         }
     }
 }
 
 /// A collector's task.
 async fn run(provider: OtlpProvider, connector: Arc<dyn CollectorConnector>, queue: SpanQueue, flush_interval: Duration) {
-    let mut collector = match channel(&provider, connector) {
+    let collector = match channel(&provider, connector) {
         Ok(channel) => Collector::new(&provider, channel),
         Err(error) => {
             tracing::error!(cluster = %provider.cluster, %error, "no spans are exported");
             queue.close();
-            queue.discard();
+            while let Some(batch) = queue.pop(true) {
+                batch.unwanted();
+            }
             return;
         }
     };
+    let mut calls = FuturesUnordered::new();
+    let mut tick = interval(flush_interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut complained: Option<Instant> = None;
+    // Whether a batch that is not full leaves too.
+    let mut is_flushing = false;
     loop {
-        tokio::select! {
-            () = queue.woken() => {}
-            () = sleep(flush_interval) => {}
+        let is_stopping = queue.is_stopping();
+        while calls.len() < EXPORTS_IN_FLIGHT_MAX {
+            let Some(batch) = queue.pop(is_flushing || is_stopping) else {
+                is_flushing = false;
+                break;
+            };
+            calls.push(collector.export(batch));
         }
-        let stopping = queue.is_stopping();
-        let mut taken = queue.take();
-        while let Some(batch) = taken.next_batch() {
-            collector.export(batch, &mut taken).await;
-        }
-        if stopping {
+        if is_stopping && calls.is_empty() {
             return;
+        }
+        tokio::select! {
+            Some(ended) = calls.next(), if !calls.is_empty() => match ended {
+                Err(error) if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) => {
+                    complained = Some(Instant::now());
+                    tracing::warn!(cluster = %provider.cluster, %error, "spans are lost");
+                }
+                _ => {}
+            },
+            () = queue.woken() => {}
+            _ = tick.tick() => is_flushing = true,
         }
     }
 }
 
 /// A collector that is called.
 struct Collector {
-    cluster: Arc<str>,
     client: Grpc<Channel>,
     /// The encoded fields `ResourceSpans.resource` and `ScopeSpans.scope`.
     resource: Vec<u8>,
     scope: Vec<u8>,
-    complained: Option<Instant>,
 }
 
 impl Collector {
@@ -194,53 +217,44 @@ impl Collector {
         ];
         let resource = Resource { attributes, ..Resource::default() };
         let scope = InstrumentationScope { name: "waypoint".to_owned(), version: version.to_owned(), ..InstrumentationScope::default() };
-        Self {
-            cluster: Arc::clone(&provider.cluster),
-            client: Grpc::new(channel),
-            resource: field(FIRST, &resource.encode_to_vec()),
-            scope: field(FIRST, &scope.encode_to_vec()),
-            complained: None,
-        }
+        Self { client: Grpc::new(channel), resource: field(FIRST, &resource.encode_to_vec()), scope: field(FIRST, &scope.encode_to_vec()) }
     }
 
-    /// Sends a batch until the collector takes it, refuses it, or the time is over; what it took is counted.
-    async fn export(&mut self, batch: Batch, taken: &mut Taken<'_>) {
+    /// Sends a batch until the collector takes it, refuses it, or the time is over.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses the batch, and counts it.
+    async fn export(&self, mut batch: Batch) -> Result<(), Status> {
         let deadline = Instant::now() + EXPORT_TIMEOUT;
-        let payload = Payload::new(&self.resource, &self.scope, batch);
+        let payload = Payload::new(&self.resource, &self.scope, batch.bytes());
         let mut retries = 0;
-        let error = loop {
+        loop {
             let status = match timeout_at(deadline, self.call(payload.clone())).await {
-                Ok(Ok(response)) => return self.took(response, taken),
+                Ok(Ok(response)) => return took(batch, response),
                 Ok(Err(status)) => status,
-                Err(_) => break Status::deadline_exceeded("no answer in time"),
+                Err(_) => return Err(Status::deadline_exceeded("no answer in time")),
             };
-            let Some(delay) = retry_delay(&status, retries).filter(|delay| Instant::now() + *delay < deadline) else { break status };
+            match retry_delay(&status, retries).filter(|delay| Instant::now() + *delay < deadline) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(status),
+            }
             retries += 1;
-            sleep(delay).await;
-        };
-        self.complain(&error);
+        }
     }
 
-    async fn call(&mut self, payload: Payload) -> Result<ExportTraceServiceResponse, Status> {
-        self.client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    async fn call(&self, payload: Payload) -> Result<ExportTraceServiceResponse, Status> {
+        let mut client = self.client.clone();
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let path = PathAndQuery::from_static("/opentelemetry.proto.collector.trace.v1.TraceService/Export");
-        Ok(self.client.unary(Request::new(payload), path, OtlpCodec).await?.into_inner())
+        Ok(client.unary(Request::new(payload), path, OtlpCodec).await?.into_inner())
     }
+}
 
-    fn took(&mut self, response: ExportTraceServiceResponse, taken: &mut Taken<'_>) {
-        let partial = response.partial_success.unwrap_or_default();
-        taken.exported(usize::try_from(partial.rejected_spans).unwrap_or(0));
-        if partial.rejected_spans > 0 {
-            self.complain(&Status::invalid_argument(partial.error_message));
-        }
-    }
-
-    fn complain(&mut self, error: &Status) {
-        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
-            self.complained = Some(Instant::now());
-            tracing::warn!(cluster = %self.cluster, %error, "spans are lost");
-        }
-    }
+/// Counts what the collector took of a batch; an error says that it was not all.
+fn took(batch: Batch, response: ExportTraceServiceResponse) -> Result<(), Status> {
+    let partial = response.partial_success.unwrap_or_default();
+    batch.exported(usize::try_from(partial.rejected_spans).unwrap_or(0));
+    if partial.rejected_spans > 0 { Err(Status::invalid_argument(partial.error_message)) } else { Ok(()) }
 }
 
 /// How long to wait before the call is repeated; none if it is not to be.
@@ -280,15 +294,15 @@ struct Payload {
 }
 
 impl Payload {
-    fn new(resource: &[u8], scope: &[u8], batch: Batch) -> Self {
+    fn new(resource: &[u8], scope: &[u8], spans: Vec<u8>) -> Self {
         let mut scope_spans = Vec::new();
-        wire::head(&mut scope_spans, SCOPE_SPANS, scope.len() + batch.spans.len());
+        wire::head(&mut scope_spans, SCOPE_SPANS, scope.len() + spans.len());
         let mut head = Vec::new();
-        wire::head(&mut head, FIRST, resource.len() + scope_spans.len() + scope.len() + batch.spans.len());
+        wire::head(&mut head, FIRST, resource.len() + scope_spans.len() + scope.len() + spans.len());
         for part in [resource, &scope_spans, scope] {
             head.extend_from_slice(part);
         }
-        Self { head: head.into(), spans: batch.spans.into() }
+        Self { head: head.into(), spans: spans.into() }
     }
 }
 

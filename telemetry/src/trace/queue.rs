@@ -1,7 +1,7 @@
 //! Finished spans that wait for a collector: written by workers, taken by the collector's task.
 //!
 //! Not for: sending them. Spans wait as the bytes that leave, already in batches. Invariants: a worker never waits for a collector;
-//! what finds no room is dropped and counted; what was taken counts as exported or as lost, whatever happens to the task.
+//! what finds no room is dropped and counted; a batch that was taken counts as exported or as lost, whatever happens to the task.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use super::wire;
 pub const SPAN_BATCH: usize = 512;
 /// Bytes of spans in one export call from which no more are added: collectors refuse messages above 4 MiB.
 pub const SPAN_BATCH_BYTES: usize = 1024 * 1024;
-/// Spans waiting for one collector at most; as many more may be on their way to it.
-pub const SPAN_QUEUE_MAX: usize = 4096;
-/// Their bytes at most: enough for as many spans of usual size, and a bound for those of huge headers.
+/// Spans waiting for one collector at most: a tenth of a second of a worker that has nothing else to do.
+pub const SPAN_QUEUE_MAX: usize = 8192;
+/// Their bytes at most: enough for nearly as many spans of usual size, and a bound for those of huge headers.
 pub const SPAN_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// `ScopeSpans.spans`.
@@ -43,21 +43,55 @@ pub(crate) struct SpanCounters {
 
 /// Spans of one call: the fields `spans` of a `ScopeSpans`, one after the other.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
-    pub(crate) spans: Vec<u8>,
-    pub(crate) count: usize,
+struct Filling {
+    spans: Vec<u8>,
+    count: usize,
 }
 
-impl Batch {
+impl Filling {
     fn is_full(&self) -> bool {
         self.count >= SPAN_BATCH || self.spans.len() >= SPAN_BATCH_BYTES
     }
 }
 
+/// Spans of one call that were taken. Those not said to be exported count as lost when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    spans: Vec<u8>,
+    count: usize,
+    counters: SpanCounters,
+}
+
+impl Batch {
+    /// Their bytes; to be asked once.
+    pub(crate) fn bytes(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.spans)
+    }
+
+    /// The collector took it, but for so many spans of it.
+    pub(crate) fn exported(mut self, rejected: usize) {
+        let taken = std::mem::take(&mut self.count);
+        let rejected = rejected.min(taken);
+        self.counters.exported.inc_by(length(taken - rejected));
+        self.counters.dropped_export.inc_by(length(rejected));
+    }
+
+    /// There never was an exporter for it.
+    pub(crate) fn unwanted(mut self) {
+        self.counters.dropped_provider.inc_by(length(std::mem::take(&mut self.count)));
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.counters.dropped_export.inc_by(length(self.count));
+    }
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
-    full: VecDeque<Batch>,
-    last: Batch,
+    full: VecDeque<Filling>,
+    last: Filling,
     bytes: usize,
 }
 
@@ -101,15 +135,16 @@ impl SpanQueue {
             self.counters.dropped_queue.inc();
             return;
         }
-        waiting.bytes += span.len();
-        let last = &mut waiting.last;
+        let Waiting { last, bytes, .. } = &mut *waiting;
+        let before = last.spans.len();
         wire::head(&mut last.spans, SPANS_FIELD, span.len());
         last.spans.extend_from_slice(span);
         last.count += 1;
+        *bytes += last.spans.len() - before;
         // Once per batch: a wake-up of another thread costs more than a span.
         let full = last.is_full();
         if full {
-            let next = Batch { spans: Vec::with_capacity(last.spans.len()), count: 0 };
+            let next = Filling { spans: Vec::with_capacity(last.spans.len()), count: 0 };
             let last = std::mem::replace(last, next);
             waiting.full.push_back(last);
         }
@@ -144,56 +179,18 @@ impl SpanQueue {
         self.shared.closed.store(true, Release);
     }
 
-    /// All that waits.
-    pub(crate) fn take(&self) -> Taken<'_> {
+    /// The oldest batch; one that is not full only if asked for.
+    pub(crate) fn pop(&self, partial: bool) -> Option<Batch> {
         let mut waiting = self.shared.waiting.lock();
-        let Waiting { full, last, .. } = std::mem::take(&mut *waiting);
-        self.shared.count.store(0, Relaxed);
-        drop(waiting);
-        let mut batches = full;
-        if last.count > 0 {
-            batches.push_back(last);
-        }
-        Taken { batches, in_flight: 0, counters: &self.counters }
-    }
-
-    /// Counts what waits as lost for want of an exporter.
-    pub(crate) fn discard(&self) {
-        let mut taken = self.take();
-        let lost = std::mem::take(&mut taken.batches).iter().map(|batch| batch.count).sum();
-        self.counters.dropped_provider.inc_by(length(lost));
-    }
-}
-
-/// Spans taken from a queue. What is not said to be exported counts as lost when this is dropped, also in mid-call.
-#[derive(Debug)]
-pub(crate) struct Taken<'a> {
-    batches: VecDeque<Batch>,
-    in_flight: usize,
-    counters: &'a SpanCounters,
-}
-
-impl Taken<'_> {
-    /// The next batch; the one before is lost unless it was exported.
-    pub(crate) fn next_batch(&mut self) -> Option<Batch> {
-        self.counters.dropped_export.inc_by(length(std::mem::take(&mut self.in_flight)));
-        let batch = self.batches.pop_front()?;
-        self.in_flight = batch.count;
-        Some(batch)
-    }
-
-    /// The collector took the last batch, but for so many spans of it.
-    pub(crate) fn exported(&mut self, rejected: usize) {
-        let rejected = rejected.min(self.in_flight);
-        self.counters.exported.inc_by(length(std::mem::take(&mut self.in_flight) - rejected));
-        self.counters.dropped_export.inc_by(length(rejected));
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        let waiting: usize = self.batches.iter().map(|batch| batch.count).sum();
-        self.counters.dropped_export.inc_by(length(self.in_flight + waiting));
+        let oldest = waiting.full.pop_front();
+        let Filling { spans, count } = match oldest {
+            Some(full) => full,
+            None if partial && waiting.last.count > 0 => std::mem::take(&mut waiting.last),
+            None => return None,
+        };
+        waiting.bytes = waiting.bytes.saturating_sub(spans.len());
+        self.shared.count.fetch_sub(count, Relaxed);
+        Some(Batch { spans, count, counters: self.counters.clone() })
     }
 }
 

@@ -111,6 +111,10 @@ fn answering(
     (exporters, queue, requests)
 }
 
+fn drain(queue: &SpanQueue) -> Vec<Batch> {
+    std::iter::from_fn(|| queue.pop(true)).collect()
+}
+
 fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
     request.resource_spans.into_iter().flat_map(|spans| spans.scope_spans).flat_map(|spans| spans.spans).collect()
 }
@@ -178,8 +182,8 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
     (0..SPAN_QUEUE_MAX).for_each(|_| queue.push(|| &span));
     (0..7).for_each(|_| queue.push(|| panic!("made without room")));
     assert_eq!(counters.dropped_queue.get(), 7);
-    let mut taken = queue.take();
-    assert_eq!(std::iter::from_fn(|| taken.next_batch()).map(|batch| batch.count).sum::<usize>(), SPAN_QUEUE_MAX);
+    drop(drain(&queue));
+    assert_eq!(counters.dropped_export.get(), u64::try_from(SPAN_QUEUE_MAX).unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,7 +256,7 @@ async fn equal_providers_share_an_exporter_and_exporters_are_limited() {
     let first = exporters.queue(&named(0)).unwrap();
     let span = span();
     first.push(|| &span);
-    assert_eq!(exporters.queue(&named(0)).unwrap().take().next_batch().unwrap().count, 1, "the same queue");
+    assert!(exporters.queue(&named(0)).unwrap().pop(true).is_some(), "the same queue");
     assert!((1..EXPORTERS_MAX).all(|number| exporters.queue(&named(number)).is_some()));
     assert!(exporters.queue(&named(EXPORTERS_MAX)).is_none());
 }
@@ -265,10 +269,9 @@ fn spans_of_huge_headers_leave_in_small_calls_and_wait_within_a_bound() {
     let (bytes, _) = span_of(|record| record.capture_request(&fixture::headers(&[("user-agent", &agent)])));
     let pushed = 2 * SPAN_QUEUE_BYTES_MAX / bytes.len();
     (0..pushed).for_each(|_| queue.push(|| &bytes));
-    let mut taken = queue.take();
-    let batches: Vec<_> = std::iter::from_fn(|| taken.next_batch()).collect();
-    assert!(batches.iter().all(|batch| batch.spans.len() < SPAN_BATCH_BYTES + 2 * bytes.len()), "collectors refuse above 4 MiB");
-    let kept: usize = batches.iter().map(|batch| batch.count).sum();
+    let sizes: Vec<_> = drain(&queue).iter_mut().map(|batch| batch.bytes().len()).collect();
+    assert!(sizes.iter().all(|size| *size < SPAN_BATCH_BYTES + 2 * bytes.len()), "collectors refuse above 4 MiB");
+    let kept = usize::try_from(counters.dropped_export.get()).unwrap();
     assert!(kept * bytes.len() <= SPAN_QUEUE_BYTES_MAX && (kept + 1) * bytes.len() > SPAN_QUEUE_BYTES_MAX);
     assert_eq!(counters.dropped_queue.get(), u64::try_from(pushed - kept).unwrap());
 }
@@ -384,4 +387,42 @@ fn sorted(mut request: ExportTraceServiceRequest) -> ExportTraceServiceRequest {
         resource.attributes.sort_by(|one, other| one.key.cmp(&other.key));
     }
     request
+}
+
+#[tokio::test]
+async fn a_collector_that_is_slow_has_several_batches_on_their_way_and_no_more_than_the_bound() {
+    let counters = counters();
+    let (received, mut requests) = mpsc::unbounded_channel();
+    let connector = Arc::new(Hanging { received });
+    let exporters = Exporters::new(Handle::current(), connector, NEVER, counters.clone());
+    let queue = exporters.queue(&provider()).unwrap();
+    let span = span();
+    (0..SPAN_BATCH * (EXPORTS_IN_FLIGHT_MAX + 2)).for_each(|_| queue.push(|| &span));
+    for _ in 0..EXPORTS_IN_FLIGHT_MAX {
+        tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
+    }
+    assert_eq!(drain(&queue).len(), 2, "the others wait");
+}
+
+/// Dials a collector that takes calls and answers none.
+struct Hanging {
+    received: mpsc::UnboundedSender<()>,
+}
+
+#[tonic::async_trait]
+impl TraceService for Hanging {
+    async fn export(&self, _: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.received.send(()).unwrap();
+        std::future::pending().await
+    }
+}
+
+impl CollectorConnector for Hanging {
+    fn connect(&self, _: &str) -> Connecting {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let service = TraceServiceServer::new(Hanging { received: self.received.clone() });
+        let incoming = stream::iter([Ok::<_, Infallible>(theirs)]);
+        tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(service, incoming));
+        Box::pin(async move { Ok(Box::new(ours) as Box<dyn CollectorIo>) })
+    }
 }
