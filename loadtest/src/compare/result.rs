@@ -13,7 +13,7 @@ use crate::process::Memory;
 use crate::run::is_driver_bound;
 use crate::run::outcome::{Metric, Outcome};
 use crate::scenario::Scenario;
-use crate::stats::{Spread, median};
+use crate::stats::{Spread, float, median};
 
 /// A comparison.
 #[derive(Debug, Serialize)]
@@ -48,6 +48,7 @@ pub struct TargetResult {
     pub p99_us: Option<Spread>,
     /// Under the load, at its highest if that was looked for.
     pub rss_bytes: Option<Spread>,
+    /// What an idle tunnel adds to the memory before the first round.
     pub rss_bytes_per_stream: Option<Spread>,
     /// Processors in use while nothing moved.
     pub idle_cores: Option<Spread>,
@@ -82,13 +83,25 @@ pub struct Series {
 
 impl Series {
     fn spread(&self, metric: Metric) -> Option<Spread> {
-        median(&self.outcomes.iter().filter_map(|outcome| outcome.metric(metric)).collect::<Vec<_>>())
+        median(&self.outcomes.iter().filter_map(|outcome| self.metric(outcome, metric)).collect::<Vec<_>>())
+    }
+
+    /// What idle tunnels hold is taken from before the first round: later rounds begin with memory that earlier ones left.
+    fn metric(&self, outcome: &Outcome, metric: Metric) -> Option<f64> {
+        match (metric, outcome, self.idle) {
+            (Metric::RssPerStream, Outcome::Idle(outcome), Some(idle)) if outcome.opened > 0 => {
+                let opened = outcome.processes.first()?.opened;
+                Some((float(opened.rss_bytes) - float(idle.rss_bytes)) / float(outcome.opened))
+            }
+            _ => outcome.metric(metric),
+        }
     }
 
     /// Rounds in which either has no such number, or the baseline's is zero, have no ratio.
     fn ratio(&self, baseline: Option<&Self>, metric: Metric) -> Option<Spread> {
-        let rounds = self.outcomes.iter().zip(&baseline.filter(|baseline| baseline.name != self.name)?.outcomes);
-        let ratios = rounds.filter_map(|(ours, theirs)| Some(ours.metric(metric)? / theirs.metric(metric)?));
+        let baseline = baseline.filter(|baseline| baseline.name != self.name)?;
+        let rounds = self.outcomes.iter().zip(&baseline.outcomes);
+        let ratios = rounds.filter_map(|(ours, theirs)| Some(self.metric(ours, metric)? / baseline.metric(theirs, metric)?));
         median(&ratios.filter(|ratio| ratio.is_finite()).collect::<Vec<_>>())
     }
 }
@@ -152,10 +165,13 @@ fn result(series: &Series, baseline: Option<&Series>, ceiling: Option<Spread>, l
 #[cfg(test)]
 pub mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::time::Duration;
+
     use super::*;
     use crate::load::LoadOptions;
     use crate::machine::Machine;
-    use crate::run::outcome::{ProcessUse, RequestsOutcome};
+    use crate::process::Cpu;
+    use crate::run::outcome::{IdleOutcome, IdleUse, ProcessUse, RequestsOutcome, WatchedProcess};
     use crate::stats::Tally;
 
     fn outcome(cpu: f64, rate: f64) -> Outcome {
@@ -219,6 +235,31 @@ pub mod tests {
         let comparison = comparison("rate = 50");
         assert!(!comparison.targets[0].driver_bound);
         assert_eq!(comparison.targets[0].throughput_ratio, None);
+    }
+
+    #[test]
+    fn what_idle_tunnels_hold_counts_from_before_the_first_round() {
+        let memory = |bytes| Memory { rss_bytes: bytes, pss_bytes: bytes };
+        let process = WatchedProcess { name: "a".to_owned(), pid: 1 };
+        let cpu = Cpu { user: Duration::ZERO, system: Duration::ZERO };
+        let round = |before| {
+            let processes = vec![IdleUse::new(&process, [before, 5000, 5000].map(memory), 4, &cpu)];
+            Outcome::Idle(IdleOutcome {
+                streams: 4,
+                opened: 4,
+                failures: BTreeMap::new(),
+                open_seconds: 1.0,
+                hold_seconds: 1.0,
+                sampled: 4,
+                usable: 4,
+                requests_sent: 8,
+                processes,
+            })
+        };
+        let ours = Series { idle: Some(memory(1000)), ..series("ours", vec![round(1000), round(4900)]) };
+        let comparison = compare(vec![ours, series("direct", Vec::new())], "kind = 'idle'");
+        let expected = Spread { median: 1000.0, min: 1000.0, max: 1000.0 };
+        assert_eq!(comparison.targets[0].rss_bytes_per_stream, Some(expected), "the second round began with what the first had left");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! hyper for them). Invariants: one request at a time; a client that failed or was cancelled is not used again.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -15,6 +16,8 @@ use crate::stats::Failure;
 
 /// Largest head of an answer, and largest line within a chunked body.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How long the peer may take to end its half of a tunnel.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One connection inside a tunnel.
 #[derive(Debug)]
@@ -79,6 +82,16 @@ impl Http1 {
         }
         self.is_usable = head.keeps_alive;
         Ok(())
+    }
+
+    /// Ends the tunnel as an app's connection ends: this half first, then the peer's. A reset instead is what Envoy counts
+    /// against a client, up to closing its connection (CVE-2023-44487).
+    pub async fn close(mut self) {
+        if std::mem::take(&mut self.is_usable) && self.stream.end().is_ok() {
+            let ended = async { while let Ok(Some(_)) = self.read().await {} };
+            // A peer that does not end is left to itself.
+            let _late = tokio::time::timeout(CLOSE_TIMEOUT, ended).await;
+        }
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, Failure> {

@@ -138,7 +138,11 @@ impl Shared {
             for number in 1..=requests {
                 let result = if lane.ready().await { lane.exchange(&self.template).await } else { Err(Failure::Broken) };
                 self.record(&ticket, result);
-                if number == requests || matches!(result, Err(Failure::Broken | Failure::Timeout)) {
+                if number == requests {
+                    lane.close().await;
+                    break;
+                }
+                if matches!(result, Err(Failure::Broken | Failure::Timeout)) {
                     break;
                 }
                 let Some(next) = self.next_ticket().await else { return };

@@ -200,6 +200,13 @@ impl Lane {
         tokio::time::timeout(template.timeout, begun).await.unwrap_or(Err(Failure::Timeout))
     }
 
+    /// Ends the tunnel. hyper's clients end when they are dropped.
+    pub async fn close(self) {
+        if let Self::Http1(client) = self {
+            client.close().await;
+        }
+    }
+
     async fn head(&mut self, template: &Template, body: RequestBody) -> Result<Response<Incoming>, Failure> {
         let request = template.request(body);
         template.traffic.request_sent();
