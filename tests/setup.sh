@@ -9,6 +9,9 @@ need cmake cmake
 need unshare util-linux
 need ip iproute2
 need curl curl
+need python3 python3
+# The stock Envoy that tests compare with is installed into a private environment.
+python3 -c "import ensurepip" >/dev/null 2>&1 || missing+=(python3-venv)
 
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: missing ${missing[*]}"

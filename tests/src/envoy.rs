@@ -54,6 +54,7 @@ pub struct EnvoyBuilder {
     log_level: String,
     access_log: Option<PathBuf>,
     counts_output: bool,
+    standard_output: Option<Stdio>,
     runner: Vec<String>,
 }
 
@@ -82,6 +83,7 @@ impl Envoy {
             log_level: "error".to_owned(),
             access_log: None,
             counts_output: false,
+            standard_output: None,
             runner: Vec::new(),
         }
     }
@@ -202,6 +204,13 @@ impl EnvoyBuilder {
         self
     }
 
+    /// Where standard output goes; [`Envoy::output`] stays empty then.
+    #[must_use]
+    pub fn standard_output(mut self, output: impl Into<Stdio>) -> Self {
+        self.standard_output = Some(output.into());
+        self
+    }
+
     /// A command that runs the binary, such as `taskset -c 1`; it has to become it.
     #[must_use]
     pub fn runner(mut self, runner: Vec<String>) -> Self {
@@ -259,16 +268,19 @@ impl EnvoyBuilder {
     ///
     /// # Errors
     /// It cannot be installed, has a configuration that it refuses, or is not ready in time.
-    pub async fn start(self) -> Result<Envoy> {
+    pub async fn start(mut self) -> Result<Envoy> {
         let (binary, folder) = (tokio::task::spawn_blocking(binary).await??, tempfile::tempdir()?);
         let mut command = self.command(&binary, &self.write(folder.path())?);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting Envoy")?;
+        let mut child = command
+            .stdout(self.standard_output.take().unwrap_or_else(Stdio::piped))
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting Envoy")?;
         let (output, log) = (Lines::default(), Lines::default());
-        let standard_output = child.stdout.take().context("no standard output")?;
-        if self.counts_output {
-            output.count(standard_output)
-        } else {
-            output.follow(standard_output)
+        match child.stdout.take() {
+            Some(pipe) if self.counts_output => output.count(pipe),
+            Some(pipe) => output.follow(pipe),
+            None => {}
         }
         log.follow(child.stderr.take().context("no standard error")?);
         let mut envoy = Envoy { child, hbone: self.hbone, admin: self.admin, output, log, _folder: folder };
@@ -298,9 +310,14 @@ mod tests {
 
     #[test]
     fn what_a_stock_envoy_does_not_know_is_refused_by_name_and_place() {
-        let add = |filter: Value| oracle(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![filter])).unwrap_err().to_string();
+        let add = |filter: Value| oracle(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![filter]));
+        let add = |filter: Value| format!("{:#}", add(filter).unwrap_err());
         let plain = add(json!({ "name": "x", "typed_config": { "@type": "type.googleapis.com/istio.envoy.config.filter.http.alpn.X" } }));
-        assert!(plain.contains("listener main_internal") && plain.contains("istio.envoy.config.filter.http.alpn.X"), "{plain}");
+        assert!(
+            plain.starts_with("listener main_internal: filter_chains: [") && plain.contains(": http_filters: [0]: typed_config: "),
+            "{plain}"
+        );
+        assert!(plain.contains("does not know istio.envoy.config.filter.http.alpn.X"), "{plain}");
         let wrapped = add(json!({ "name": "x", "typed_config": {
             "@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": "type.googleapis.com/io.istio.http.other.Config",
         } }));
@@ -314,7 +331,8 @@ mod tests {
             scenario.http(WEB_CHAIN)?["route_config"]["virtual_hosts"][0]["typed_per_filter_config"] = stats;
             Ok(())
         });
-        assert!(error.unwrap_err().to_string().contains("istio.stats is a stats.PluginConfig"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("typed_per_filter_config: istio.stats: a stock Envoy does not know stats.PluginConfig"), "{error}");
     }
 
     #[test]
@@ -325,7 +343,8 @@ mod tests {
                 "kubernetes://secret".into();
             Ok(())
         });
-        assert!(error.unwrap_err().to_string().contains("cluster connect_originate: no files stand for the certificate"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.starts_with("cluster connect_originate: ") && error.ends_with("\"kubernetes://secret\""), "{error}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::envoy;
 use crate::fake_istiod::{self, FakeIstiod, Kind, Reply};
 use crate::otlp::SpanSink;
 use crate::peer::{Connection, Peer};
@@ -64,8 +65,13 @@ impl Loopback {
         for offset in 0..254 {
             let number = u8::try_from(start.wrapping_add(offset) % 254 + 1)?;
             let address = |c, d| Ipv4Addr::new(127, number, c, d);
-            // Left behind by a test that was killed, a waypoint would still hold its ports.
-            let fixed = [(address(0, 100), STATUS_PORT), (address(0, 2), fake_istiod::PORT), (address(8, 1), COLLECTOR_PORT)];
+            // Left behind by a test that was killed, a proxy would still hold its ports.
+            let fixed = [
+                (address(0, 100), STATUS_PORT),
+                (address(0, 101), envoy::ADMIN_PORT),
+                (address(0, 2), fake_istiod::PORT),
+                (address(8, 1), COLLECTOR_PORT),
+            ];
             let is_free = fixed.into_iter().all(|place| TcpListener::bind(place).is_ok());
             if let (Ok(owner), true) = (TcpListener::bind((address(0, 3), OWNER_PORT)), is_free) {
                 return Ok(Self { number, _owner: owner });

@@ -51,7 +51,7 @@ pub fn bootstrap(scenario: &Scenario, settings: &Settings<'_>) -> Result<Value> 
     for (name, sent) in scenario.resources(Kind::Cluster) {
         let mut cluster = sent.clone();
         inline_endpoints(&mut cluster, &assignments);
-        rules.apply(&mut cluster, &format!("cluster {name}"))?;
+        rules.apply(&mut cluster).with_context(|| format!("cluster {name}"))?;
         clusters.push(cluster);
     }
     let mut listeners = Vec::new();
@@ -62,7 +62,7 @@ pub fn bootstrap(scenario: &Scenario, settings: &Settings<'_>) -> Result<Value> 
             fields.insert("address".to_owned(), socket_address(settings.hbone));
             fields.remove("additional_addresses");
         }
-        rules.apply(&mut listener, &format!("listener {name}"))?;
+        rules.apply(&mut listener).with_context(|| format!("listener {name}"))?;
         listeners.push(listener);
     }
     let mut bootstrap = frame(settings.admin);
@@ -115,10 +115,10 @@ struct Rules<'a> {
 }
 
 /// The full name of a message in an `Any`, or of the one that it wraps.
-fn type_name(any: &Value) -> Option<&str> {
-    let outer = any["@type"].as_str()?;
+fn type_name(any: &Map<String, Value>) -> Option<&str> {
+    let outer = any.get("@type")?.as_str()?;
     let outer = outer.strip_prefix(TYPE_URL_PREFIX).unwrap_or(outer);
-    let inner = if outer == TYPED_STRUCT { any["type_url"].as_str() } else { None };
+    let inner = if outer == TYPED_STRUCT { any.get("type_url")?.as_str() } else { None };
     Some(inner.map_or(outer, |inner| inner.strip_prefix(TYPE_URL_PREFIX).unwrap_or(inner)))
 }
 
@@ -137,35 +137,30 @@ impl<'a> Rules<'a> {
 
     /// Whether an element of a list is left out.
     fn leaves_out(&self, element: &Value) -> bool {
-        element.get("config_discovery").is_some()
-            || element.get("typed_config").and_then(type_name).is_some_and(|name| self.filters.contains(&name))
+        let config = element.get("typed_config").and_then(Value::as_object);
+        element.get("config_discovery").is_some() || config.and_then(type_name).is_some_and(|name| self.filters.contains(&name))
     }
 
-    /// Applies the table to everything below `value`, which stands at `place`.
-    fn apply(&self, value: &mut Value, place: &str) -> Result<()> {
+    /// Applies the table to everything below `value`. An error says where, from the outside inwards.
+    fn apply(&self, value: &mut Value) -> Result<()> {
         match value {
             Value::Array(elements) => {
                 elements.retain(|element| !self.leaves_out(element));
-                elements.iter_mut().try_for_each(|element| self.apply(element, place))
+                (0..).zip(elements).try_for_each(|(at, element): (u32, _)| self.apply(element).with_context(|| format!("[{at}]")))
             }
-            Value::Object(fields) => self.apply_to_object(fields, place),
+            Value::Object(fields) => self.apply_to_object(fields),
             _ => Ok(()),
         }
     }
 
-    fn apply_to_object(&self, fields: &mut Map<String, Value>, place: &str) -> Result<()> {
+    fn apply_to_object(&self, fields: &mut Map<String, Value>) -> Result<()> {
         for asks in ["config_discovery", "rds", "scoped_routes", "eds_cluster_config"] {
             if fields.contains_key(asks) {
-                bail!("{place}: {asks} stands where nothing can be left out or put in its place");
+                bail!("{asks} stands where nothing can be left out or put in its place");
             }
         }
-        for (name, field) in fields.iter() {
-            let foreign = type_name(field).filter(|name| !self.is_stock(name));
-            if let Some(foreign) = foreign {
-                bail!(
-                    "{place}: {name} is a {foreign}, which a stock Envoy does not know and the table of substitutions does not name here"
-                );
-            }
+        if let Some(foreign) = type_name(fields).filter(|name| !self.is_stock(name)) {
+            bail!("a stock Envoy does not know {foreign}, and the table of substitutions does not say what to do about it here");
         }
         if let Some(Value::String(factory)) = fields.get_mut("factory_key")
             && let Some((_, stock)) = self.factories.iter().find(|(theirs, _)| theirs == factory)
@@ -177,12 +172,12 @@ impl<'a> Rules<'a> {
         {
             fields.insert("path".to_owned(), path.display().to_string().into());
         }
-        self.replace_certificates(fields, place)?;
-        self.replace_roots(fields, place)?;
+        self.replace_certificates(fields)?;
+        self.replace_roots(fields)?;
         if fields.contains_key("sds_config") {
-            bail!("{place}: a secret that no file stands for: {}", fields.get("name").unwrap_or(&Value::Null));
+            bail!("a secret that no file stands for: {}", fields.get("name").unwrap_or(&Value::Null));
         }
-        fields.values_mut().try_for_each(|field| self.apply(field, place))
+        fields.iter_mut().try_for_each(|(name, field)| self.apply(field).with_context(|| name.clone()))
     }
 
     /// Messages in the table are of packages that begin as stock ones do, too.
@@ -190,7 +185,7 @@ impl<'a> Rules<'a> {
         !self.filters.contains(&name) && STOCK_PACKAGES.iter().any(|package| name.starts_with(package))
     }
 
-    fn replace_certificates(&self, fields: &mut Map<String, Value>, place: &str) -> Result<()> {
+    fn replace_certificates(&self, fields: &mut Map<String, Value>) -> Result<()> {
         let Some(asked) = fields.remove("tls_certificate_sds_secret_configs") else { return Ok(()) };
         let mut certificates = Vec::new();
         for secret in asked.as_array().into_iter().flatten() {
@@ -199,7 +194,7 @@ impl<'a> Rules<'a> {
             let (certificate, key) = match name.strip_prefix("file-cert:").and_then(|files| files.split_once('~')) {
                 Some((certificate, key)) => (certificate.to_owned(), key.to_owned()),
                 None if name == "default" => (tls.certificate.display().to_string(), tls.key.display().to_string()),
-                None => bail!("{place}: no files stand for the certificate {name:?}"),
+                None => bail!("no files stand for the certificate {name:?}"),
             };
             certificates.push(json!({ "certificate_chain": { "filename": certificate }, "private_key": { "filename": key } }));
         }
@@ -207,7 +202,7 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
-    fn replace_roots(&self, fields: &mut Map<String, Value>, place: &str) -> Result<()> {
+    fn replace_roots(&self, fields: &mut Map<String, Value>) -> Result<()> {
         let combined = fields.remove("combined_validation_context");
         let mut context = combined.as_ref().map_or_else(|| json!({}), |combined| combined["default_validation_context"].clone());
         let asked = match &combined {
@@ -220,7 +215,7 @@ impl<'a> Rules<'a> {
             None if name == "ROOTCA" => self.settings.tls.root.display().to_string(),
             Some("system") => self.settings.tls.root.display().to_string(),
             Some(file) => file.to_owned(),
-            None => bail!("{place}: no file stands for the roots {name:?}"),
+            None => bail!("no file stands for the roots {name:?}"),
         };
         if !context.is_object() {
             context = json!({});

@@ -191,7 +191,7 @@ async fn envoy_writes_the_configured_line_and_exports_the_span_that_it_names() -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_oracles_listen_where_they_are_told_and_log_where_they_are_told() -> Result<()> {
+async fn oracles_listen_where_they_are_told_and_log_where_they_are_told() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
     let _web = mesh.pod("web-v1-1", App::Http).await?;
     let folder = tempfile::tempdir()?;
@@ -199,14 +199,18 @@ async fn two_oracles_listen_where_they_are_told_and_log_where_they_are_told() ->
     let at = |port| std::net::SocketAddr::new(IpAddr::V4(mesh.net.pod(0, 101)), port);
     let first = Envoy::beside(&mesh).counting().start().await?;
     let second = Envoy::beside(&mesh).hbone(at(25008)).admin(at(25000)).access_log(&file).start().await?;
-    for envoy in [&first, &second] {
+    let third_output = std::fs::File::create(folder.path().join("output"))?;
+    let third = Envoy::beside(&mesh).hbone(at(35008)).admin(at(35000)).standard_output(third_output).start().await?;
+    for envoy in [&first, &second, &third] {
         assert_eq!(mesh.peer("frontend-0")?.connect(envoy.hbone()).await?.get(WEB, "/x").await?.status, StatusCode::OK);
     }
-    until("a line in the file", DEADLINE, async || {
-        let text = std::fs::read_to_string(&file)?;
-        Ok(if text.contains("\"path\":\"/x\"") { Look::Done(()) } else { Look::NotYet(text) })
-    })
-    .await?;
+    for written in [&file, &folder.path().join("output")] {
+        until("a line in the file", DEADLINE, async || {
+            let text = std::fs::read_to_string(written)?;
+            Ok(if text.contains("\"path\":\"/x\"") { Look::Done(()) } else { Look::NotYet(text) })
+        })
+        .await?;
+    }
     until("a counted line", DEADLINE, async || {
         Ok(if first.output().n_ever() == 1 { Look::Done(()) } else { Look::NotYet(first.output().n_ever().to_string()) })
     })
