@@ -18,14 +18,14 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 certs=.build/loadtest/certs
 
 echo "bench: building in release mode (the first time takes some minutes) …"
-cargo build --locked --release --package waypoint --package loadtest --package tests --bin waypoint --bin loadtest --example scripted_mesh
+cargo build --locked --release --package waypoint --package loadtest --package tests --bin waypoint --bin loadtest --bin scripted_mesh
 if [ ! -e "$certs/root-key.pem" ]; then
   peers=()
   for peer in client waypoint workload; do peers+=("$peer=spiffe://cluster.local/ns/load/sa/$peer"); done
   "$target/release/loadtest" certs --out "$certs" "${peers[@]}"
 fi
 
-exec 3< <(WAYPOINT_BINARY="$target/release/waypoint" exec "$target/release/examples/scripted_mesh" \
+exec 3< <(WAYPOINT_BINARY="$target/release/waypoint" exec "$target/release/scripted_mesh" \
   "$certs/root-cert.pem" "$certs/root-key.pem" 127.0.0.33:8080 "$what")
 mesh=$!
 trap 'kill $mesh 2>/dev/null || true' EXIT

@@ -12,6 +12,7 @@ need curl curl
 need python3 python3
 # The stock Envoy that tests compare with is installed into a private environment.
 python3 -c "import ensurepip" >/dev/null 2>&1 || missing+=(python3-venv)
+need valgrind valgrind
 
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: missing ${missing[*]}"

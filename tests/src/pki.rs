@@ -76,6 +76,12 @@ impl Identity {
         };
         pem(label, self.key.secret_der())
     }
+
+    /// The certificates, the leaf first, and the key.
+    #[must_use]
+    pub fn parts(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (self.chain.clone(), self.key.clone_key())
+    }
 }
 
 /// `spiffe://cluster.local/ns/<namespace>/sa/<account>`.
@@ -109,6 +115,12 @@ impl Pki {
     #[must_use]
     pub fn root_pem(&self) -> String {
         self.root_pem.clone()
+    }
+
+    /// The root itself.
+    #[must_use]
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.root.clone()
     }
 
     /// A member's certificate.

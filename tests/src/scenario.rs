@@ -107,8 +107,8 @@ fn file_of(kind: Kind) -> &'static str {
 }
 
 impl Scenario {
-    /// A recorded one, moved to these addresses.
-    pub fn load(name: &str, net: &Loopback) -> Result<Self> {
+    /// A recorded one, as istiod sent it.
+    pub fn recorded(name: &str) -> Result<Self> {
         let mut scenario = Self::default();
         for kind in Kind::ALL {
             let path = Path::new(FIXTURES).join(name).join(file_of(kind));
@@ -117,11 +117,16 @@ impl Scenario {
             let resources = file["resources"].as_array().context("no list of resources")?;
             for resource in resources {
                 let name = resource["name"].as_str().context("a resource without a name")?;
-                let mut body = resource["resource"].clone();
-                move_addresses(&mut body, net);
-                scenario.0.entry(kind).or_default().insert(name.to_owned(), body);
+                scenario.0.entry(kind).or_default().insert(name.to_owned(), resource["resource"].clone());
             }
         }
+        Ok(scenario)
+    }
+
+    /// A recorded one, moved to these addresses.
+    pub fn load(name: &str, net: &Loopback) -> Result<Self> {
+        let mut scenario = Self::recorded(name)?;
+        scenario.0.values_mut().flat_map(BTreeMap::values_mut).for_each(|body| move_addresses(body, net));
         let terminate = scenario.resource(Kind::Listener, "connect_terminate")?;
         terminate["address"]["socket_address"]["address"] = net.waypoint().to_string().into();
         Ok(scenario)
@@ -184,7 +189,8 @@ impl Scenario {
         Ok(())
     }
 
-    fn encoded(&self, kind: Kind, names: impl Fn(&str, &Value) -> bool) -> Result<Vec<(String, Vec<u8>)>> {
+    /// The resources of a kind that `names` chooses, by name, as messages.
+    pub fn encoded(&self, kind: Kind, names: impl Fn(&str, &Value) -> bool) -> Result<Vec<(String, Vec<u8>)>> {
         let resources = self.0.get(&kind).into_iter().flatten().filter(|(name, value)| names(name, value));
         resources
             .map(|(name, value)| {

@@ -181,7 +181,8 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     }
 }
 
-async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>, worker: &Arc<Worker>, mut drain: DrainWatch)
+/// Serves the requests in a tunnel that leads to an HTTP chain, until it ends.
+pub async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>, worker: &Arc<Worker>, mut drain: DrainWatch)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

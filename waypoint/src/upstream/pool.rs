@@ -170,6 +170,12 @@ impl SessionPool {
         let _ = self.idle.put(&ConnectionMeta::new(group, id), idle);
     }
 
+    /// Takes in an HTTP/1.1 session that was made elsewhere, as if its exchange were over: over a pipe, to measure without a network.
+    pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &EndpointAddress, session: ClientSession) {
+        let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
+        self.give_back(Lease { session, key, is_reused: false, local_address: None });
+    }
+
     fn take_idle(&self, key: &Key, idle_timeout: Duration) -> Option<Idle> {
         let group = self.hasher.hash_one(key);
         while let Some(idle) = self.idle.get(&group) {

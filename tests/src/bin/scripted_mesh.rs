@@ -1,6 +1,6 @@
 //! A waypoint with a scripted control plane, for a load generator: prints where it listens and its process id, and stays.
 //!
-//! cargo run -p tests --example scripted_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full]
+//! cargo run -p tests --bin scripted_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full]
 //!
 //! `web` (10.96.1.1:80) is served by ENDPOINT, the address of an application whose HBONE port is 15008 of the same address.
 //! bare: no logs, metrics or tracing. metrics: Istio's metrics. full: metrics, JSON log and a span for every request.
