@@ -18,8 +18,11 @@ test-controlplane: setup ## only the test beside a real istiod; STEP=word choose
 	@tests/controlplane/build.sh
 	@cargo test --locked -p tests --test controlplane -- $(STEP)
 
-bench: setup ## compares with a real Envoy in one run; BENCH="full --rate 5000" and the like choose what and how
+bench: setup ## beside a real Envoy in one run: ratios, their limits, target/bench/summary.json; BENCH="request scale" chooses parts
 	@tests/bench.sh $(BENCH)
+
+bench-full: setup ## the same with more and longer rounds
+	@tests/bench.sh --full $(BENCH)
 
 oha: setup ## oha against the demo mesh, every answer checked; OHA="-z 30s -c 100" and the like choose the load
 	@tests/oha.sh

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use bootstrap::TlsFiles;
@@ -31,6 +31,8 @@ use crate::wait::{Look, until};
 
 /// Where the admin page is.
 pub const ADMIN_PORT: u16 = 15000;
+/// The file that listeners come by.
+const LISTENERS_FILE: &str = "listeners.json";
 /// How long starting may take.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a line of an access log may stay in memory, in milliseconds: pilot-agent's choice.
@@ -55,6 +57,7 @@ pub struct EnvoyBuilder {
     access_log: Option<PathBuf>,
     counts_output: bool,
     standard_output: Option<Stdio>,
+    listeners_by_file: bool,
     runner: Vec<String>,
 }
 
@@ -66,7 +69,10 @@ pub struct Envoy {
     admin: SocketAddr,
     output: Lines,
     log: Lines,
-    _folder: TempDir,
+    access_log: Option<PathBuf>,
+    /// Generations of listeners given to it.
+    n_listeners: u64,
+    folder: TempDir,
 }
 
 impl Envoy {
@@ -84,6 +90,7 @@ impl Envoy {
             access_log: None,
             counts_output: false,
             standard_output: None,
+            listeners_by_file: false,
             runner: Vec::new(),
         }
     }
@@ -122,6 +129,18 @@ impl Envoy {
     #[must_use]
     pub fn log(&self) -> Vec<String> {
         self.log.all()
+    }
+
+    /// Gives it the listeners of these resources, as a push of istiod would. It was built with [`EnvoyBuilder::listeners_by_file`].
+    ///
+    /// # Errors
+    /// As [`EnvoyBuilder::bootstrap`].
+    pub fn replace_listeners(&mut self, scenario: &Scenario) -> Result<()> {
+        self.n_listeners += 1;
+        let tls = files_in(self.folder.path());
+        let settings = bootstrap::Settings { hbone: self.hbone, admin: self.admin, tls: &tls, access_log: self.access_log.as_deref() };
+        let mut bootstrap = bootstrap::bootstrap(scenario, &settings)?;
+        write_listeners(&mut bootstrap, self.folder.path(), self.n_listeners)
     }
 
     async fn ready(&mut self) -> Result<()> {
@@ -211,6 +230,13 @@ impl EnvoyBuilder {
         self
     }
 
+    /// Listeners come by a file that can be replaced while it runs ([`Envoy::replace_listeners`]), not with the bootstrap.
+    #[must_use]
+    pub fn listeners_by_file(mut self) -> Self {
+        self.listeners_by_file = true;
+        self
+    }
+
     /// A command that runs the binary, such as `taskset -c 1`; it has to become it.
     #[must_use]
     pub fn runner(mut self, runner: Vec<String>) -> Self {
@@ -230,12 +256,18 @@ impl EnvoyBuilder {
     /// Writes certificates and configuration to `folder`; returns the configuration's path.
     fn write(&self, folder: &Path) -> Result<PathBuf> {
         let identity = self.pki.member(&self.identity)?;
-        let tls = TlsFiles { certificate: folder.join("cert-chain.pem"), key: folder.join("key.pem"), root: folder.join("root-cert.pem") };
+        let tls = files_in(folder);
         fs::write(&tls.certificate, identity.chain_pem())?;
         fs::write(&tls.key, identity.key_pem())?;
         fs::write(&tls.root, self.pki.root_pem())?;
         let path = folder.join("envoy.json");
-        fs::write(&path, serde_json::to_vec(&self.bootstrap(&tls)?)?).with_context(|| format!("writing {}", path.display()))?;
+        let mut bootstrap = self.bootstrap(&tls)?;
+        if self.listeners_by_file {
+            write_listeners(&mut bootstrap, folder, 0)?;
+            let source = json!({ "path_config_source": { "path": folder.join(LISTENERS_FILE) }, "resource_api_version": "V3" });
+            bootstrap["dynamic_resources"] = json!({ "lds_config": source });
+        }
+        fs::write(&path, serde_json::to_vec(&bootstrap)?).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
 
@@ -283,17 +315,34 @@ impl EnvoyBuilder {
             None => {}
         }
         log.follow(child.stderr.take().context("no standard error")?);
-        let mut envoy = Envoy { child, hbone: self.hbone, admin: self.admin, output, log, _folder: folder };
+        let mut envoy =
+            Envoy { child, hbone: self.hbone, admin: self.admin, output, log, access_log: self.access_log, n_listeners: 0, folder };
         envoy.ready().await?;
         Ok(envoy)
     }
 }
 
+fn files_in(folder: &Path) -> TlsFiles {
+    TlsFiles { certificate: folder.join("cert-chain.pem"), key: folder.join("key.pem"), root: folder.join("root-cert.pem") }
+}
+
+/// Takes the listeners out of a bootstrap and puts them in a file of their own, whole.
+fn write_listeners(bootstrap: &mut Value, folder: &Path, version: u64) -> Result<()> {
+    const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+    let mut listeners = bootstrap["static_resources"]["listeners"].take();
+    for listener in listeners.as_array_mut().context("no listeners")? {
+        listener["@type"] = LISTENER.into();
+    }
+    let response = json!({ "version_info": version.to_string(), "resources": listeners });
+    // Envoy watches for a file that is moved here.
+    let next = folder.join("next");
+    fs::write(&next, serde_json::to_vec(&response)?)?;
+    Ok(fs::rename(&next, folder.join(LISTENERS_FILE))?)
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use serde_json::json;
-
     use super::*;
     use crate::fake_istiod::Kind;
     use crate::scenario::{Loopback, WEB_CHAIN};

@@ -1,6 +1,6 @@
 //! This waypoint and a stock Envoy as the waypoints of one mesh, for a load generator: one configuration, one scripted control plane.
 //!
-//! cargo run -p tests --example envoy_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full] [--pin CORE]
+//! cargo run -p tests --bin envoy_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full] [--pin CORE]
 //!
 //! `web` (10.96.1.1:80) is served by ENDPOINT, the address of an application whose HBONE port is 15008 of the same address. When both are
 //! ready, a line for each: `name=ours,address=…,destination=…,pid=…` and `name=envoy,…`. A line `counts` on standard input is answered with

@@ -1,0 +1,199 @@
+//! `make bench`: this waypoint beside a real Envoy that was configured by the same istiod, in shuffled rounds of one run.
+//!
+//! Prints a table of ratios with their spread and the limits that they are held to, and writes `summary.json`. Not for: the load
+//! (`loadtest`), or what Envoy is told (`tests::envoy`). Invariants: a ratio is of one round; both proxies have the same features on
+//! and deliver what they log and trace, or the run fails; everything but the two proxies runs on other processors than they do.
+
+mod load;
+mod pair;
+mod scale;
+mod summary;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use self::load::{Comparison, Loadtest};
+use self::pair::Pair;
+use self::summary::Summary;
+
+/// The processor of the proxies; everything else is on the first.
+const PROXY_CORE: usize = 1;
+/// Share of log lines and spans that has to arrive.
+const DELIVERED_MIN: f64 = 0.999;
+/// Share of the smaller capacity at which latency is measured.
+const LATENCY_SHARE: f64 = 0.5;
+/// How long a process rests before its memory at rest is read.
+const REST: Duration = Duration::from_secs(30);
+/// How often a start is timed.
+const STARTS: usize = 5;
+
+/// How long and how often things are measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    rounds: usize,
+    memory_rounds: usize,
+    window: &'static str,
+    latency_window: &'static str,
+}
+
+const QUICK: Effort = Effort { rounds: 5, memory_rounds: 1, window: "2s", latency_window: "3s" };
+const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", latency_window: "10s" };
+
+const PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
+
+#[derive(Debug)]
+struct Arguments {
+    effort: Effort,
+    parts: Vec<String>,
+    out: PathBuf,
+}
+
+fn arguments() -> Result<Arguments> {
+    let mut arguments = Arguments { effort: QUICK, parts: Vec::new(), out: PathBuf::from("target/bench") };
+    for word in std::env::args().skip(1) {
+        match word.as_str() {
+            "--full" => arguments.effort = FULL,
+            part if PARTS.contains(&part) => arguments.parts.push(part.to_owned()),
+            other => bail!("{other:?} is neither --full nor one of {}", PARTS.join(", ")),
+        }
+    }
+    if arguments.parts.is_empty() {
+        arguments.parts = PARTS.map(str::to_owned).into();
+    }
+    Ok(arguments)
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments = arguments()?;
+    std::fs::create_dir_all(&arguments.out)?;
+    let pinned = pin()?;
+    let loadtest = Loadtest::new(&arguments.out)?;
+    let mut summary = Summary::default();
+    let bar = ProgressBar::new(u64::try_from(arguments.parts.len())?);
+    bar.set_style(ProgressStyle::with_template("bench: {msg:10} {wide_bar} {pos}/{len}").context("a constant")?);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let wants = |part: &str| arguments.parts.iter().any(|wanted| wanted == part);
+    let effort = arguments.effort;
+    let bench = Bench { loadtest: &loadtest, effort, core: pinned };
+    let begin = Instant::now();
+    for part in PARTS.into_iter().filter(|part| wants(part)) {
+        bar.set_message(part);
+        let result = match part {
+            "start" => bench.start(&mut summary).await,
+            "request" => bench.request(&mut summary, wants("latency")).await,
+            "bulk" => bench.bulk(&mut summary).await,
+            "memory" => bench.memory(&mut summary).await,
+            "scale" => scale::measure(&mut summary, effort.memory_rounds, pinned).await,
+            // Measured with the same proxies as requests, whose capacities say at which rate.
+            _ if !wants("request") => bench.request(&mut summary, true).await,
+            _ => Ok(()),
+        };
+        result.with_context(|| format!("measuring {part}"))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    print!("{}", summary.table());
+    let path = arguments.out.join("summary.json");
+    summary.write(&path).with_context(|| format!("writing {}", path.display()))?;
+    println!("bench: {:.1} min; {}", begin.elapsed().as_secs_f64() / 60.0, path.display());
+    summary.judge()
+}
+
+/// Moves this process, and with it all that it starts, off the proxies' processor. None if there is only one.
+fn pin() -> Result<Option<usize>> {
+    if std::thread::available_parallelism()?.get() <= PROXY_CORE {
+        eprintln!("bench: one processor for all: figures are no good");
+        return Ok(None);
+    }
+    let mut others = CpuSet::new();
+    others.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &others).context("choosing processors")?;
+    Ok(Some(PROXY_CORE))
+}
+
+struct Bench<'a> {
+    loadtest: &'a Loadtest,
+    effort: Effort,
+    core: Option<usize>,
+}
+
+impl Bench<'_> {
+    /// From the start of the process to ready, certificate and configuration at hand.
+    async fn start(&self, summary: &mut Summary) -> Result<()> {
+        let mut milliseconds = Vec::new();
+        for _ in 0..STARTS {
+            milliseconds.push(scale::start_to_ready().await?.as_secs_f64() * 1000.0);
+        }
+        summary.add("start_to_ready_ms", &milliseconds)
+    }
+
+    /// What a request costs with everything on, what one processor carries, and what it adds to latency.
+    async fn request(&self, summary: &mut Summary, with_latency: bool) -> Result<()> {
+        let mut pair = Pair::start("full", self.core, self.loadtest)?;
+        let rounds = self.effort.rounds.to_string();
+        let options = ["--rounds", &rounds, "--duration", self.effort.window, "--warmup", "500ms"];
+        let capacity = self.loadtest.compare("cpu", &pair, &options)?;
+        summary.add("cpu_per_request_ratio", &capacity.ratios("cpu_seconds_per_100k")?)?;
+        summary.add("throughput_ratio", &capacity.ratios("requests_per_second")?)?;
+        summary.note_driver_bound(&capacity);
+        let mut sent = capacity.sent()?;
+        if with_latency {
+            let smaller = capacity.median("ours", "requests_per_second")?.min(capacity.median("envoy", "requests_per_second")?);
+            let rate = format!("{:.0}", smaller * LATENCY_SHARE);
+            let options = ["--rounds", &rounds, "--duration", self.effort.latency_window, "--warmup", "500ms", "--rate", &rate];
+            let latency = self.loadtest.compare_with_direct("latency", &pair, &options)?;
+            summary.add("p99_added_ratio", &added(&latency)?)?;
+            for (all, more) in sent.iter_mut().zip(latency.sent()?) {
+                *all += more;
+            }
+        }
+        for (name, share) in pair.delivered(sent).await? {
+            println!("delivered: {name} {:.3} %", share * 100.0);
+            ensure!(share >= DELIVERED_MIN, "only {:.3} % of {name} arrived", share * 100.0);
+        }
+        Ok(())
+    }
+
+    /// Bodies of 8 MiB, both ways.
+    async fn bulk(&self, summary: &mut Summary) -> Result<()> {
+        let pair = Pair::start("bare", self.core, self.loadtest)?;
+        let rounds = self.effort.rounds.to_string();
+        let options = ["--rounds", &rounds, "--duration", self.effort.window, "--warmup", "500ms"];
+        for (scenario, name) in [("upload", "bulk_up_cpu_ratio"), ("download", "bulk_down_cpu_ratio")] {
+            let moved = self.loadtest.compare(scenario, &pair, &options)?;
+            summary.add(name, &moved.ratios("cpu_seconds_per_gib")?)?;
+        }
+        Ok(())
+    }
+
+    /// At rest, under 10,000 tunnels, and with readers that do not read; each round with new processes.
+    async fn memory(&self, summary: &mut Summary) -> Result<()> {
+        let (mut rest, mut tunnels, mut stalled) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.effort.memory_rounds {
+            let pair = Pair::start("full", self.core, self.loadtest)?;
+            tokio::time::sleep(REST).await;
+            let [ours, envoy] = pair.resident_bytes()?;
+            rest.push(ours / envoy);
+            let idle = self.loadtest.compare("idle-10k", &pair, &["--rounds", "1", "--hold", "5s"])?;
+            tunnels.extend(idle.process_ratios("opened")?);
+            let readers = self.loadtest.compare("stalled-readers", &pair, &["--rounds", "1", "--hold", "5s"])?;
+            stalled.extend(readers.growth_mib("ours")?);
+        }
+        summary.add("rss_idle_ratio", &rest)?;
+        summary.add("rss_10k_streams_ratio", &tunnels)?;
+        summary.add("rss_stalled_readers_mib", &stalled)
+    }
+}
+
+/// What each adds to the latency of the workload itself: ours over Envoy's, by round.
+fn added(latency: &Comparison) -> Result<Vec<f64>> {
+    let p99 = |name: &str| latency.by_round(name, "p99_us");
+    let rounds = p99("ours")?.into_iter().zip(p99("envoy")?).zip(p99("workload")?);
+    Ok(rounds.map(|((ours, envoy), direct)| (ours - direct) / (envoy - direct)).collect())
+}

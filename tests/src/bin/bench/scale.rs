@@ -1,0 +1,107 @@
+//! A mesh of 5,000 services: what both proxies hold, and what one changed route costs them; and how long a start takes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tests::envoy::Envoy;
+use tests::scale::{add_services, change_route};
+use tests::scenario::{Mesh, MeshBuilder};
+
+use super::summary::Summary;
+
+const SERVICES: u32 = 5_000;
+/// The service whose route changes.
+const CHANGED: u32 = 2_500;
+/// Changes before those that count, and those that do.
+const WARMUP_CHANGES: u32 = 1;
+const CHANGES: u32 = 5;
+/// How long a change may be worked on: until no more CPU is used for this long.
+const QUIET: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Ticks of `/proc/PID/stat` in a second: `USER_HZ`.
+const TICKS_PER_SECOND: f64 = 100.0;
+const BYTES_PER_KIB: f64 = 1024.0;
+
+/// From spawning the process to ready, with a CA at hand and the recorded mesh.
+pub async fn start_to_ready() -> Result<Duration> {
+    let builder = Mesh::builder("07-telemetry")?.quiet();
+    let begin = Instant::now();
+    let mut mesh = builder.start_unready().await?;
+    mesh.waypoint.ready().await?;
+    Ok(begin.elapsed())
+}
+
+/// Resident memory and CPU per changed route, by round with new processes.
+pub async fn measure(summary: &mut Summary, rounds: usize, core: Option<usize>) -> Result<()> {
+    let (mut resident, mut changes) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let mut mesh = pinned(Mesh::builder("07-telemetry")?, core).edit(|scenario| add_services(scenario, SERVICES))?.start().await?;
+        let mut oracle = Envoy::beside(&mesh).listeners_by_file();
+        if let Some(core) = core {
+            oracle = oracle.runner(taskset(core));
+        }
+        let mut envoy = oracle.start().await?;
+        let (ours, theirs) = (mesh.waypoint.pid(), envoy.pid());
+        settle(ours).await?;
+        settle(theirs).await?;
+        tokio::time::sleep(super::REST).await;
+        resident.push(resident_bytes(ours)? / resident_bytes(theirs)?);
+        for change in 0..WARMUP_CHANGES + CHANGES {
+            let edit = |scenario: &mut _| change_route(scenario, CHANGED, change + 1);
+            let before = (cpu_seconds(ours)?, cpu_seconds(theirs)?);
+            mesh.push_accepted(edit).await?;
+            settle(ours).await?;
+            envoy.replace_listeners(mesh.scenario())?;
+            settle(theirs).await?;
+            let used = (cpu_seconds(ours)? - before.0, cpu_seconds(theirs)? - before.1);
+            if change >= WARMUP_CHANGES {
+                changes.push(used.0 / used.1);
+            }
+        }
+    }
+    summary.add("rss_5000_services_ratio", &resident)?;
+    summary.add("one_route_of_5000_cpu_ratio", &changes)
+}
+
+fn pinned(builder: MeshBuilder, core: Option<usize>) -> MeshBuilder {
+    let builder = builder.proxy_config("concurrency", json!(1)).quiet();
+    match core {
+        Some(core) => builder.runner(taskset(core)),
+        None => builder,
+    }
+}
+
+fn taskset(core: usize) -> Vec<String> {
+    vec!["taskset".to_owned(), "--cpu-list".to_owned(), core.to_string()]
+}
+
+/// Waits until a process has used no CPU for a while.
+async fn settle(pid: u32) -> Result<()> {
+    let (mut last, mut since) = (cpu_seconds(pid)?, Instant::now());
+    while since.elapsed() < QUIET {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let now = cpu_seconds(pid)?;
+        if now - last > 1.5 / TICKS_PER_SECOND {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// User and system time so far: fields 14 and 15 of proc_pid_stat(5).
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
+    let (_, after_command) = text.rsplit_once(')').context("no command in parentheses")?;
+    let mut fields = after_command.split_ascii_whitespace().skip(11);
+    let mut ticks = || -> Result<f64> { Ok(fields.next().context("a short stat")?.parse()?) };
+    Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
+}
+
+/// Resident memory now.
+pub fn resident_bytes(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("the process is gone")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no line Rss")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes * BYTES_PER_KIB)
+}
