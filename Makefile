@@ -1,6 +1,6 @@
 # Each target is readable by hand and prints a summary line last. See README.md.
 SHELL := /bin/bash
-.PHONY: help demo test test-controlplane bench fmt lint setup
+.PHONY: help demo test test-controlplane bench costs fmt lint setup
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -11,7 +11,7 @@ setup: ## installs or names what a fresh Debian or Ubuntu machine lacks
 demo: setup ## the main job, explained step by step; ONCE=1 checks itself and exits
 	@tests/demo.sh $(if $(ONCE),--once)
 
-test: setup ## formatting, lints, all tests, the real control plane; prints the minutes of each part
+test: setup ## formatting, lints, all tests, the real control plane, costs; prints the minutes of each part
 	@tests/run.sh
 
 test-controlplane: setup ## only the test beside a real istiod; STEP=word chooses steps
@@ -20,6 +20,9 @@ test-controlplane: setup ## only the test beside a real istiod; STEP=word choose
 
 bench: setup ## compares with a real Envoy in one run; BENCH="full --rate 5000" and the like choose what and how
 	@tests/bench.sh $(BENCH)
+
+costs: setup ## counts what a request costs in instructions, beside tests/costs.toml; ROWS="request log_line" chooses, UPDATE_COSTS=1 writes
+	@tests/costs.sh $(ROWS)
 
 fmt: ## formats
 	@cargo fmt --all

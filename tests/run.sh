@@ -23,5 +23,6 @@ part "control plane: etcd, kube-apiserver, istiod" tests/controlplane/build.sh
 part "manifests, on a real API server and istiod" target/debug/examples/controlplane --dual-stack
 part "all tests, the real control plane included" cargo test --workspace --locked
 part "demo" target/debug/demo --once
+part "costs in instructions, in release mode" tests/costs.sh
 printf '%s\n' "${summary[@]}"
 printf 'test: all parts passed in %.1f min\n' "$(awk "BEGIN{print $SECONDS/60}")"

@@ -9,6 +9,7 @@ need cmake cmake
 need unshare util-linux
 need ip iproute2
 need curl curl
+need valgrind valgrind
 
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: missing ${missing[*]}"

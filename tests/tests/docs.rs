@@ -180,6 +180,14 @@ fn the_table_of_imports_is_the_one_that_is_checked() {
 }
 
 #[test]
+fn every_row_of_the_guard_is_documented_and_has_a_baseline() {
+    let measured = all(r#"Row \{ name: "([a-z0-9_]+)""#, &read("tests/src/bin/costs/rows.rs"));
+    assert!(!measured.is_empty(), "rows were not recognised");
+    assert_eq!(measured, rows("[a-z0-9_]+", section(&read("docs/performance.md"), "The guard")));
+    assert_eq!(measured, all(r"(?m)^\[([a-z0-9_]+)\]$", &read("tests/costs.toml")));
+}
+
+#[test]
 fn links_lead_somewhere_and_nothing_unreachable_is_named() {
     let link = Regex::new(r"\]\(([^)#:]+)(?:#[^)]*)?\)").unwrap();
     let mut wrong = Vec::new();
