@@ -11,9 +11,9 @@ use crate::valgrind;
 pub const PATTERN: &str = "*counted_by_callgrind*";
 
 /// Windows of a row that has several, the first ones included that are not counted: buffers have then the size they keep.
-pub const WINDOWS: u64 = 8;
+pub const WINDOWS: u64 = 11;
 /// How many of these are not counted.
-const WARM_UP_WINDOWS: u64 = 3;
+const WARM_UP_WINDOWS: u64 = 6;
 
 /// What a row did in its windows.
 #[derive(Clone, Copy, Debug, Default)]
