@@ -14,7 +14,8 @@ use crate::header_match::{self, path_only, query_only};
 #[must_use]
 pub fn select<'a>(table: &'a RouteTable, head: &RequestHead<'_>) -> Option<(&'a VirtualHost, &'a Arc<Route>)> {
     let host = virtual_host(table, head.authority.unwrap_or_default())?;
-    let route = host.routes.iter().find(|route| matches(&route.matches, head))?;
+    let path = path_only(head.path);
+    let route = host.routes.iter().find(|route| matches(&route.matches, head, path))?;
     Some((host, route))
 }
 
@@ -35,10 +36,9 @@ fn virtual_host<'a>(table: &'a RouteTable, authority: &str) -> Option<&'a Virtua
     table.virtual_hosts.iter().filter(|host| best(host).is_some()).max_by_key(best)
 }
 
-/// Whether a request is what a route asks for.
-#[must_use]
-pub fn matches(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
-    path_matches(&wanted.path, wanted.case_sensitive, path_only(head.path))
+/// Whether a request is what a route asks for; `path` is its path without a query, found once for all routes.
+fn matches(wanted: &RouteMatch, head: &RequestHead<'_>, path: &str) -> bool {
+    path_matches(&wanted.path, wanted.case_sensitive, path)
         && (!wanted.grpc_only || is_grpc_content(head.headers))
         && wanted.headers.iter().all(|matcher| header_match::matches(matcher, head))
         && wanted.query.iter().all(|matcher| query_matches(matcher, query_only(head.path).unwrap_or_default()))
@@ -111,6 +111,10 @@ mod tests {
 
     use super::*;
 
+    fn takes(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
+        matches(wanted, head, path_only(head.path))
+    }
+
     fn head<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestHead<'a> {
         RequestHead { method: "GET", path, authority: Some("Web.shop:80"), scheme: "http", headers }
     }
@@ -120,7 +124,7 @@ mod tests {
     }
 
     fn takes(path: PathMatcher, request: &str) -> bool {
-        matches(&any(path), &head(request, &HeaderMap::new()))
+        takes(&any(path), &head(request, &HeaderMap::new()))
     }
 
     #[test]
@@ -161,9 +165,9 @@ mod tests {
             RouteMatch { query: vec![QueryMatcher { name: "debug".into(), value }], ..any(PathMatcher::Prefix("/".into())) }
         };
         let headers = HeaderMap::new();
-        assert!(matches(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
-        assert!(!matches(&with(Some("2")), &head("/?debug=1&debug=2", &headers)));
-        assert!(matches(&with(None), &head("/?debug", &headers)) && !matches(&with(None), &head("/?debugging", &headers)));
+        assert!(takes(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
+        assert!(!takes(&with(Some("2")), &head("/?debug=1&debug=2", &headers)));
+        assert!(takes(&with(None), &head("/?debug", &headers)) && !takes(&with(None), &head("/?debugging", &headers)));
     }
 
     #[test]
