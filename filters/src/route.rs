@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    fn takes(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
+    fn is_wanted(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
         matches(wanted, head, path_only(head.path))
     }
 
@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn takes(path: PathMatcher, request: &str) -> bool {
-        takes(&any(path), &head(request, &HeaderMap::new()))
+        is_wanted(&any(path), &head(request, &HeaderMap::new()))
     }
 
     #[test]
@@ -165,9 +165,9 @@ mod tests {
             RouteMatch { query: vec![QueryMatcher { name: "debug".into(), value }], ..any(PathMatcher::Prefix("/".into())) }
         };
         let headers = HeaderMap::new();
-        assert!(takes(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
-        assert!(!takes(&with(Some("2")), &head("/?debug=1&debug=2", &headers)));
-        assert!(takes(&with(None), &head("/?debug", &headers)) && !takes(&with(None), &head("/?debugging", &headers)));
+        assert!(is_wanted(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
+        assert!(!is_wanted(&with(Some("2")), &head("/?debug=1&debug=2", &headers)));
+        assert!(is_wanted(&with(None), &head("/?debug", &headers)) && !is_wanted(&with(None), &head("/?debugging", &headers)));
     }
 
     #[test]

@@ -82,7 +82,13 @@ async fn open(plan: &Plan, pool: &Pool, template: &Template, progress: &Progress
     (lanes, failures)
 }
 
+/// Opens one within the time for an answer: a peer that allows no further stream on a connection keeps it waiting.
 async fn open_one(plan: &Plan, pool: &Pool, template: &Template, index: usize) -> Result<Lane, Failure> {
+    let opened = open_in_any_time(plan, pool, template, index);
+    tokio::time::timeout(plan.load.timeout, opened).await.unwrap_or(Err(Failure::Timeout))
+}
+
+async fn open_in_any_time(plan: &Plan, pool: &Pool, template: &Template, index: usize) -> Result<Lane, Failure> {
     let stream = pool.open_on(index, &plan.target, HeaderMap::new()).await?;
     let mut lane = session::start(stream, template).await?;
     lane.exchange(template).await?;

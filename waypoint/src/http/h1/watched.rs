@@ -19,6 +19,8 @@ struct Shared<I> {
     io: I,
     ahead: Vec<u8>,
     ended: bool,
+    /// Met behind what was read ahead; hyper's next read says it.
+    error: Option<io::Error>,
     /// hyper waits for bytes itself, so it will see the end itself.
     awaited: bool,
 }
@@ -37,7 +39,7 @@ pub(super) enum Gone {
 }
 
 pub(super) fn watch<I>(io: I) -> (Watched<I>, Handle<I>) {
-    let shared = Arc::new(Mutex::new(Shared { io, ahead: Vec::new(), ended: false, awaited: false }));
+    let shared = Arc::new(Mutex::new(Shared { io, ahead: Vec::new(), ended: false, error: None, awaited: false }));
     (Watched(Arc::clone(&shared)), Handle(shared))
 }
 
@@ -45,7 +47,7 @@ impl<I: AsyncRead + Unpin> Handle<I> {
     /// Ready once the client is gone. Pending without a wake-up if hyper reads by itself, or bytes are waiting for it.
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<Gone> {
         let shared = &mut *self.0.lock();
-        if shared.awaited || shared.ended || !shared.ahead.is_empty() {
+        if shared.awaited || shared.ended || shared.error.is_some() || !shared.ahead.is_empty() {
             return Poll::Pending;
         }
         let mut bytes = [0_u8; AHEAD_BYTES_MAX];
@@ -67,11 +69,11 @@ impl<I: AsyncRead + Unpin> Handle<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.lock();
+        if let Some(error) = shared.error.take() {
+            return Poll::Ready(Err(error));
+        }
         if !shared.ahead.is_empty() {
-            let n_bytes = shared.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&shared.ahead[..n_bytes]);
-            shared.ahead.drain(..n_bytes);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(shared.read_behind(cx, buffer));
         }
         if shared.ended {
             return Poll::Ready(Ok(()));
@@ -79,6 +81,26 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         let read = Pin::new(&mut shared.io).poll_read(cx, buffer);
         shared.awaited = read.is_pending();
         read
+    }
+}
+
+impl<I: AsyncRead + Unpin> Shared<I> {
+    /// What was read ahead, and with it what is there by now: an upload would go on in pieces of [`AHEAD_BYTES_MAX`] otherwise, each
+    /// with a write of its own.
+    fn read_behind(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        let n_bytes = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..n_bytes]);
+        self.ahead.drain(..n_bytes);
+        if buffer.remaining() == 0 || self.ended {
+            return Ok(());
+        }
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.io).poll_read(cx, buffer) {
+            Poll::Ready(Err(error)) => self.error = Some(error),
+            Poll::Ready(Ok(())) => self.ended = buffer.filled().len() == before,
+            Poll::Pending => {}
+        }
+        Ok(())
     }
 }
 
@@ -101,5 +123,72 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0.lock().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Gives what it has, piece by piece.
+    struct Pieces(VecDeque<io::Result<Vec<u8>>>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let Some(piece) = self.0.pop_front() else { return Poll::Pending };
+            let mut piece = piece?;
+            let rest = piece.split_off(piece.len().min(buffer.remaining()));
+            buffer.put_slice(&piece);
+            if !rest.is_empty() {
+                self.0.push_front(Ok(rest));
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn read(watched: &mut Watched<Pieces>, room: usize) -> Poll<io::Result<usize>> {
+        let mut bytes = vec![0; room];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let read = Pin::new(watched).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+        read.map_ok(|()| buffer.filled().len())
+    }
+
+    fn looked_at(pieces: impl IntoIterator<Item = io::Result<Vec<u8>>>) -> (Watched<Pieces>, Handle<Pieces>) {
+        let (watched, handle) = watch(Pieces(pieces.into_iter().collect()));
+        assert!(handle.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending());
+        (watched, handle)
+    }
+
+    #[test]
+    fn an_upload_is_not_cut_small_by_looking_for_its_client() {
+        let (mut watched, handle) = looked_at([Ok(vec![7; 16_384]), Ok(vec![7; 16_384])]);
+        assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(8192))));
+        assert!(handle.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(matches!(read(&mut watched, 65_536), Poll::Ready(Ok(n_bytes)) if n_bytes >= 8192 - AHEAD_BYTES_MAX));
+    }
+
+    #[test]
+    fn an_error_behind_what_was_read_ahead_comes_after_it() {
+        let (mut watched, handle) = looked_at([Ok(vec![7; 100]), Err(io::ErrorKind::ConnectionReset.into())]);
+        assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(100))));
+        assert!(handle.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending(), "hyper is told first");
+        assert_eq!(
+            match read(&mut watched, 8192) {
+                Poll::Ready(Err(error)) => error.kind(),
+                other => panic!("{other:?}"),
+            },
+            io::ErrorKind::ConnectionReset
+        );
+    }
+
+    #[test]
+    fn an_end_behind_what_was_read_ahead_comes_after_it() {
+        let (mut watched, _handle) = looked_at([Ok(vec![7; 100]), Ok(Vec::new())]);
+        assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(100))));
+        assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(0))));
     }
 }
