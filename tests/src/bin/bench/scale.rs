@@ -15,7 +15,7 @@ const SERVICES: u32 = 5_000;
 const CHANGED: u32 = 2_500;
 /// Changes before those that count, and those that do.
 const WARMUP_CHANGES: u32 = 1;
-const CHANGES: u32 = 5;
+const CHANGES: u32 = 3;
 /// How long a change may be worked on: until no more CPU is used for this long.
 const QUIET: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
