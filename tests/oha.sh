@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs oha against the demo mesh once and checks that every answer was 200; see docs/load-testing.md. Not part of `make test`:
-# it installs oha from crates.io, into .build/oha. OHA="-z 30s -c 100" and the like replaces the load.
+# it installs oha from the registry of packages, into .build/oha. OHA="-z 30s -c 100" and the like replaces the load.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -74,7 +74,7 @@ pub struct Tracing {
     pub overall_sampling: Sampling,
     /// Tags beside the standard ones.
     pub custom_tags: Vec<CustomTag>,
-    /// Where spans go; none means that ids are made and propagated, and nothing is exported.
+    /// Where spans go; without it there are none, and trace headers pass as they came.
     pub provider: Option<OtlpProvider>,
     /// Bytes of the path in `http.url` at most.
     pub path_bytes_max: usize,

@@ -63,6 +63,8 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
     let rewritten = verdict.request_id.is_some();
     request_id = verdict.request_id.or(request_id);
     let trace = match propagation::extract(headers) {
+        // Nobody would ever see the span: as in Envoy, what came goes on untouched.
+        _ if tracing.provider.is_none() => None,
         Incoming::None => Some(TraceContext::root(verdict.sampled, propagation::tracestate(headers), random)),
         Incoming::Parent(parent) => Some(TraceContext::child(parent, propagation::tracestate(headers), random)),
         Incoming::Malformed => None,

@@ -127,6 +127,18 @@ fn without_tracing_all_headers_pass_through_and_an_id_is_made() {
     assert_eq!(headers[X_REQUEST_ID].as_bytes()[14], b'4');
 }
 
+/// A mesh without a tracing provider, istiod's default: a span here would be the parent of others and never be seen.
+#[test]
+fn without_a_provider_trace_headers_pass_through_and_the_request_id_still_says_what_was_decided() {
+    let tracing = Tracing { provider: None, ..sampling(100.0) };
+    let (decision, headers) = pass(Some(&tracing), &[]);
+    assert_eq!(decision.trace, None);
+    assert!(!headers.contains_key(TRACEPARENT) && !headers.contains_key(TRACESTATE));
+    assert_eq!(headers[X_REQUEST_ID].as_bytes()[14], b'9');
+    let (_, headers) = pass(Some(&tracing), &[("traceparent", &traceparent("01"))]);
+    assert_eq!(headers[TRACEPARENT], traceparent("01"));
+}
+
 #[test]
 fn a_request_id_is_a_version_4_uuid_whose_digit_says_that_it_is_traced() {
     for (percent, digit) in [(0.0, b'4'), (100.0, b'9')] {

@@ -43,12 +43,11 @@ async fn access_line(output: &Lines, path: &str) -> Result<Value> {
     .await
 }
 
-/// What the pod was asked, without what is drawn anew for each request. Trace headers are left out as well: where istiod's tracing names
-/// no provider, our waypoint writes them and Envoy does not.
+/// What the pod was asked, without what is drawn anew for each request.
 fn asked(answer: &Answer) -> Value {
     let mut told = answer.json();
     if let Some(headers) = told["headers"].as_array_mut() {
-        headers.retain(|pair| !["x-request-id", "traceparent", "tracestate"].iter().any(|name| pair[0] == *name));
+        headers.retain(|pair| pair[0] != "x-request-id");
         headers.sort_by_key(|pair| pair[0].as_str().unwrap_or_default().to_owned());
     }
     told
