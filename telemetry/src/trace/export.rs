@@ -253,8 +253,11 @@ impl Collector {
 /// Counts what the collector took of a batch; an error says that it was not all.
 fn took(batch: Batch, response: ExportTraceServiceResponse) -> Result<(), Status> {
     let partial = response.partial_success.unwrap_or_default();
-    batch.exported(usize::try_from(partial.rejected_spans).unwrap_or(0));
-    if partial.rejected_spans > 0 { Err(Status::invalid_argument(partial.error_message)) } else { Ok(()) }
+    let Ok(rejected) = usize::try_from(partial.rejected_spans) else {
+        return Err(Status::internal("a negative number of spans was rejected"));
+    };
+    batch.exported(rejected);
+    if rejected > 0 { Err(Status::invalid_argument(partial.error_message)) } else { Ok(()) }
 }
 
 /// How long to wait before the call is repeated; none if it is not to be.

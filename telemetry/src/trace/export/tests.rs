@@ -426,3 +426,14 @@ impl CollectorConnector for Hanging {
         Box::pin(async move { Ok(Box::new(ours) as Box<dyn CollectorIo>) })
     }
 }
+
+#[tokio::test]
+async fn a_negative_number_of_rejected_spans_means_that_none_is_known_to_be_taken() {
+    let counters = counters();
+    let partial = ExportTracePartialSuccess { rejected_spans: -1, error_message: String::new() };
+    let (exporters, queue, _requests) = answering([Ok(ExportTraceServiceResponse { partial_success: Some(partial) })], &counters);
+    let span = span();
+    queue.push(|| &span);
+    exporters.shutdown(soon()).await;
+    assert_eq!((counters.exported.get(), counters.dropped_export.get()), (0, 1));
+}
