@@ -28,6 +28,20 @@ use crate::workload::{App, Workload};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/istiod-1.31");
 
+/// All recordings.
+pub const RECORDED: [&str; 10] = [
+    "01-plain",
+    "02-httproute",
+    "03-grpcroute",
+    "04-virtualservice",
+    "05-authz",
+    "06-jwt",
+    "07-telemetry",
+    "08-egress",
+    "09-tcp",
+    "10-unsupported",
+];
+
 /// The recorded services.
 pub const WEB: &str = "10.96.1.1:80";
 pub const REVIEWS: &str = "10.96.1.2:9080";

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use http::StatusCode;
 use serde_json::json;
 use tests::fake_istiod::Kind;
-use tests::scenario::{EMPTY, Mesh, WEB, WEB_CHAIN};
+use tests::scenario::{EMPTY, Mesh, RECORDED, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
@@ -36,18 +36,7 @@ async fn the_waypoint_introduces_itself_as_the_rendered_pod() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_scenario_is_served_or_refused_by_name() -> Result<()> {
-    for scenario in [
-        "01-plain",
-        "02-httproute",
-        "03-grpcroute",
-        "04-virtualservice",
-        "05-authz",
-        "06-jwt",
-        "07-telemetry",
-        "08-egress",
-        "09-tcp",
-        "10-unsupported",
-    ] {
+    for scenario in RECORDED {
         let mesh = Mesh::builder(scenario)?.start_unready().await?;
         for kind in Kind::ALL {
             let reply = mesh.istiod.reply(kind, 1, DEADLINE).await?;

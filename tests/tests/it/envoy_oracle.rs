@@ -14,24 +14,11 @@ use tests::otlp::KIND_SERVER;
 use tests::peer::{Answer, Connection, empty};
 use tests::pki::Pki;
 use tests::process::Lines;
-use tests::scenario::{Loopback, Mesh, REVIEWS, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{Loopback, Mesh, RECORDED, REVIEWS, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-
-const RECORDED: [&str; 10] = [
-    "01-plain",
-    "02-httproute",
-    "03-grpcroute",
-    "04-virtualservice",
-    "05-authz",
-    "06-jwt",
-    "07-telemetry",
-    "08-egress",
-    "09-tcp",
-    "10-unsupported",
-];
 
 /// A line of the access log for `path`.
 async fn access_line(output: &Lines, path: &str) -> Result<Value> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::envoy::Envoy;
 use tests::scale::{add_services, change_route};
@@ -19,6 +19,8 @@ const CHANGES: u32 = 3;
 /// How long a change may be worked on: until no more CPU is used for this long.
 const QUIET: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a process may take to come to rest.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Ticks of `/proc/PID/stat` in a second: `USER_HZ`.
 const TICKS_PER_SECOND: f64 = 100.0;
 const BYTES_PER_KIB: f64 = 1024.0;
@@ -78,9 +80,11 @@ fn taskset(core: usize) -> Vec<String> {
 
 /// Waits until a process has used no CPU for a while.
 async fn settle(pid: u32) -> Result<()> {
-    let (mut last, mut since) = (cpu_seconds(pid)?, Instant::now());
+    let begin = Instant::now();
+    let (mut last, mut since) = (cpu_seconds(pid)?, begin);
     while since.elapsed() < QUIET {
         tokio::time::sleep(LOOK_INTERVAL).await;
+        ensure!(begin.elapsed() < SETTLE_TIMEOUT, "process {pid} does not come to rest");
         let now = cpu_seconds(pid)?;
         if now - last > 1.5 / TICKS_PER_SECOND {
             (last, since) = (now, Instant::now());
