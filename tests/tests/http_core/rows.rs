@@ -83,9 +83,9 @@ const FAILS_PINGORA_SERVER: &[&str] = &[
     "a chunk extension with LF",
     "bare CR in the request line",
     "two spaces in the request line",
+    "a host that differs from the target is ignored",
     "a space in the target",
     "a target without a slash",
-    "NUL in the target",
 ];
 
 /// pingora's client session. The WebSocket as above; an idle connection's end is watched by pingora's pool, not by its session.

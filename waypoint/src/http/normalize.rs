@@ -41,7 +41,7 @@ pub enum Malformed {
     /// Not `host[:port]`, or with user information (RFC 9110 §4.2.4).
     #[error("the host of the request is invalid")]
     HostInvalid,
-    /// The target, or `:authority`, names another host than `host` does (RFC 9113 §8.3.1).
+    /// `:authority` names another host than `host` does (RFC 9113 §8.3.1).
     #[error("the host of the request differs from its target")]
     HostDiffers,
     /// `content-length` is no number, or repeated with another value (RFC 9112 §6.3).
@@ -53,7 +53,7 @@ pub enum Malformed {
     /// A transfer coding other than one `chunked` (RFC 9112 §6.1).
     #[error("the transfer-encoding is not chunked alone")]
     CodingUnknown,
-    /// The path leaves the root, does not begin with `/`, or has an invalid escape where that matters.
+    /// The path does not begin with `/`, or has an escaped NUL where it is normalised.
     #[error("the path of the request is invalid")]
     PathInvalid,
     /// `CONNECT` inside the tunnel.
@@ -284,7 +284,17 @@ fn check_host(parts: &mut request::Parts, protocol: Protocol) -> Result<(), Malf
         (Some(host), None) => check_host_value(host),
         (Some(host), Some(authority)) => {
             check_host_value(host)?;
-            if is_same_host(host, authority) { Ok(()) } else { Err(Malformed::HostDiffers) }
+            if is_same_host(host, authority) {
+                return Ok(());
+            }
+            if protocol == Protocol::Http2 {
+                return Err(Malformed::HostDiffers);
+            }
+            // RFC 9112 §3.2.2: the target's host is the one, and what is forwarded says so.
+            check_host_value(authority)?;
+            let authority = HeaderValue::from_bytes(authority).map_err(|_invalid| Malformed::HostInvalid)?;
+            parts.headers.insert(header::HOST, authority);
+            Ok(())
         }
         (None, Some(authority)) => {
             check_host_value(authority)?;

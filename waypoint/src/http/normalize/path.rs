@@ -27,13 +27,13 @@ impl Default for PathOptions {
 /// The normalised path, or `None` if it is normal already.
 ///
 /// # Errors
-/// [`Malformed::PathInvalid`] if dot segments leave the root, or a `%` is not followed by two hexadecimal digits.
+/// [`Malformed::PathInvalid`] if it has an escaped NUL and is to be normalised.
 pub fn normalize_path(path: &str, options: &PathOptions) -> Result<Option<String>, Malformed> {
     if is_normal(path, options) {
         return Ok(None);
     }
     let decoded = if options.normalize || options.decode_slashes { decode(path, options)? } else { path.as_bytes().to_vec() };
-    let resolved = if options.normalize { resolve_dots(&decoded)? } else { decoded };
+    let resolved = if options.normalize { resolve_dots(&decoded) } else { decoded };
     let merged = if options.merge_slashes { merge_slashes(resolved) } else { resolved };
     let text = String::from_utf8(merged).map_err(|_invalid| Malformed::PathInvalid)?;
     Ok((text != path).then_some(text))
@@ -65,8 +65,15 @@ fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
     while at < bytes.len() {
         match bytes[at] {
             b'%' => {
-                let escape = bytes.get(at..at + 3).ok_or(Malformed::PathInvalid)?;
-                let byte = hex(escape[1])? << 4 | hex(escape[2])?;
+                // A `%` that escapes nothing is a byte like others, as for Envoy.
+                let Some(byte) = escaped(&bytes[at..]) else {
+                    decoded.push(b'%');
+                    at += 1;
+                    continue;
+                };
+                if byte == 0 && options.normalize {
+                    return Err(Malformed::PathInvalid);
+                }
                 let is_slash = matches!(byte, b'/' | b'\\') && options.decode_slashes;
                 let is_unreserved = options.normalize && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
                 if is_slash {
@@ -74,7 +81,7 @@ fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
                 } else if is_unreserved {
                     decoded.push(byte);
                 } else {
-                    decoded.extend_from_slice(escape);
+                    decoded.extend_from_slice(&bytes[at..at + 3]);
                 }
                 at += 3;
                 continue;
@@ -98,26 +105,33 @@ const fn is_escaped(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x7f..)
 }
 
-fn hex(digit: u8) -> Result<u8, Malformed> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        b'A'..=b'F' => Ok(digit - b'A' + 10),
-        _ => Err(Malformed::PathInvalid),
-    }
+/// The byte that an escape at the beginning of `bytes` stands for; none if there is no whole escape.
+fn escaped(bytes: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = bytes else { return None };
+    Some(hex(*high)? << 4 | hex(*low)?)
 }
 
-/// RFC 3986 §5.2.4, except that a path which leaves the root is an error, and empty segments count.
-fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let Some(path) = path.strip_prefix(b"/") else { return Ok(path.to_vec()) };
+fn hex(digit: u8) -> Option<u8> {
+    Some(match digit {
+        b'0'..=b'9' => digit - b'0',
+        b'a'..=b'f' => digit - b'a' + 10,
+        b'A'..=b'F' => digit - b'A' + 10,
+        _ => return None,
+    })
+}
+
+/// RFC 3986 §5.2.4, except that empty segments count: `..` at the root stays there. Parameters of a dot segment (`/..;x/`) go with it, as
+/// Envoy has it: servers that know them would resolve what no rule had seen.
+fn resolve_dots(path: &[u8]) -> Vec<u8> {
+    let Some(path) = path.strip_prefix(b"/") else { return path.to_vec() };
     let mut resolved: Vec<u8> = Vec::with_capacity(path.len() + 1);
     let mut segments = path.split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
-        match segment {
-            b"." | b".." => {
-                if segment == b".." {
-                    let parent = resolved.iter().rposition(|byte| *byte == b'/').ok_or(Malformed::PathInvalid)?;
+        match without_parameters(segment) {
+            dots @ (b"." | b"..") => {
+                if dots == b".." {
+                    let parent = resolved.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                     resolved.truncate(parent);
                 }
                 if is_last {
@@ -130,7 +144,11 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, Malformed> {
             }
         }
     }
-    Ok(resolved)
+    resolved
+}
+
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    segment.split(|byte| *byte == b';').next().unwrap_or(segment)
 }
 
 fn merge_slashes(mut path: Vec<u8>) -> Vec<u8> {

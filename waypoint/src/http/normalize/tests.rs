@@ -53,6 +53,24 @@ fn paths_are_normalised_as_istio_base_does() {
         ("/%C3%A9", "/%C3%A9"),
         ("/a.b/..c/d..", "/a.b/..c/d.."),
         ("/...", "/..."),
+        // A root has no parent.
+        ("/..", "/"),
+        ("/a/../../b", "/b"),
+        ("/%2e%2e/a", "/a"),
+        ("/..//a", "//a"),
+        // Parameters of dot segments, asked of Envoy 1.40; but for the last, which it leaves to the server.
+        ("/a/..;x=1/b", "/b"),
+        ("/a/.;;/b", "/a/b"),
+        ("/a/..;", "/"),
+        ("/a/b;x/c", "/a/b;x/c"),
+        ("/a/...;/b", "/a/...;/b"),
+        ("/a/..%3b/b", "/a/..%3b/b"),
+        ("/a/%2e%2e;/b", "/b"),
+        // What escapes nothing stays.
+        ("/%", "/%"),
+        ("/%4", "/%4"),
+        ("/%zz%41", "/%zzA"),
+        ("/x%%41", "/x%A"),
     ];
     for (path, expected) in table {
         let normal = normalize_path(path, &PathOptions::default()).unwrap();
@@ -69,20 +87,22 @@ fn slashes_merge_and_decode_only_if_told_to() {
 }
 
 #[test]
-fn path_that_leaves_the_root_or_has_half_an_escape_is_refused() {
-    for path in ["/..", "/a/../..", "/%2e%2e/a", "/%", "/%4", "/%zz"] {
+fn an_escaped_nul_is_refused_where_paths_are_normalised() {
+    for path in ["/%00", "/a%00b", "/.%00"] {
         assert_eq!(normalize_path(path, &PathOptions::default()), Err(Malformed::PathInvalid), "{path}");
+        assert_eq!(normalize_path(path, &NONE), Ok(None), "{path}");
     }
 }
 
 proptest! {
     #[test]
-    fn normalising_twice_is_normalising_once(path in "/[a.%/2eF\\\\]{0,24}") {
+    fn normalising_twice_is_normalising_once(path in "/[a.%/2eF;\\\\]{0,24}") {
         for options in [PathOptions::default(), MERGE, DECODE] {
             if let Ok(Some(normal)) = normalize_path(&path, &options) {
                 prop_assert!(normal.starts_with('/'));
                 prop_assert_eq!(normalize_path(&normal, &options), Ok(None), "{}", path);
-                prop_assert!(!normal.split('/').any(|segment| segment == "." || segment == ".."), "{} -> {}", path, normal);
+                let is_dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+                prop_assert!(!normal.split('/').any(is_dots), "{} -> {}", path, normal);
             }
         }
     }
@@ -111,7 +131,8 @@ fn host_is_exactly_one_valid_and_the_targets() {
     assert_eq!(http1("http://web/", &[]), Err(Malformed::HostMissing));
     assert_eq!(http1("/", &["a", "b"]), Err(Malformed::HostRepeated));
     assert_eq!(http1("/", &["a", "a"]), Err(Malformed::HostRepeated));
-    assert_eq!(http1("http://b/", &["a"]), Err(Malformed::HostDiffers));
+    assert_eq!(http1("http://b/", &["a"]).as_deref(), Ok("b"), "RFC 9112 §3.2.2: host is ignored");
+    assert_eq!(http1("http://u@b/", &["a"]), Err(Malformed::HostInvalid));
     for host in ["", "a b", "a/b", "user@a", "a:b", "a:123456", "[::1", "[g]", "a, b", "a#b", "[::1]x", ":80"] {
         assert_eq!(http1("/", &[host]), Err(Malformed::HostInvalid), "{host}");
     }
