@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
@@ -153,8 +153,17 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Changes to the response.
     pub response_headers: HeaderEdits,
-    /// `decorator.operation`: the span's name, and a header of the response.
-    pub operation: Option<Arc<str>>,
+    /// `decorator.operation`.
+    pub operation: Option<Operation>,
+}
+
+/// What a route's requests are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The span's name.
+    pub name: Arc<str>,
+    /// The same as the value of `x-envoy-decorator-operation` in responses.
+    pub header: HeaderValue,
 }
 
 /// A virtual host's domain, letters of either case alike; kept in lower case.

@@ -33,6 +33,7 @@ use self::recording::Recording;
 use self::reply::LocalReply;
 use crate::hbone::Downstream;
 use crate::http::body::Body;
+use crate::http::headers;
 use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim};
 use crate::state::published::{Published, ServedChain};
@@ -150,7 +151,8 @@ impl Exchange for TunnelExchange {
         let is_grpc = filters::route::is_grpc_content(request.headers());
         let Begun { served, is_gone } = begun;
         let recording = self.record(&served, protocol);
-        let run = Run { served, is_gone, tunnel: Arc::clone(&self.tunnel), worker: Arc::clone(&self.worker), recording, interim, is_grpc };
+        let (tunnel, worker) = (Arc::clone(&self.tunnel), Arc::clone(&self.worker));
+        let run = Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None };
         run.answer(request)
     }
 
@@ -191,6 +193,8 @@ struct Run {
     interim: Interim,
     /// Whether the client wants a gRPC answer.
     is_grpc: bool,
+    /// What the answer says of the operation; nothing if the client named it.
+    decorator: Option<HeaderValue>,
 }
 
 /// What becomes of a request.
@@ -252,6 +256,7 @@ impl Run {
         if !http.options.keep_forwarded_client_cert {
             parts.headers.remove(X_FORWARDED_CLIENT_CERT);
         }
+        headers::remove_internal(&mut parts.headers);
         if !parts.headers.contains_key(X_FORWARDED_PROTO) {
             parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
         }
@@ -280,10 +285,18 @@ impl Run {
         let (name, _) = filters::route::choose_cluster(&forward.clusters, self.worker.draw());
         let record = self.recording.record();
         record.stream.route_name.clone_from(&route.name);
-        if record.operation.is_none() {
-            record.operation.clone_from(&route.operation);
-        }
+        self.note_operation(route);
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
+    }
+
+    /// Names the span after the route, unless the client did.
+    fn note_operation(&mut self, route: &Route) {
+        let Some(operation) = &route.operation else { return };
+        let record = self.recording.record();
+        if record.operation.is_none() {
+            record.operation = Some(Arc::clone(&operation.name));
+            self.decorator = Some(operation.header.clone());
+        }
     }
 
     fn route<'a>(&mut self, parts: &http::request::Parts, http: &'a HttpChain, chosen: (&'a VirtualHost, &'a Arc<Route>)) -> Decided<'a> {
@@ -295,9 +308,7 @@ impl Run {
         if record.is_grpc && http.count_grpc_messages {
             record.grpc_messages = Some(telemetry::record::GrpcMessages::default());
         }
-        if record.operation.is_none() {
-            record.operation.clone_from(&route.operation);
-        }
+        self.note_operation(route);
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
             return LocalReply::upgrade_refused().into();
         }
@@ -322,7 +333,7 @@ impl Run {
             _ => None,
         };
         let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), server);
-        if let Some(operation) = self.recording.record().operation.as_ref().and_then(|operation| HeaderValue::from_str(operation).ok()) {
+        if let Some(operation) = self.decorator.take() {
             response.headers_mut().insert(X_ENVOY_DECORATOR_OPERATION, operation);
         }
         for edits in levels {

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod control_plane;
+mod differential;
 mod envoy_oracle;
 mod harness;
 mod life_cycle;

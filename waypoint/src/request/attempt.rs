@@ -336,7 +336,7 @@ fn pass_on(
         filters::headers::apply(edits, &mut parts.headers, run.recording.record());
     }
     set_server(&mut parts.headers, to.http);
-    if let Some(operation) = run.recording.record().operation.as_ref().and_then(|operation| HeaderValue::from_str(operation).ok()) {
+    if let Some(operation) = run.decorator.take() {
         parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);
     }
     run.recording.answered(parts.status.as_u16(), &parts.headers);

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
+use http::HeaderValue;
 use model::format::TextFormat;
 use model::headers::{AppendAction, EditTarget, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
 use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
 use model::route::{
-    ClusterChoice, DirectResponse, Domain, Forward, PathMatcher, QueryMatcher, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
-    WeightedCluster,
+    ClusterChoice, DirectResponse, Domain, Forward, Operation, PathMatcher, QueryMatcher, Route, RouteAction, RouteMatch, RouteTable,
+    VirtualHost, WeightedCluster,
 };
 
 use super::{Problem, Translated, duration, matcher, positive_duration, required};
@@ -66,15 +67,23 @@ fn route(value: &proto::Route, path: &str) -> Translated<Route> {
     if let Some(name) = value.typed_per_filter_config.keys().min() {
         return Err(Problem::new(format!("{path}.typed_per_filter_config[{name}]"), "is not supported yet"));
     }
-    let operation = value.decorator.as_ref().map(|decorator| decorator.operation.as_str()).filter(|operation| !operation.is_empty());
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
         matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
         action,
         request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
         response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
-        operation: operation.map(Arc::from),
+        operation: value.decorator.as_ref().map(|decorator| operation(decorator, path)).transpose()?.flatten(),
     })
+}
+
+fn operation(value: &proto::Decorator, path: &str) -> Translated<Option<Operation>> {
+    if value.operation.is_empty() {
+        return Ok(None);
+    }
+    let header = HeaderValue::from_str(&value.operation)
+        .map_err(|_| Problem::new(format!("{path}.decorator"), format!("{:?} cannot be a header's value", value.operation)))?;
+    Ok(Some(Operation { name: value.operation.as_str().into(), header }))
 }
 
 fn direct_response(value: &proto::DirectResponseAction, path: &str) -> Translated<DirectResponse> {
