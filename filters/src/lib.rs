@@ -8,4 +8,5 @@ pub mod headers;
 pub mod route;
 pub mod rbac;
 pub mod retry;
+pub mod timeout;
 pub mod chain;

@@ -15,6 +15,8 @@ pub enum TryResult {
         status: u16,
         /// `grpc-status` of its headers, if it has one.
         grpc_status: Option<u32>,
+        /// Whether a proxy behind it says that it was limited: `x-envoy-ratelimited`.
+        is_rate_limited: bool,
     },
     /// No connection: nothing was sent.
     NoConnection,
@@ -35,7 +37,9 @@ pub fn wants_retry(policy: &RetryPolicy, result: TryResult) -> bool {
     let on = &policy.on;
     let any_reset = on.server_error || on.gateway_error || on.reset;
     match result {
-        TryResult::Answer { status, grpc_status } => status_wants_retry(policy, status) || grpc_wants_retry(policy, grpc_status),
+        // Asking again what was limited makes it worse, unless the policy says so.
+        TryResult::Answer { is_rate_limited: true, .. } => on.envoy_rate_limited,
+        TryResult::Answer { status, grpc_status, .. } => status_wants_retry(policy, status) || grpc_wants_retry(policy, grpc_status),
         TryResult::NoConnection => on.connect_failure || on.reset_before_request || any_reset,
         TryResult::Refused => on.refused_stream || on.reset_before_request || any_reset,
         TryResult::Reset { request_sent } => any_reset || (on.reset_before_request && !request_sent),
@@ -103,9 +107,9 @@ mod tests {
         let policy = policy("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes");
         assert!(wants_retry(&policy, TryResult::NoConnection) && wants_retry(&policy, TryResult::Refused));
         assert!(!wants_retry(&policy, SENT) && !wants_retry(&policy, TryResult::TryTimeout));
-        assert!(wants_retry(&policy, TryResult::Answer { status: 200, grpc_status: Some(14) }));
-        assert!(!wants_retry(&policy, TryResult::Answer { status: 503, grpc_status: None }));
-        assert!(wants_retry(&policy, TryResult::Answer { status: 500, grpc_status: None }));
+        assert!(wants_retry(&policy, TryResult::Answer { status: 200, grpc_status: Some(14), is_rate_limited: false }));
+        assert!(!wants_retry(&policy, TryResult::Answer { status: 503, grpc_status: None, is_rate_limited: false }));
+        assert!(wants_retry(&policy, TryResult::Answer { status: 500, grpc_status: None, is_rate_limited: false }));
     }
 
     #[test]
@@ -124,11 +128,18 @@ mod tests {
             ("gateway-error", 500, false),
             ("retriable-4xx", 409, true),
         ] {
-            let answer = TryResult::Answer { status, grpc_status: None };
+            let answer = TryResult::Answer { status, grpc_status: None, is_rate_limited: false };
             assert_eq!(wants_retry(&policy(words), answer), wanted, "{words} {status}");
         }
         assert!(wants_retry(&policy("5xx"), SENT) && wants_retry(&policy("gateway-error"), TryResult::TryTimeout));
         assert!(!wants_retry(&policy(""), SENT));
+    }
+
+    #[test]
+    fn what_was_rate_limited_is_retried_only_by_its_own_word() {
+        let limited = TryResult::Answer { status: 503, grpc_status: Some(14), is_rate_limited: true };
+        assert!(!wants_retry(&policy("5xx,unavailable"), limited));
+        assert!(wants_retry(&policy("envoy-ratelimited"), limited));
     }
 
     #[test]

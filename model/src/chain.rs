@@ -12,6 +12,7 @@ use crate::invalid::Invalid;
 use crate::metrics::Stats;
 use crate::rbac::Rbac;
 use crate::route::RouteTable;
+use crate::timeout::ChainTimeouts;
 use crate::tracing::Tracing;
 
 /// A filter that decides about a request, in the chain's order.
@@ -55,8 +56,8 @@ pub struct HttpOptions {
     pub http1_0: bool,
     /// The idle time after which a client's connection is closed.
     pub idle_timeout: Option<Duration>,
-    /// The idle time after which a stream is ended.
-    pub stream_idle_timeout: Option<Duration>,
+    /// How long a request may take, unless its route says otherwise.
+    pub timeouts: ChainTimeouts,
     /// Header bytes of a request at most.
     pub header_bytes_max: usize,
     /// `forward_client_cert_details` other than SANITIZE: an incoming `x-forwarded-client-cert` is kept.
@@ -102,7 +103,7 @@ pub struct TcpChain {
 #[derive(Clone, Debug)]
 pub enum ChainKind {
     /// HTTP.
-    Http(HttpChain),
+    Http(Box<HttpChain>),
     /// TCP.
     Tcp(TcpChain),
     /// Not obeyed: HTTP is answered 503 `config_rejected`, TCP is refused.

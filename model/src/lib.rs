@@ -17,6 +17,7 @@ pub mod access_log;
 pub mod tracing;
 pub mod headers;
 pub mod retry;
+pub mod timeout;
 pub mod route;
 pub mod rbac;
 pub mod endpoint;

@@ -24,6 +24,8 @@ pub struct RetryOn {
     pub retriable_4xx: bool,
     /// `retriable-status-codes`: the codes listed beside.
     pub retriable_status_codes: bool,
+    /// `envoy-ratelimited`: answers with `x-envoy-ratelimited`, which are not retried otherwise.
+    pub envoy_rate_limited: bool,
     /// `cancelled` (gRPC status 1 in the response headers).
     pub grpc_cancelled: bool,
     /// `deadline-exceeded` (gRPC status 4).
@@ -48,6 +50,9 @@ impl RetryOn {
             "refused-stream" => &mut self.refused_stream,
             "retriable-4xx" => &mut self.retriable_4xx,
             "retriable-status-codes" => &mut self.retriable_status_codes,
+            "envoy-ratelimited" => &mut self.envoy_rate_limited,
+            // Nothing to do: `retriable_headers` beside it is refused by name, and no upstream is spoken to in HTTP/3.
+            "retriable-headers" | "http3-post-connect-failure" => return true,
             "cancelled" => &mut self.grpc_cancelled,
             "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
             "internal" => &mut self.grpc_internal,

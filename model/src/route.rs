@@ -3,13 +3,13 @@
 //! Not for: choosing; `filters::route` does. Order of routes is match order (Envoy).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
+use crate::timeout::RouteTimeouts;
 
 /// How a path is matched. Paths are matched without their query.
 #[derive(Clone, Debug)]
@@ -114,10 +114,8 @@ pub struct Forward {
     pub clusters: ClusterChoice,
     /// Status when the cluster does not exist: 503, or 500 for Gateway API routes.
     pub cluster_not_found_status: u16,
-    /// From the end of the request to the end of the answer; none is for ever.
-    pub timeout: Option<Duration>,
-    /// Whether a client's `grpc-timeout` counts, and its cap: `Some(None)` is without a cap.
-    pub grpc_timeout_max: Option<Option<Duration>>,
+    /// How long it may take.
+    pub timeouts: RouteTimeouts,
     /// Retries; none means none.
     pub retry: Option<RetryPolicy>,
 }
@@ -135,7 +133,7 @@ pub struct DirectResponse {
 #[derive(Clone, Debug)]
 pub enum RouteAction {
     /// Send it on.
-    Forward(Forward),
+    Forward(Box<Forward>),
     /// Answer it.
     Direct(DirectResponse),
 }

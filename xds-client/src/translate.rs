@@ -16,6 +16,7 @@ mod matcher;
 mod rbac;
 mod route;
 mod stats;
+mod timeout;
 mod tracing;
 
 use std::net::{IpAddr, SocketAddr};

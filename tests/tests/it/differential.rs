@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use http::Method;
+use serde_json::{Value, json};
 use tests::envoy::Envoy;
-use tests::peer::Connection;
-use tests::scenario::{Mesh, WEB, WEB_CHAIN};
+use tests::peer::{Connection, empty};
+use tests::process::Lines;
+use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
 use tests::workload::App;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -40,7 +43,7 @@ fn headers(pairs: impl Iterator<Item = (String, String)>) -> Headers {
 }
 
 /// What the pod says it was asked; none if the answer is not the pod's.
-fn asked(body: &str) -> Option<(String, String, Headers)> {
+fn asked_of(body: &str) -> Option<(String, String, Headers)> {
     let told: Value = serde_json::from_str(body).ok()?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pairs = told["headers"].as_array()?.iter().map(|pair| (text(&pair[0]), text(&pair[1])));
@@ -59,8 +62,8 @@ fn is_whole(heard: &str) -> bool {
     }
 }
 
-/// One HTTP/1.1 exchange of raw bytes in a tunnel of its own.
-async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
+/// The answer to raw bytes of HTTP/1.1 in a tunnel of their own.
+async fn whole_answer(connection: &Connection, request: &str) -> Result<String> {
     let mut stream = connection.tunnel(WEB).await?;
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
@@ -70,7 +73,12 @@ async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
         anyhow::Ok(())
     };
     tokio::time::timeout(DEADLINE, whole).await.context("no whole answer")??;
-    let heard = String::from_utf8(heard)?;
+    Ok(String::from_utf8(heard)?)
+}
+
+/// What one exchange looks like from both its ends.
+async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
+    let heard = whole_answer(connection, request).await?;
     let (head, body) = heard.split_once("\r\n\r\n").with_context(|| format!("no answer but {heard:?}"))?;
     let mut lines = head.lines();
     let status = lines.next().unwrap_or_default().to_owned();
@@ -84,7 +92,7 @@ async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
         // What is no request is answered before the chain's settings are looked at.
         headers.remove("server");
     }
-    Ok(Seen { status, headers, asked: json.and_then(asked) })
+    Ok(Seen { status, headers, asked: json.and_then(asked_of) })
 }
 
 /// Asks both proxies; the request and what came out differently, if anything did.
@@ -167,5 +175,96 @@ async fn odd_paths_and_headers_reach_the_pod_alike() -> Result<()> {
         differences.extend(difference(&ours, &theirs, &format!("GET /x HTTP/1.1\r\nhost: web.shop\r\n{lines}\r\n")).await?);
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// Time limits of the chain, of routes by their path, and details in the log.
+fn time_limits(scenario: &mut Scenario) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let http = scenario.http(WEB_CHAIN)?;
+    http["stream_idle_timeout"] = json!("0.3s");
+    for log in http["access_log"].as_array_mut().context("no log")? {
+        log["typed_config"]["log_format"]["json_format"]["details"] = json!("%RESPONSE_CODE_DETAILS%");
+    }
+    let route = |prefix: &str, limits: &Value| {
+        let mut action = json!({"cluster": WEB_CHAIN, "timeout": "0s"});
+        for (name, limit) in limits.as_object().into_iter().flatten() {
+            action[name] = limit.clone();
+        }
+        json!({"name": prefix, "match": {"prefix": prefix, "case_sensitive": true}, "route": action})
+    };
+    scenario.add_routes(
+        WEB_CHAIN,
+        vec![
+            route("/delay/1000/own", &json!({"idle_timeout": "0s"})),
+            route("/delay/1000/stream", &json!({"idle_timeout": "0s", "max_stream_duration": {"max_stream_duration": "0.2s"}})),
+            route("/delay/1000/route", &json!({"timeout": "0.2s"})),
+            route("/stream/20", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
+            route("/echo", &json!({"timeout": "5s", "max_grpc_timeout": "4s"})),
+        ],
+    )
+}
+
+/// Flags and details of the line for `path`.
+async fn line_of(output: &Lines, path: &str) -> Result<(Value, Value)> {
+    until(&format!("the line of {path}"), DEADLINE, async || {
+        let lines = output.all();
+        let found = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find(|line| line["path"] == path);
+        Ok(found
+            .map_or_else(|| Look::NotYet(lines.join("\n")), |line| Look::Done((line["response_flags"].clone(), line["details"].clone()))))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_limits_end_requests_alike() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(time_limits)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for (at, (path, request, status, flags, details)) in [
+        ("/delay/1000/idle", "", "504", "SI", "stream_idle_timeout"),
+        ("/delay/1000/own", "", "200", "-", "via_upstream"),
+        ("/delay/1000/stream", "", "504", "-", "max_duration_timeout"),
+        ("/delay/1000/route", "", "504", "UT", "response_timeout"),
+        ("/upload", "content-length: 9\r\n", "408", "SI", "stream_idle_timeout"),
+        ("/delay/1000/stream/upload", "content-length: 9\r\n", "408", "-", "max_duration_timeout"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut texts = Vec::new();
+        for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+            let path = format!("{path}?{at}");
+            let heard =
+                whole_answer(&peer.connect(proxy).await?, &format!("POST {path} HTTP/1.1\r\nhost: web.shop\r\n{request}\r\n")).await?;
+            let (head, body) = heard.split_once("\r\n\r\n").context("no head")?;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
+            assert_eq!(line_of(output, &path).await?, (json!(flags), json!(details)), "{path}");
+            texts.push(if status == "200" { String::new() } else { body.to_owned() });
+        }
+        assert_eq!(texts[0], texts[1], "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_too_long_is_cut_and_a_grpc_upstream_is_told_its_time() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(time_limits)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+        let connection = peer.connect(proxy).await?;
+        assert!(connection.get(WEB, "/stream/20").await.is_err(), "it must not end as if it were whole");
+        assert_eq!(line_of(output, "/stream/20").await?, (json!("-"), json!("max_duration_timeout")));
+        let mut http = connection.http1(WEB).await?;
+        for (asked, told) in [("9S", "4000m"), ("2000000u", "2000m"), ("x", "4000m")] {
+            let request = http.request(Method::POST, "/echo").header("content-type", "application/grpc").header("grpc-timeout", asked);
+            let answer = http.send(request.body(empty())?).await?;
+            let (_, _, headers) = asked_of(&answer.text()).context("the pod did not tell")?;
+            assert_eq!(headers.get("grpc-timeout"), Some(&vec![told.to_owned()]), "{asked}");
+        }
+    }
     Ok(())
 }

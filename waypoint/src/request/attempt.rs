@@ -3,13 +3,13 @@
 //! Not for: which results are tried again (`filters::retry`). Invariants: a request whose bytes may have arrived is sent
 //! again only if the policy names that result; the body is sent again only if all of it was kept.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use filters::retry::{TryResult, back_off, wants_retry};
+use filters::timeout::{self, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
-use http::{Request, Response, StatusCode, Version, request};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use model::chain::{HttpChain, ServerHeader};
 use model::cluster::UpstreamProtocol;
@@ -20,7 +20,8 @@ use model::retry::RetryPolicy;
 use model::route::{Forward, Route, VirtualHost, WeightedCluster};
 use smallvec::SmallVec;
 
-use super::recording::{Held, RecordedBody, Upload};
+use super::limits::{self, Expiry};
+use super::recording::{Held, RecordedBody};
 use super::replay::Replay;
 use super::reply::LocalReply;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
@@ -32,6 +33,9 @@ use crate::upstream::balance;
 use crate::upstream::failure::UpstreamFailure;
 use crate::upstream::pool::{Lease, Wanted};
 
+const X_ENVOY_RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
 /// What the filters decided.
 pub(super) struct Forwarding<'a> {
     pub(super) route: &'a Arc<Route>,
@@ -39,8 +43,6 @@ pub(super) struct Forwarding<'a> {
     pub(super) http: &'a HttpChain,
     pub(super) forward: &'a Forward,
 }
-
-type Expiry = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// An answer's head, and what it holds.
 struct Answered {
@@ -61,20 +63,19 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
     edit_request(&mut run, &mut parts, to, share);
-    let timeout = effective_timeout(&parts, to.forward, run.recording.record().is_grpc);
-    if let Some(milliseconds) = timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok()) {
-        parts.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
-    }
+    let limits = time_limits(&parts, to, run.is_grpc);
+    tell_limits(&mut parts.headers, &limits, Duration::ZERO);
+    let activity = limits.idle.map(|_| run.recording.watch_activity());
     let body = run.recording.count_upload(body);
-    let mut expiry = timeout.map(|timeout| expire(run.recording.upload(), timeout));
-    let retry = to.forward.retry.as_ref();
-    let mut tries = Tries::new(&mut run, &cluster, parts, body, retry);
+    let upload = run.recording.upload();
+    let mut expiry = limits::expiry(&limits, upload.clone(), activity);
+    let mut tries = Tries::new(&mut run, &cluster, parts, body, Policy { retry: to.forward.retry.as_ref(), limits });
     let outcome = match &mut expiry {
         None => tries.run().await,
         Some(expiry) => tokio::select! {
             biased;
             outcome = tries.run() => outcome,
-            () = expiry => Err(UpstreamFailure::RequestTimeout),
+            expired = expiry => Err(expired.failure(upload.is_none_or(|upload| upload.has_ended()))),
         },
     };
     let was_retried = tries.retries > 0;
@@ -91,42 +92,21 @@ fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retrie
     run.reply(reply)
 }
 
-/// Waits until the whole request has come, then for the route's time: what Envoy's route timeout measures.
-fn expire(upload: Option<Arc<Upload>>, timeout: Duration) -> Expiry {
-    Box::pin(async move {
-        if let Some(upload) = upload {
-            upload.ended().await;
-        }
-        tokio::time::sleep(timeout).await;
-    })
+/// The time limits of a request.
+fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> TimeLimits {
+    let grpc = is_grpc.then(|| GrpcRequest { timeout: parts.headers.get(GRPC_TIMEOUT).and_then(timeout::read_grpc_timeout) });
+    let per_try = to.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
+    timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, per_try, grpc)
 }
 
-/// The route's timeout, or a gRPC client's own where the route lets it count, up to its cap.
-fn effective_timeout(parts: &request::Parts, forward: &Forward, is_grpc: bool) -> Option<Duration> {
-    let own = parts.headers.get("grpc-timeout").filter(|_| is_grpc).and_then(grpc_timeout);
-    match (forward.grpc_timeout_max, own) {
-        (Some(cap), Some(own)) => Some(cap.map_or(own, |cap| own.min(cap))).filter(|timeout| !timeout.is_zero()),
-        _ => forward.timeout,
+/// Tells the upstream how long it has.
+fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) {
+    if let Some(milliseconds) = limits.expected(elapsed).and_then(|expected| u64::try_from(expected.as_millis()).ok()) {
+        headers.insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
-}
-
-/// Reads `grpc-timeout`: at most eight digits and a unit.
-fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+    if let Some(timeout) = limits.grpc_header(elapsed) {
+        headers.insert(GRPC_TIMEOUT, timeout);
     }
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count * 3600),
-        "M" => Duration::from_secs(count * 60),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
 }
 
 /// All edits of a request, the most specific first.
@@ -153,12 +133,19 @@ fn edit_request(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, 
     }
 }
 
+/// What the tries of one request obey.
+struct Policy<'a> {
+    retry: Option<&'a RetryPolicy>,
+    limits: TimeLimits,
+}
+
 /// The tries of one request.
 struct Tries<'a> {
     run: &'a mut Run,
     cluster: &'a Arc<ServedCluster>,
     protocol: Protocol,
-    retry: Option<&'a RetryPolicy>,
+    policy: Policy<'a>,
+    began: Instant,
     parts: Option<request::Parts>,
     body: Source,
     avoid: SmallVec<[EndpointAddress; 4]>,
@@ -173,27 +160,27 @@ enum Source {
 }
 
 impl<'a> Tries<'a> {
-    fn new(run: &'a mut Run, cluster: &'a Arc<ServedCluster>, parts: request::Parts, body: Body, retry: Option<&'a RetryPolicy>) -> Self {
+    fn new(run: &'a mut Run, cluster: &'a Arc<ServedCluster>, parts: request::Parts, body: Body, policy: Policy<'a>) -> Self {
         let protocol = match cluster.cluster.protocol {
             UpstreamProtocol::Http1 => Protocol::Http1,
             UpstreamProtocol::Http2 => Protocol::Http2,
             UpstreamProtocol::Downstream if parts.version == Version::HTTP_2 => Protocol::Http2,
             UpstreamProtocol::Downstream => Protocol::Http1,
         };
-        let body = match (body.is_end_stream(), retry) {
+        let body = match (body.is_end_stream(), policy.retry) {
             (true, _) => Source::Empty,
             (false, None) => Source::Once(Some(body)),
             (false, Some(_)) => Source::Replay(Replay::new(body)),
         };
-        Self { run, cluster, protocol, retry, parts: Some(parts), body, avoid: SmallVec::new(), retries: 0 }
+        Self { run, cluster, protocol, policy, began: Instant::now(), parts: Some(parts), body, avoid: SmallVec::new(), retries: 0 }
     }
 
     async fn run(&mut self) -> Result<Answered, UpstreamFailure> {
         loop {
-            let outcome = match self.retry.and_then(|policy| policy.per_try_timeout) {
+            let outcome = match self.policy.limits.per_try {
                 None => self.once().await,
                 Some(limit) => {
-                    let expiry = expire(self.run.recording.upload(), limit);
+                    let expiry = limits::after_upload(self.run.recording.upload(), limit);
                     tokio::select! {
                         biased;
                         outcome = self.once() => outcome,
@@ -202,12 +189,12 @@ impl<'a> Tries<'a> {
                 }
             };
             let result = match &outcome {
-                Ok(answered) => {
-                    Some(TryResult::Answer { status: answered.response.status().as_u16(), grpc_status: grpc_status(&answered.response) })
-                }
+                Ok(answered) => Some(answer_of(&answered.response)),
                 Err(failure) => failure.try_result(),
             };
-            let Some(policy) = self.retry.filter(|policy| result.is_some_and(|result| wants_retry(policy, result))) else { return outcome };
+            let Some(policy) = self.policy.retry.filter(|policy| result.is_some_and(|result| wants_retry(policy, result))) else {
+                return outcome;
+            };
             if self.retries >= policy.retries_max {
                 self.run.recording.record().stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
                 return outcome;
@@ -232,7 +219,7 @@ impl<'a> Tries<'a> {
 
     /// One try, on an endpoint not tried before if there is one.
     async fn once(&mut self) -> Result<Answered, UpstreamFailure> {
-        let (avoid, attempts_max): (&[_], _) = match self.retry {
+        let (avoid, attempts_max): (&[_], _) = match self.policy.retry {
             Some(policy) if policy.avoid_previous_hosts => (&self.avoid, policy.host_attempts_max),
             _ => (&[], 1),
         };
@@ -280,16 +267,27 @@ impl<'a> Tries<'a> {
             Source::Once(body) => body.take().unwrap_or_else(Body::empty),
             Source::Replay(replay) => replay.body(),
         };
-        Request::from_parts(parts.expect("a try begins only while the request is at hand"), body)
+        let mut parts = parts.expect("a try begins only while the request is at hand");
+        if self.retries > 0 {
+            tell_limits(&mut parts.headers, &self.policy.limits, self.began.elapsed());
+        }
+        Request::from_parts(parts, body)
     }
 
     /// Whether the policy could want the request again after it was sent; if not, its head need not be copied.
     fn may_repeat_after_sending(&mut self) -> bool {
         let is_grpc = self.run.recording.record().is_grpc;
-        self.retry.is_some_and(|policy| {
+        self.policy.retry.is_some_and(|policy| {
             let on = &policy.on;
             let on_codes = on.retriable_status_codes && !policy.status_codes.is_empty();
-            is_grpc || self.protocol == Protocol::Http2 || on.server_error || on.gateway_error || on.reset || on.retriable_4xx || on_codes
+            is_grpc
+                || self.protocol == Protocol::Http2
+                || on.server_error
+                || on.gateway_error
+                || on.reset
+                || on.retriable_4xx
+                || on.envoy_rate_limited
+                || on_codes
         })
     }
 
@@ -301,6 +299,14 @@ impl<'a> Tries<'a> {
         if let Source::Once(slot @ None) = &mut self.body {
             *slot = Some(body);
         }
+    }
+}
+
+fn answer_of(response: &Response<Body>) -> TryResult {
+    TryResult::Answer {
+        status: response.status().as_u16(),
+        grpc_status: grpc_status(response),
+        is_rate_limited: response.headers().contains_key(X_ENVOY_RATE_LIMITED),
     }
 }
 
@@ -368,20 +374,5 @@ fn set_server(headers: &mut http::HeaderMap, http: &HttpChain) {
     };
     if is_ours {
         headers.insert(http::header::SERVER, http.options.server_name.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grpc_timeout_is_digits_and_a_unit() {
-        let read = |text: &'static str| grpc_timeout(&HeaderValue::from_static(text));
-        assert_eq!(read("100m"), Some(Duration::from_millis(100)));
-        assert_eq!((read("2S"), read("1H")), (Some(Duration::from_secs(2)), Some(Duration::from_secs(3600))));
-        for text in ["", "S", "1", "123456789S", "-1S", "1x"] {
-            assert_eq!(read(text), None, "{text:?}");
-        }
     }
 }

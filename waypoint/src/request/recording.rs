@@ -3,6 +3,7 @@
 //! Invariant: a record that nobody finished is finished when it is dropped, as cancelled by the client: that is what being
 //! dropped early means, since every other end of a request passes through [`Recording::finish`].
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use telemetry::record::{RequestRecord, UpstreamLocal};
 use tokio::sync::Notify;
 
 use super::head_bytes;
+use super::limits::{Activity, Expired, Expiry};
 use crate::http::body::{Body, BodyError};
 use crate::state::published::{ActiveRequest, ClusterEntry, EndpointEntry};
 use crate::upstream::pool::Lease;
@@ -29,11 +31,13 @@ pub(super) struct Recording {
     record: Option<Box<RequestRecord>>,
     worker: Arc<Worker>,
     upload: Option<Arc<Upload>>,
+    /// Of a request with an idle time.
+    activity: Option<Arc<Activity>>,
 }
 
 impl Recording {
     pub(super) fn new(record: RequestRecord, worker: Arc<Worker>) -> Self {
-        Self { record: Some(Box::new(record)), worker, upload: None }
+        Self { record: Some(Box::new(record)), worker, upload: None, activity: None }
     }
 
     /// The record, until it is finished.
@@ -65,6 +69,11 @@ impl Recording {
         self.record().stream.upstream_local = Some(lease.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
     }
 
+    /// Watches for silence from now on; before [`Self::count_upload`].
+    pub(super) fn watch_activity(&mut self) -> Arc<Activity> {
+        Arc::clone(self.activity.insert(Arc::new(Activity::begin())))
+    }
+
     /// The request's body, counted as it is read.
     pub(super) fn count_upload(&mut self, body: Body) -> Body {
         if body.is_end_stream() {
@@ -74,7 +83,7 @@ impl Recording {
         let upload = Arc::new(Upload::default());
         self.upload = Some(Arc::clone(&upload));
         let messages = self.record().grpc_messages.map(|_| MessageCounter::default());
-        Body::wrap(CountedUpload { inner: body, upload, messages })
+        Body::wrap(CountedUpload { inner: body, upload, messages, activity: self.activity.clone() })
     }
 
     /// Its progress; none if there was no body.
@@ -138,13 +147,18 @@ pub(super) struct Upload {
 }
 
 impl Upload {
+    /// Whether the last byte has come.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
     /// Waits for the last byte.
     ///
     /// # Cancel safety
     /// Safe.
     pub(super) async fn ended(&self) {
         let notified = self.ended.notified();
-        if !self.has_ended.load(Ordering::Acquire) {
+        if !self.has_ended() {
             notified.await;
         }
     }
@@ -161,6 +175,7 @@ struct CountedUpload {
     upload: Arc<Upload>,
     /// Of gRPC requests whose chain counts messages.
     messages: Option<MessageCounter>,
+    activity: Option<Arc<Activity>>,
 }
 
 impl HttpBody for CountedUpload {
@@ -170,6 +185,9 @@ impl HttpBody for CountedUpload {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        if let Some(activity) = &this.activity {
+            activity.touch();
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
@@ -237,8 +255,8 @@ pub(super) struct Held {
     pub(super) lease: Lease,
     /// Counts as load of the endpoint until then.
     pub(super) _active: ActiveRequest,
-    /// When the route's time passes.
-    pub(super) expiry: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// When a time limit passes.
+    pub(super) expiry: Option<Expiry>,
 }
 
 /// An answer's body, recorded to its end.
@@ -274,9 +292,8 @@ impl RecordedBody {
 
     fn fail(&mut self, error: BodyError) {
         const AFTER: &str = "upstream_reset_after_response_started";
-        let record = self.recording.record();
         let (flag, details) = match error {
-            BodyError::TimedOut => (ResponseFlag::UpstreamRequestTimeout, "response_timeout".to_owned()),
+            BodyError::TimedOut => return self.cut(Expired::Request.told()),
             BodyError::Reset(_) => (ResponseFlag::UpstreamRemoteReset, format!("{AFTER}{{remote_reset}}")),
             BodyError::Io(_) | BodyError::Abandoned => {
                 (ResponseFlag::UpstreamConnectionTermination, format!("{AFTER}{{connection_termination}}"))
@@ -285,7 +302,15 @@ impl RecordedBody {
                 (ResponseFlag::UpstreamProtocolError, format!("{AFTER}{{protocol_error}}"))
             }
         };
-        record.stream.flags.insert(flag);
+        self.cut((Some(flag), details));
+    }
+
+    /// The answer ends before its end.
+    fn cut(&mut self, (flag, details): (Option<ResponseFlag>, impl Into<Cow<'static, str>>)) {
+        let record = self.recording.record();
+        if let Some(flag) = flag {
+            record.stream.flags.insert(flag);
+        }
         record.stream.details = Some(details.into());
         self.recording.finish();
         // The connection is not used again: dropping the lease ends it.
@@ -293,6 +318,9 @@ impl RecordedBody {
     }
 
     fn note(&mut self, frame: &Frame<Bytes>) {
+        if let Some(activity) = &self.recording.activity {
+            activity.touch();
+        }
         let record = self.recording.record();
         if let Some(data) = frame.data_ref() {
             record.stream.bytes_sent += bytes_of(data);
@@ -314,8 +342,8 @@ impl HttpBody for RecordedBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let expiry = this.held.as_mut().and_then(|held| held.expiry.as_mut());
-        if expiry.is_some_and(|expiry| expiry.as_mut().poll(context).is_ready()) {
-            this.fail(BodyError::TimedOut);
+        if let Some(Poll::Ready(expired)) = expiry.map(|expiry| expiry.as_mut().poll(context)) {
+            this.cut(expired.told());
             return Poll::Ready(Some(Err(BodyError::TimedOut)));
         }
         match ready!(Pin::new(&mut this.inner).poll_frame(context)) {

@@ -38,6 +38,18 @@ pub enum UpstreamFailure {
     TryTimeout,
     /// The route's time passed.
     RequestTimeout,
+    /// Nothing was heard from either side for the stream's idle time.
+    StreamIdle {
+        /// Whether all of the request has come.
+        request_ended: bool,
+    },
+    /// The stream's time passed.
+    StreamTimeout {
+        /// Whether all of the request has come.
+        request_ended: bool,
+    },
+    /// The request did not come to its end in its time.
+    UploadTimeout,
     /// The client's body failed before there was an answer.
     RequestBody(BodyError),
     /// The request cannot be said in the upstream's protocol.
@@ -66,7 +78,11 @@ impl UpstreamFailure {
         match self {
             Self::ClusterNotFound => cluster_not_found,
             Self::Protocol | Self::Unsupported => 502,
-            Self::TryTimeout | Self::RequestTimeout => 504,
+            Self::StreamIdle { request_ended: false } | Self::StreamTimeout { request_ended: false } | Self::UploadTimeout => 408,
+            Self::TryTimeout
+            | Self::RequestTimeout
+            | Self::StreamIdle { request_ended: true }
+            | Self::StreamTimeout { request_ended: true } => 504,
             Self::RequestBody(_) => 400,
             Self::ClusterRejected | Self::NoEndpoint | Self::Connect(_) | Self::Closed { .. } | Self::Reset(_) | Self::Refused => 503,
         }
@@ -83,8 +99,9 @@ impl UpstreamFailure {
             Self::Reset(_) | Self::Refused => ResponseFlag::UpstreamRemoteReset,
             Self::Protocol | Self::Unsupported => ResponseFlag::UpstreamProtocolError,
             Self::TryTimeout | Self::RequestTimeout => ResponseFlag::UpstreamRequestTimeout,
+            Self::StreamIdle { .. } => ResponseFlag::StreamIdleTimeout,
             Self::RequestBody(_) => ResponseFlag::DownstreamConnectionTermination,
-            Self::ClusterRejected => return None,
+            Self::ClusterRejected | Self::UploadTimeout | Self::StreamTimeout { .. } => return None,
         })
     }
 
@@ -103,6 +120,9 @@ impl UpstreamFailure {
             Self::Protocol => format!("{BEFORE}{{protocol_error}}").into(),
             Self::TryTimeout => "upstream_per_try_timeout".into(),
             Self::RequestTimeout => "response_timeout".into(),
+            Self::StreamIdle { .. } => "stream_idle_timeout".into(),
+            Self::StreamTimeout { .. } => "max_duration_timeout".into(),
+            Self::UploadTimeout => "request_overall_timeout".into(),
             Self::RequestBody(_) => "downstream_remote_disconnect".into(),
             Self::Unsupported => "upgrade_failed".into(),
         }
@@ -116,6 +136,9 @@ impl UpstreamFailure {
             Self::ClusterRejected => return "configuration of the upstream was rejected".into(),
             Self::NoEndpoint => return "no healthy upstream".into(),
             Self::TryTimeout | Self::RequestTimeout => return "upstream request timeout".into(),
+            Self::StreamIdle { .. } => return "stream timeout".into(),
+            Self::StreamTimeout { .. } => return "downstream duration timeout".into(),
+            Self::UploadTimeout => return "request timeout".into(),
             Self::Unsupported => return "the upstream's protocol cannot carry this request".into(),
             Self::Connect(_) => NOT_CONNECTED,
             Self::Closed { .. } => "connection termination",
@@ -149,6 +172,9 @@ impl UpstreamFailure {
             | Self::ClusterRejected
             | Self::NoEndpoint
             | Self::RequestTimeout
+            | Self::StreamIdle { .. }
+            | Self::StreamTimeout { .. }
+            | Self::UploadTimeout
             | Self::RequestBody(_)
             | Self::Unsupported => None,
         }

@@ -122,7 +122,7 @@ fn the_default_route_has_istios_retries_and_no_time_limit() {
     assert!(retry.on.connect_failure && retry.on.refused_stream && retry.on.grpc_unavailable && retry.on.grpc_cancelled);
     assert!(!retry.on.server_error && !retry.on.reset);
     assert_eq!((retry.retries_max, retry.avoid_previous_hosts, retry.host_attempts_max), (2, true, 5));
-    assert_eq!((forward.timeout, forward.cluster_not_found_status), (None, 503));
+    assert_eq!((forward.timeouts.request, forward.cluster_not_found_status), (None, 503));
     assert_eq!(route.operation.as_ref().map(|operation| &*operation.name), Some("web.shop.svc.cluster.local:80/*"));
     assert!(matches!(&forward.clusters, ClusterChoice::One(name) if **name == *web()));
     assert!(http.options.normalize_path && http.options.websocket && http.count_grpc_messages);

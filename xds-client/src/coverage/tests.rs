@@ -379,10 +379,16 @@ fn a_message_in_json_form_is_opened_as_what_it_is() {
 }
 
 #[test]
-fn max_stream_duration_is_obeyed_only_where_it_is_unlimited() {
-    let name = "envoy.config.route.v3.RouteAction";
-    let with = |limit: &str| walk_json(name, &json!({"cluster": "c", "max_stream_duration": {"max_stream_duration": limit}})).refused.len();
-    assert_eq!((with("0s"), with("15s")), (0, 1));
+fn a_longest_duration_is_obeyed_for_clients_streams_and_listed_for_a_cluster_s() {
+    let options = json!({"max_stream_duration": "15s"});
+    let listed = |name: &str, value: Value| {
+        let found = walk_json(name, &value);
+        assert!(!found.refused.iter().any(|one| one.path.contains("duration")), "{name}");
+        found.listed.len()
+    };
+    let manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    assert_eq!(listed(manager, json!({"common_http_protocol_options": options})), 0);
+    assert_eq!(listed("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", json!({"common_http_protocol_options": options})), 1);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
 use super::{
-    PLUMBING, Problem, Translated, access_log, extension_type, open, positive_duration, rbac, required, route, stats, tracing, type_name,
+    PLUMBING, Problem, Translated, access_log, extension_type, open, positive_duration, rbac, required, route, stats, timeout, tracing,
+    type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -71,7 +72,9 @@ fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain
         network.add(config, filter, &path)?;
     }
     let (kind, access_logs, tracing, http_stats) = match network.last {
-        Some(Last::Http(http)) if network.rbac.is_empty() => (ChainKind::Http(http.chain), http.access_logs, http.tracing, http.stats),
+        Some(Last::Http(http)) if network.rbac.is_empty() => {
+            (ChainKind::Http(Box::new(http.chain)), http.access_logs, http.tracing, http.stats)
+        }
         Some(Last::Http(_)) => return Err(Problem::new("filters", "policies before the HTTP connection manager are not supported")),
         Some(Last::Tcp(mut chain, logs)) => {
             chain.rbac = network.rbac;
@@ -219,7 +222,7 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
         generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
         http1_0: value.http_protocol_options.as_ref().is_some_and(|options| options.accept_http_10),
         idle_timeout: positive_duration(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
-        stream_idle_timeout: positive_duration(value.stream_idle_timeout.as_ref(), &format!("{path}.stream_idle_timeout"))?,
+        timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,
     })

@@ -1,7 +1,6 @@
 //! Inline routes: matches, clusters, time limits, retries, header changes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
@@ -15,10 +14,8 @@ use model::route::{
     VirtualHost, WeightedCluster,
 };
 
-use super::{Problem, Translated, duration, matcher, positive_duration, required};
+use super::{Problem, Translated, matcher, positive_duration, required, timeout};
 
-/// Envoy's route timeout when a route names none.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
 
@@ -59,7 +56,7 @@ fn domain(text: &str) -> Domain {
 fn route(value: &proto::Route, path: &str) -> Translated<Route> {
     use proto::route::Action;
     let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
-        Action::Route(action) => RouteAction::Forward(forward(action, path)?),
+        Action::Route(action) => RouteAction::Forward(Box::new(forward(action, path)?)),
         Action::DirectResponse(direct) => RouteAction::Direct(direct_response(direct, path)?),
         Action::Redirect(_) => return Err(Problem::new(format!("{path}.redirect"), "is not supported yet")),
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
@@ -143,24 +140,8 @@ fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
         Ok(ClusterNotFoundResponseCode::InternalServerError) => 500,
         Err(_) => return Err(Problem::new(path, "the cluster_not_found_response_code is not known")),
     };
-    let timeout = match value.timeout.as_ref() {
-        None => Some(TIMEOUT_DEFAULT),
-        some => positive_duration(some, &format!("{path}.timeout"))?,
-    };
-    #[expect(deprecated, reason = "istiod sets max_grpc_timeout")]
-    let max_grpc_timeout = value.max_grpc_timeout.as_ref();
-    let from_stream_duration = value.max_stream_duration.as_ref().and_then(|limits| limits.grpc_timeout_header_max.as_ref());
-    let grpc_timeout_max = match max_grpc_timeout.or(from_stream_duration) {
-        None => None,
-        some => Some(positive_duration(some, &format!("{path}.max_grpc_timeout"))?),
-    };
-    if let Some(limit) = value.max_stream_duration.as_ref().and_then(|limits| limits.max_stream_duration.as_ref())
-        && !duration(limit, path)?.is_zero()
-    {
-        return Err(Problem::new(format!("{path}.max_stream_duration"), "a limit other than none is not supported yet"));
-    }
     let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
-    Ok(Forward { clusters, cluster_not_found_status: status, timeout, grpc_timeout_max, retry })
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts: timeout::route(value, path)?, retry })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {

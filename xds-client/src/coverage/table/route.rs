@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Observability, Part, Routing};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
+use super::super::rule::{Entry, entry, listed, refused, walked, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -160,9 +160,9 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("metadata_match", Refused("only some endpoints would be chosen")),
             ("timeout", Honoured),
             ("max_grpc_timeout", Honoured),
-            ("grpc_timeout_offset", Refused("the time limit of gRPC requests would be shortened")),
+            ("grpc_timeout_offset", Honoured),
             ("max_stream_duration", Honoured),
-            ("idle_timeout", Refused("silent requests would be ended")),
+            ("idle_timeout", Honoured),
             ("retry_policy", Honoured),
             ("retry_policy_typed_config", Refused("an extension would decide about retries")),
             ("prefix_rewrite", Refused("the path would be rewritten")),
@@ -188,11 +188,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Routing,
         "envoy.config.route.v3.RouteAction.MaxStreamDuration",
-        &[
-            ("max_stream_duration", when("0s", check::is_zero_duration, "long streams would be ended")),
-            ("grpc_timeout_header_max", when("0s", check::is_zero_duration, "the time limit that a gRPC client sets would be capped")),
-            ("grpc_timeout_header_offset", Refused("the time limit of gRPC requests would be shortened")),
-        ],
+        &[("max_stream_duration", Honoured), ("grpc_timeout_header_max", Honoured), ("grpc_timeout_header_offset", Honoured)],
     ),
     entry(
         Routing,

@@ -1,0 +1,61 @@
+//! Time limits of routes and chains. Envoy's zero is no limit; what is not set has Envoy's default.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::route::v3 as proto;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::google::protobuf as google;
+use model::timeout::{ChainTimeouts, GrpcTimeout, Override, RouteTimeouts, StreamTimeout};
+
+use super::{Translated, positive_duration};
+
+/// Envoy's route timeout when a route names none.
+const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// Envoy's idle timeout of streams when a chain names none.
+const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+
+pub(super) fn chain(value: &hcm::HttpConnectionManager, path: &str) -> Translated<ChainTimeouts> {
+    let common = value.common_http_protocol_options.as_ref();
+    let stream = common.and_then(|common| common.max_stream_duration.as_ref());
+    Ok(ChainTimeouts {
+        idle: or_default(value.stream_idle_timeout.as_ref(), STREAM_IDLE_TIMEOUT_DEFAULT, &format!("{path}.stream_idle_timeout"))?,
+        upload: positive_duration(value.request_timeout.as_ref(), &format!("{path}.request_timeout"))?,
+        stream: positive_duration(stream, &format!("{path}.common_http_protocol_options.max_stream_duration"))?,
+    })
+}
+
+pub(super) fn route(value: &proto::RouteAction, path: &str) -> Translated<RouteTimeouts> {
+    #[expect(deprecated, reason = "istiod sets max_grpc_timeout")]
+    let (cap, offset) = (value.max_grpc_timeout.as_ref(), value.grpc_timeout_offset.as_ref());
+    let stream = value.max_stream_duration.as_ref().map(|limits| stream(limits, &format!("{path}.max_stream_duration"))).transpose()?;
+    Ok(RouteTimeouts {
+        request: or_default(value.timeout.as_ref(), REQUEST_TIMEOUT_DEFAULT, &format!("{path}.timeout"))?,
+        grpc: grpc(cap, offset, &format!("{path}.max_grpc_timeout"))?,
+        idle: over(value.idle_timeout.as_ref(), &format!("{path}.idle_timeout"))?,
+        stream,
+    })
+}
+
+fn stream(value: &proto::route_action::MaxStreamDuration, path: &str) -> Translated<StreamTimeout> {
+    let (cap, offset) = (value.grpc_timeout_header_max.as_ref(), value.grpc_timeout_header_offset.as_ref());
+    Ok(StreamTimeout { max: over(value.max_stream_duration.as_ref(), path)?, grpc: grpc(cap, offset, path)? })
+}
+
+fn grpc(cap: Option<&google::Duration>, offset: Option<&google::Duration>, path: &str) -> Translated<Option<GrpcTimeout>> {
+    if cap.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(GrpcTimeout { cap: positive_duration(cap, path)?, offset: positive_duration(offset, path)?.unwrap_or_default() }))
+}
+
+fn over(value: Option<&google::Duration>, path: &str) -> Translated<Override> {
+    Ok(match (value, positive_duration(value, path)?) {
+        (None, _) => Override::Inherit,
+        (Some(_), None) => Override::Unlimited,
+        (Some(_), Some(limit)) => Override::Limit(limit),
+    })
+}
+
+fn or_default(value: Option<&google::Duration>, default: Duration, path: &str) -> Translated<Option<Duration>> {
+    if value.is_none() { Ok(Some(default)) } else { positive_duration(value, path) }
+}
