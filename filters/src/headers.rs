@@ -4,23 +4,13 @@
 
 use http::{HeaderMap, HeaderValue};
 use model::format::TextFormat;
-use model::headers::{AppendAction, EditTarget, HeaderEdits};
+use model::headers::{AppendAction, HeaderEdits};
 use model::stream_view::StreamView;
-
-/// What became of the pseudo-headers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PseudoEdits {
-    /// A new `:authority`.
-    pub authority: Option<HeaderValue>,
-    /// A new `:path`.
-    pub path: Option<HeaderValue>,
-}
 
 /// Changes `headers`. `view` answers the operators in values; what it says of headers is from before the changes.
 ///
 /// A value that an operator made unreadable (control bytes) is not sent.
-pub fn apply(edits: &HeaderEdits, headers: &mut HeaderMap, view: &dyn StreamView) -> PseudoEdits {
-    let mut pseudo = PseudoEdits::default();
+pub fn apply(edits: &HeaderEdits, headers: &mut HeaderMap, view: &dyn StreamView) {
     for name in &edits.remove {
         headers.remove(name);
     }
@@ -29,22 +19,18 @@ pub fn apply(edits: &HeaderEdits, headers: &mut HeaderMap, view: &dyn StreamView
         if value.is_empty() && !add.keep_empty_value {
             continue;
         }
-        match &add.target {
-            EditTarget::Authority => pseudo.authority = Some(value),
-            EditTarget::Path => pseudo.path = Some(value),
-            EditTarget::Header(name) => match add.action {
-                AppendAction::Append => {
-                    headers.append(name, value);
-                }
-                AppendAction::AddIfAbsent if headers.contains_key(name) => {}
-                AppendAction::OverwriteIfExists if !headers.contains_key(name) => {}
-                AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
-                    headers.insert(name, value);
-                }
-            },
+        let name = &add.name;
+        match add.action {
+            AppendAction::Append => {
+                headers.append(name, value);
+            }
+            AppendAction::AddIfAbsent if headers.contains_key(name) => {}
+            AppendAction::OverwriteIfExists if !headers.contains_key(name) => {}
+            AppendAction::AddIfAbsent | AppendAction::Overwrite | AppendAction::OverwriteIfExists => {
+                headers.insert(name, value);
+            }
         }
     }
-    pseudo
 }
 
 fn render(format: &TextFormat, view: &dyn StreamView) -> Option<HeaderValue> {
@@ -87,8 +73,7 @@ mod tests {
     }
 
     fn add(name: &'static str, value: &str, action: AppendAction) -> HeaderAdd {
-        let target = EditTarget::Header(HeaderName::from_static(name));
-        HeaderAdd { target, value: TextFormat::parse(value, &mut Vec::new()), action, keep_empty_value: false }
+        HeaderAdd { name: HeaderName::from_static(name), value: TextFormat::parse(value, &mut Vec::new()), action, keep_empty_value: false }
     }
 
     #[test]

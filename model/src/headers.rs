@@ -19,22 +19,11 @@ pub enum AppendAction {
     OverwriteIfExists,
 }
 
-/// Which header an edit sets. Pseudo-headers can only be overwritten, and only in requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EditTarget {
-    /// An ordinary header.
-    Header(HeaderName),
-    /// `:authority` or `host`.
-    Authority,
-    /// `:path`.
-    Path,
-}
-
 /// One header to set.
 #[derive(Clone, Debug)]
 pub struct HeaderAdd {
-    /// Which.
-    pub target: EditTarget,
+    /// Which; neither a pseudo-header nor `host`, which have rewrites of their own.
+    pub name: HeaderName,
     /// To what; may hold operators.
     pub value: TextFormat,
     /// How.

@@ -18,6 +18,7 @@ pub mod tracing;
 pub mod headers;
 pub mod retry;
 pub mod timeout;
+pub mod rewrite;
 pub mod route;
 pub mod rbac;
 pub mod endpoint;

@@ -65,11 +65,17 @@ impl StringMatcher {
 /// As [`StringMatcher::regex`].
 pub fn full_regex(expression: &str) -> Result<Regex, String> {
     // Checked alone first, so that an unbalanced parenthesis cannot escape the anchors.
-    let build = |text: &str| {
-        RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build().map_err(|error| error.to_string())
-    };
-    build(expression)?;
-    build(&format!("^(?:{expression})$"))
+    part_regex(expression)?;
+    part_regex(&format!("^(?:{expression})$"))
+}
+
+/// Compiles an RE2 expression that may match anywhere in a text.
+///
+/// # Errors
+/// As [`StringMatcher::regex`].
+pub fn part_regex(expression: &str) -> Result<Regex, String> {
+    let builder = RegexBuilder::new(expression).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build();
+    builder.map_err(|error| error.to_string())
 }
 
 fn contains(text: &[u8], wanted: &[u8], equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
+use crate::rewrite::Rewrites;
 use crate::timeout::RouteTimeouts;
 
 /// How a path is matched. Paths are matched without their query.
@@ -92,6 +93,8 @@ pub struct WeightedCluster {
     pub name: Arc<str>,
     /// Its share of the sum of weights.
     pub weight: u32,
+    /// `host_rewrite_literal`, before the route's own.
+    pub host: Option<HeaderValue>,
     /// Changes for this share only.
     pub request_headers: HeaderEdits,
     /// Changes for this share only.
@@ -118,6 +121,8 @@ pub struct Forward {
     pub timeouts: RouteTimeouts,
     /// Retries; none means none.
     pub retry: Option<RetryPolicy>,
+    /// What becomes of path and host.
+    pub rewrites: Rewrites,
 }
 
 /// An answer made here.

@@ -5,6 +5,7 @@
 //! not to have arrived, or the route's policy asks for it; after bytes of an answer went to the client there is no retry.
 
 mod attempt;
+mod edits;
 mod limits;
 mod recording;
 mod replay;

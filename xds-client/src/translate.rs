@@ -14,6 +14,7 @@ mod access_log;
 mod dispatch;
 mod matcher;
 mod rbac;
+mod rewrite;
 mod route;
 mod stats;
 mod timeout;

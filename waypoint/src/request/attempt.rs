@@ -20,6 +20,7 @@ use model::retry::RetryPolicy;
 use model::route::{Forward, Route, VirtualHost, WeightedCluster};
 use smallvec::SmallVec;
 
+use super::edits;
 use super::limits::{self, Expiry};
 use super::recording::{Held, RecordedBody};
 use super::replay::Replay;
@@ -62,7 +63,9 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
-    edit_request(&mut run, &mut parts, to, share);
+    if edits::edit(&mut run, &mut parts, to, share).is_err() {
+        return Ok(run.reply(LocalReply::no_path()));
+    }
     let limits = time_limits(&parts, to, run.is_grpc);
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
     let activity = limits.idle.map(|_| run.recording.watch_activity());
@@ -106,30 +109,6 @@ fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) 
     }
     if let Some(timeout) = limits.grpc_header(elapsed) {
         headers.insert(GRPC_TIMEOUT, timeout);
-    }
-}
-
-/// All edits of a request, the most specific first.
-fn edit_request(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) {
-    let levels: [Option<&HeaderEdits>; 4] = [
-        share.map(|share| &share.request_headers),
-        Some(&to.route.request_headers),
-        Some(&to.host.request_headers),
-        Some(&to.http.routes.request_headers),
-    ];
-    let mut is_edited = false;
-    for edits in levels.into_iter().flatten().filter(|edits| !edits.is_empty()) {
-        let pseudo = filters::headers::apply(edits, &mut parts.headers, run.recording.record());
-        if let Some(authority) = pseudo.authority {
-            parts.headers.insert(http::header::HOST, authority);
-        }
-        if let Some(uri) = pseudo.path.and_then(|path| http::Uri::try_from(path.as_bytes()).ok()) {
-            parts.uri = uri;
-        }
-        is_edited = true;
-    }
-    if is_edited {
-        run.recording.record().capture_request(&parts.headers);
     }
 }
 

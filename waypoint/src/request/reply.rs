@@ -49,6 +49,11 @@ impl LocalReply {
         Self::new(404, "", "route_not_found").flagged(ResponseFlag::NoRouteFound)
     }
 
+    /// A route makes something of the path that is none; the text is for those who wrote it.
+    pub(super) fn no_path() -> Self {
+        Self::new(503, "the route gives the request no valid path", "rewritten_path_invalid")
+    }
+
     /// The chain was refused: by name, never to another service.
     pub(super) fn config_rejected() -> Self {
         Self::new(503, "configuration of this service was rejected", "config_rejected")

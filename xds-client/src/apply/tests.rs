@@ -252,12 +252,13 @@ fn a_bad_version_of_a_chain_leaves_the_last_good_one_and_harms_no_other() {
     let main = file["resources"].as_array_mut().unwrap().iter_mut().find(|entry| entry["name"] == "main_internal").unwrap();
     for chain in main["resource"]["filter_chains"].as_array_mut().unwrap() {
         if chain["name"] == web() {
-            chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["prefix_rewrite"] = "/x".into();
+            chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["internal_redirect_policy"] =
+                json!({});
         }
     }
     let outcome = applied.applier.apply(update(ResourceType::Listener, &file));
     let Verdict::Nack(reason) = &outcome.applied.verdict else { panic!("refused in part") };
-    assert!(reason.contains(&web()) && reason.contains("prefix_rewrite"), "{reason}");
+    assert!(reason.contains(&web()) && reason.contains("internal_redirect_policy"), "{reason}");
     let listeners = listeners_of(outcome);
     assert!(Arc::ptr_eq(&listeners.chains[web().as_str()], &applied.listeners.chains[web().as_str()]));
     assert_eq!(refused_chains(&listeners), Vec::<String>::new());

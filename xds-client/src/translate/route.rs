@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use model::format::TextFormat;
-use model::headers::{AppendAction, EditTarget, HeaderAdd, HeaderEdits};
+use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
 use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
 use model::route::{
@@ -14,7 +14,7 @@ use model::route::{
     VirtualHost, WeightedCluster,
 };
 
-use super::{Problem, Translated, matcher, positive_duration, required, timeout};
+use super::{Problem, Translated, matcher, positive_duration, required, rewrite, timeout};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -141,18 +141,25 @@ fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
         Err(_) => return Err(Problem::new(path, "the cluster_not_found_response_code is not known")),
     };
     let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts: timeout::route(value, path)?, retry })
+    let (timeouts, rewrites) = (timeout::route(value, path)?, rewrite::rewrites(value, path)?);
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {
+    use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let shares = value.clusters.iter().map(|one| {
         let path = format!("{path}[{}]", one.name);
-        if one.name.is_empty() || !one.typed_per_filter_config.is_empty() || one.host_rewrite_specifier.is_some() {
-            return Err(Problem::new(path, "only a name, a weight and header changes are supported"));
+        if one.name.is_empty() || !one.typed_per_filter_config.is_empty() {
+            return Err(Problem::new(path, "only a name, a weight, a host and header changes are supported"));
         }
+        let host = match &one.host_rewrite_specifier {
+            None => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(rewrite::literal_host(text, &path)?),
+        };
         Ok(WeightedCluster {
             name: one.name.as_str().into(),
             weight: one.weight.as_ref().map_or(0, |weight| weight.value),
+            host,
             request_headers: edits(&one.request_headers_to_add, &one.request_headers_to_remove, &path)?,
             response_headers: edits(&one.response_headers_to_add, &one.response_headers_to_remove, &path)?,
         })
@@ -193,8 +200,17 @@ fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolic
 
 fn edits(add: &[core::HeaderValueOption], remove: &[String], path: &str) -> Translated<HeaderEdits> {
     let add = add.iter().enumerate().map(|(at, one)| header_add(one, &format!("{path}.headers_to_add[{at}]")));
-    let remove = remove.iter().map(|name| matcher::header_name(&name.to_ascii_lowercase(), &format!("{path}.headers_to_remove")));
+    let remove = remove.iter().map(|name| edited_name(name, &format!("{path}.headers_to_remove")));
     Ok(HeaderEdits { add: add.collect::<Translated<_>>()?, remove: remove.collect::<Translated<_>>()? })
+}
+
+/// A header that may be edited: Envoy refuses pseudo-headers and `host`, which are rewritten by fields of their own.
+fn edited_name(text: &str, path: &str) -> Translated<HeaderName> {
+    let name = text.to_ascii_lowercase();
+    if name.starts_with(':') || name == "host" {
+        return Err(Problem::new(path, format!("{text:?} may not be edited; paths and hosts have rewrites")));
+    }
+    matcher::header_name(&name, path)
 }
 
 fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderAdd> {
@@ -209,11 +225,7 @@ fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderA
         (None, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
         (None, Err(_)) => return Err(Problem::new(path, format!("the append_action {} is not known", value.append_action))),
     };
-    let target = match header.key.to_ascii_lowercase().as_str() {
-        ":authority" | "host" => EditTarget::Authority,
-        ":path" => EditTarget::Path,
-        name => EditTarget::Header(matcher::header_name(name, path)?),
-    };
+    let name = edited_name(&header.key, path)?;
     let text = if header.value.is_empty() { String::from_utf8(header.raw_value.clone()) } else { Ok(header.value.clone()) };
     let text = text.map_err(|_| Problem::new(path, "the value is no text"))?;
     let mut unknown = Vec::new();
@@ -221,5 +233,5 @@ fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderA
     if let Some(operator) = unknown.first() {
         return Err(Problem::new(path, operator.to_string()));
     }
-    Ok(HeaderAdd { target, value: format, action, keep_empty_value: value.keep_empty_value })
+    Ok(HeaderAdd { name, value: format, action, keep_empty_value: value.keep_empty_value })
 }

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Observability, Part, Routing};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, whole_when};
+use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -147,6 +147,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.type.matcher.v3.RegexMatcher",
         &[("regex", Honoured), ("google_re2", Unused("names the engine; its limits are deprecated"))],
     ),
+    entry(Routing, "envoy.type.matcher.v3.RegexMatchAndSubstitute", &[("pattern", Honoured), ("substitution", Honoured)]),
     entry(
         Routing,
         "envoy.config.route.v3.RouteAction",
@@ -165,16 +166,16 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("idle_timeout", Honoured),
             ("retry_policy", Honoured),
             ("retry_policy_typed_config", Refused("an extension would decide about retries")),
-            ("prefix_rewrite", Refused("the path would be rewritten")),
-            ("regex_rewrite", Refused("the path would be rewritten")),
+            ("prefix_rewrite", Honoured),
+            ("regex_rewrite", Honoured),
             ("path_rewrite", Refused("the path would be rewritten")),
             ("path_rewrite_policy", Refused("the path would be rewritten")),
-            ("host_rewrite_literal", Refused("the host would be rewritten")),
-            ("auto_host_rewrite", Refused("the host would be rewritten")),
-            ("host_rewrite_header", Refused("the host would be rewritten")),
-            ("host_rewrite_path_regex", Refused("the host would be rewritten")),
+            ("host_rewrite_literal", Honoured),
+            ("auto_host_rewrite", when("false", check::is_false, "the host would be the endpoint's name")),
+            ("host_rewrite_header", Honoured),
+            ("host_rewrite_path_regex", Honoured),
             ("host_rewrite", Refused("the host would be rewritten")),
-            ("append_x_forwarded_host", Refused("the original host would be kept in a header")),
+            ("append_x_forwarded_host", Honoured),
             ("request_mirror_policies", Refused("requests would be copied to another cluster")),
             ("hash_policy", Refused("like requests would go to the same endpoint")),
             ("rate_limits", Refused("requests would be limited")),
@@ -213,7 +214,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("response_headers_to_remove", Honoured),
             ("cluster_header", Refused("a header would name the cluster")),
             ("metadata_match", Refused("only some endpoints would be chosen")),
-            ("host_rewrite_literal", Refused("the host would be rewritten")),
+            ("host_rewrite_literal", Honoured),
             ("typed_per_filter_config", Extension(PER_ROUTE)),
         ],
     ),

@@ -1,0 +1,56 @@
+//! Rewrites of paths and hosts.
+
+use envoy_types::pb::envoy::config::route::v3 as proto;
+use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use http::HeaderValue;
+use model::rewrite::{HostRewrite, PathRewrite, Rewrites, Substitution};
+
+use super::{Problem, Translated, matcher, required};
+
+pub(super) fn rewrites(value: &proto::RouteAction, path: &str) -> Translated<Rewrites> {
+    use proto::route_action::HostRewriteSpecifier;
+    let host = match value.host_rewrite_specifier.as_ref() {
+        None => None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) if text.is_empty() => None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(HostRewrite::Literal(literal_host(text, path)?)),
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+            Some(HostRewrite::Header(matcher::header_name(&name.to_ascii_lowercase(), &format!("{path}.host_rewrite_header"))?))
+        }
+        Some(HostRewriteSpecifier::HostRewritePathRegex(regex)) => {
+            Some(HostRewrite::Path(substitution(regex, &format!("{path}.host_rewrite_path_regex"))?))
+        }
+        Some(HostRewriteSpecifier::AutoHostRewrite(automatic)) => {
+            if automatic.value {
+                return Err(Problem::new(format!("{path}.auto_host_rewrite"), "is not supported"));
+            }
+            None
+        }
+        Some(HostRewriteSpecifier::HostRewrite(_)) => {
+            return Err(Problem::new(format!("{path}.host_rewrite"), "is not supported"));
+        }
+    };
+    let regex = value.regex_rewrite.as_ref().map(|regex| substitution(regex, &format!("{path}.regex_rewrite"))).transpose()?;
+    Ok(Rewrites { path: of_path(&value.prefix_rewrite, regex, path)?, host, keep_host: value.append_x_forwarded_host })
+}
+
+/// One rewrite of the path at most; an empty text is none.
+pub(super) fn of_path(matched: &str, regex: Option<Substitution>, path: &str) -> Translated<Option<PathRewrite>> {
+    match (matched, regex) {
+        ("", None) => Ok(None),
+        ("", Some(regex)) => Ok(Some(PathRewrite::Regex(regex))),
+        (text, None) => Ok(Some(PathRewrite::Matched(text.into()))),
+        (_, Some(_)) => Err(Problem::new(path, "there are both a prefix_rewrite and a regex_rewrite")),
+    }
+}
+
+pub(super) fn substitution(value: &RegexMatchAndSubstitute, path: &str) -> Translated<Substitution> {
+    let pattern = required(value.pattern.as_ref(), &format!("{path}.pattern"))?;
+    Substitution::new(&pattern.regex, &value.substitution)
+        .map_err(|error| Problem::new(path, format!("the substitution cannot be used: {error}")))
+}
+
+/// A host as a header's value.
+pub(super) fn literal_host(text: &str, path: &str) -> Translated<HeaderValue> {
+    HeaderValue::from_str(text)
+        .map_err(|_| Problem::new(format!("{path}.host_rewrite_literal"), format!("{text:?} cannot be a header's value")))
+}
