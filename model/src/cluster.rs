@@ -44,8 +44,17 @@ pub enum Discovery {
     Static(Arc<EndpointSet>),
 }
 
-/// Circuit breakers; [`u32::MAX`] is no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Retries in proportion to the requests at the moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Retries, in percent of the requests that wait or are in flight.
+    pub percent: f64,
+    /// Retries at a time that are allowed however few requests there are.
+    pub retries_min: u32,
+}
+
+/// Circuit breakers for requests of one priority; [`u32::MAX`] is no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Connections at a time.
     pub connections_max: u32,
@@ -55,16 +64,44 @@ pub struct Limits {
     pub requests_max: u32,
     /// Retries at a time.
     pub retries_max: u32,
+    /// Counts instead of `retries_max`.
+    pub retry_budget: Option<RetryBudget>,
 }
 
 impl Limits {
     /// What istiod sends unless a DestinationRule says otherwise.
-    pub const NONE: Self =
-        Self { connections_max: u32::MAX, pending_requests_max: u32::MAX, requests_max: u32::MAX, retries_max: u32::MAX };
+    pub const NONE: Self = Self {
+        connections_max: u32::MAX,
+        pending_requests_max: u32::MAX,
+        requests_max: u32::MAX,
+        retries_max: u32::MAX,
+        retry_budget: None,
+    };
+
+    /// Envoy's, where nothing is said.
+    pub const DEFAULT: Self =
+        Self { connections_max: 1024, pending_requests_max: 1024, requests_max: 1024, retries_max: 3, retry_budget: None };
+
+    /// Whether nothing is limited, so that nothing has to be counted.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+/// How long a connection to an endpoint is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionUse {
+    /// How long an idle one is kept; none is as long as both sides like.
+    pub idle_timeout: Option<Duration>,
+    /// How old it may grow; it then takes no more requests.
+    pub duration_max: Option<Duration>,
+    /// Requests that it may carry, one after the other or at once.
+    pub requests_max: Option<u32>,
 }
 
 /// One cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
     /// Its name.
     pub name: Arc<str>,
@@ -80,8 +117,29 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// Covers TCP, and TLS and CONNECT if there are any.
     pub connect_timeout: Duration,
-    /// Circuit breakers.
+    /// Circuit breakers for requests of default priority.
     pub limits: Limits,
-    /// How long an idle connection is kept; none is as long as both sides like.
-    pub idle_timeout: Option<Duration>,
+    /// Circuit breakers for requests of high priority.
+    pub limits_high: Limits,
+    /// How long its connections are used.
+    pub connections: ConnectionUse,
+}
+
+impl Cluster {
+    /// A cluster of this name of which nothing else was said, and without limits.
+    #[must_use]
+    pub fn named(name: &str, discovery: Discovery) -> Self {
+        Self {
+            name: name.into(),
+            stat_name: name.into(),
+            service: None,
+            discovery,
+            balance: Balance::default(),
+            protocol: UpstreamProtocol::default(),
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            limits: Limits::NONE,
+            limits_high: Limits::NONE,
+            connections: ConnectionUse::default(),
+        }
+    }
 }

@@ -110,6 +110,16 @@ pub enum ClusterChoice {
     Weighted(Vec<WeightedCluster>),
 }
 
+/// Whose circuit breakers count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// Those of most requests.
+    #[default]
+    Default,
+    /// Those of requests that come first.
+    High,
+}
+
 /// A route that forwards.
 #[derive(Clone, Debug)]
 pub struct Forward {
@@ -123,6 +133,8 @@ pub struct Forward {
     pub retry: Option<RetryPolicy>,
     /// What becomes of path and host.
     pub rewrites: Rewrites,
+    /// Whose circuit breakers count.
+    pub priority: Priority,
 }
 
 /// An answer made here.

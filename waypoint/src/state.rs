@@ -2,5 +2,6 @@
 //!
 //! Not for: protobuf; changes arrive compiled. Invariant: workers never wait for the owner, nor free what it retires.
 
+pub mod breaker;
 pub mod published;
 pub mod store;

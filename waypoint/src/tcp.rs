@@ -14,10 +14,12 @@ use http::StatusCode;
 use model::chain::TcpChain;
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
+use model::route::Priority;
 use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::request::TunnelContext;
+use crate::state::breaker::Resource;
 use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
 use crate::upstream::balance;
 use crate::upstream::connect::{UpstreamIo, dial};
@@ -122,6 +124,10 @@ async fn dial_any(
     worker: &Worker,
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
+    let Ok(permit) = cluster.breakers.take(Resource::Connection, Priority::Default) else {
+        record.stream.flags.insert(ResponseFlag::UpstreamOverflow);
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
+    };
     let mut avoid: Vec<EndpointAddress> = Vec::new();
     for _ in 0..attempts_max.max(1) {
         let Some(entry) = balance::choose(cluster, &avoid, attempts_max, || worker.draw()) else {
@@ -133,9 +139,10 @@ async fn dial_any(
         record.stream.attempts += 1;
         record.stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         record.stream.destination = worker.published.workload(address.target().ip());
-        let active = ActiveRequest::begin(&entry.load);
+        let mut active = ActiveRequest::begin(&entry.load);
         match dial(&address, &worker.dialer, cluster.cluster.connect_timeout).await {
             Ok(upstream) => {
+                active.hold(permit);
                 record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
                 return Ok((upstream, active));
             }

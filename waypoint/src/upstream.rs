@@ -2,7 +2,7 @@
 //!
 //! Not for: which cluster, whether to try again. Read from the top: each module may use those above it.
 
-pub mod failure;
 pub mod balance;
 pub mod connect;
 pub mod pool;
+pub mod failure;

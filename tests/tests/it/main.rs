@@ -9,6 +9,7 @@ mod differential;
 mod envoy_oracle;
 mod harness;
 mod life_cycle;
+mod limits;
 mod policy;
 mod requests;
 mod retries;

@@ -17,7 +17,7 @@ use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::retry::RetryPolicy;
-use model::route::{Forward, Route, VirtualHost, WeightedCluster};
+use model::route::{Forward, Priority, Route, VirtualHost, WeightedCluster};
 use smallvec::SmallVec;
 
 use super::edits;
@@ -29,6 +29,7 @@ use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_
 use crate::http::body::Body;
 use crate::http::session::{Abort, Protocol};
 use crate::http::upgrade;
+use crate::state::breaker::{Permit, Resource};
 use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
 use crate::upstream::balance;
 use crate::upstream::failure::UpstreamFailure;
@@ -72,7 +73,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
-    let mut tries = Tries::new(&mut run, &cluster, parts, body, Policy { retry: to.forward.retry.as_ref(), limits });
+    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority };
+    let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
         Some(expiry) => tokio::select! {
@@ -116,6 +118,7 @@ fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) 
 struct Policy<'a> {
     retry: Option<&'a RetryPolicy>,
     limits: TimeLimits,
+    priority: Priority,
 }
 
 /// The tries of one request.
@@ -129,6 +132,8 @@ struct Tries<'a> {
     body: Source,
     avoid: SmallVec<[EndpointAddress; 4]>,
     retries: u32,
+    /// Counts the retry until there is an answer.
+    retry_permit: Option<Permit>,
 }
 
 /// The request's body for the next try.
@@ -151,7 +156,18 @@ impl<'a> Tries<'a> {
             (false, None) => Source::Once(Some(body)),
             (false, Some(_)) => Source::Replay(Replay::new(body)),
         };
-        Self { run, cluster, protocol, policy, began: Instant::now(), parts: Some(parts), body, avoid: SmallVec::new(), retries: 0 }
+        Self {
+            run,
+            cluster,
+            protocol,
+            policy,
+            began: Instant::now(),
+            parts: Some(parts),
+            body,
+            avoid: SmallVec::new(),
+            retries: 0,
+            retry_permit: None,
+        }
     }
 
     async fn run(&mut self) -> Result<Answered, UpstreamFailure> {
@@ -181,6 +197,13 @@ impl<'a> Tries<'a> {
             if !self.can_repeat() {
                 return outcome;
             }
+            // The retry before has ended.
+            self.retry_permit = None;
+            let Ok(permit) = self.cluster.breakers.take(Resource::Retry, self.policy.priority) else {
+                self.run.recording.record().stream.flags.insert(ResponseFlag::UpstreamOverflow);
+                return outcome;
+            };
+            self.retry_permit = permit;
             drop(outcome);
             self.retries += 1;
             tokio::time::sleep(back_off(policy, self.retries, self.run.worker.draw())).await;
@@ -208,18 +231,19 @@ impl<'a> Tries<'a> {
         self.avoid.push(address);
         self.run.recording.note_endpoint(&entry);
         self.run.recording.record().stream.attempts += 1;
-        let active = ActiveRequest::begin(&entry.load);
+        let mut active = ActiveRequest::begin(&entry.load);
         let mut is_fresh = false;
         loop {
-            let wanted = Wanted { cluster: self.cluster, endpoint: &address, protocol: self.protocol };
+            let wanted = Wanted { cluster: self.cluster, endpoint: &address, protocol: self.protocol, priority: self.policy.priority };
             let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
                 Some(lease) => lease,
                 // Boxed, so that requests that need no connect do not carry the room for one.
                 None => {
                     let made = Box::pin(worker.sessions.make(wanted, &worker.dialer)).await;
-                    made.map_err(|failure| UpstreamFailure::Connect(failure.reason))?
+                    made?
                 }
             };
+            active.hold(self.cluster.breakers.take(Resource::Request, self.policy.priority)?);
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sent_at = Instant::now();

@@ -16,6 +16,7 @@ use crate::http::body::Body;
 use crate::upstream::failure::UpstreamFailure;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// An answer to be made.
@@ -27,11 +28,13 @@ pub(super) struct LocalReply {
     flag: Option<ResponseFlag>,
     details: Cow<'static, str>,
     is_grpc: bool,
+    /// Whether it was not even tried, since a circuit breaker is open.
+    is_overload: bool,
 }
 
 impl LocalReply {
     fn new(status: u16, body: impl Into<Cow<'static, str>>, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), bytes: None, flag: None, details: details.into(), is_grpc: false }
+        Self { status, body: body.into(), bytes: None, flag: None, details: details.into(), is_grpc: false, is_overload: false }
     }
 
     fn flagged(mut self, flag: ResponseFlag) -> Self {
@@ -78,7 +81,12 @@ impl LocalReply {
 
     /// A failure of the upstream. `was_retried`: after more than one try.
     pub(super) fn failure(failure: &UpstreamFailure, cluster_not_found: u16, was_retried: bool) -> Self {
-        Self { flag: failure.flag(), ..Self::new(failure.status(cluster_not_found), failure.client_text(was_retried), failure.details()) }
+        let is_overload = *failure == UpstreamFailure::Overflow;
+        Self {
+            flag: failure.flag(),
+            is_overload,
+            ..Self::new(failure.status(cluster_not_found), failure.client_text(was_retried), failure.details())
+        }
     }
 
     /// Makes the answer, and notes why in the record.
@@ -89,6 +97,9 @@ impl LocalReply {
         record.stream.details = Some(self.details);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = if self.is_grpc { grpc(status, &self.body) } else { plain(status, self.bytes, self.body) };
+        if self.is_overload {
+            response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
+        }
         if let Some(server) = server {
             response.headers_mut().insert(header::SERVER, server);
         }

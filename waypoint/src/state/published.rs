@@ -16,6 +16,8 @@ use model::listener::Listeners;
 use model::workload::Workload;
 use telemetry::record::ChainTelemetry;
 
+use super::breaker::{BreakerCounts, Breakers, Permit};
+
 /// Parts of the workload index; an update copies one of them.
 pub(super) const WORKLOAD_SHARDS: usize = 64;
 
@@ -57,20 +59,28 @@ impl EndpointLoad {
 
 /// Counts one request in flight until it is dropped.
 #[derive(Debug)]
-pub struct ActiveRequest(Arc<EndpointLoad>);
+pub struct ActiveRequest {
+    load: Arc<EndpointLoad>,
+    permit: Option<Permit>,
+}
 
 impl ActiveRequest {
     /// Counts one more.
     #[must_use]
     pub fn begin(load: &Arc<EndpointLoad>) -> Self {
         load.active.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
+        Self { load: Arc::clone(load), permit: None }
+    }
+
+    /// Counts towards a circuit breaker as well, until it is dropped.
+    pub fn hold(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.load.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -118,6 +128,34 @@ pub struct ServedCluster {
     pub endpoints: ArcSwap<EndpointTable>,
     /// Turns for round robin, all workers together.
     pub turn: AtomicU32,
+    /// What it may have at a time.
+    pub breakers: Breakers,
+}
+
+/// What of a cluster outlives its updates.
+#[derive(Debug, Default)]
+pub(super) struct ClusterMemory {
+    /// Loads of its endpoints.
+    pub(super) loads: HashMap<EndpointAddress, Arc<EndpointLoad>>,
+    /// What it has at the moment.
+    pub(super) counts: BreakerCounts,
+}
+
+impl ServedCluster {
+    /// A cluster that was not known before, with its endpoints.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>, endpoints: &[Arc<Endpoint>]) -> Self {
+        Self::remembering(cluster, endpoints, &mut ClusterMemory::default())
+    }
+
+    pub(super) fn remembering(cluster: Arc<Cluster>, endpoints: &[Arc<Endpoint>], memory: &mut ClusterMemory) -> Self {
+        Self {
+            endpoints: ArcSwap::from_pointee(EndpointTable::new(endpoints, &mut memory.loads)),
+            turn: 0.into(),
+            breakers: Breakers::new(&cluster, &memory.counts),
+            cluster,
+        }
+    }
 }
 
 /// A cluster's entry.

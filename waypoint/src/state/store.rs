@@ -10,14 +10,14 @@ use std::sync::atomic::Ordering;
 
 use model::chain::ChainKind;
 use model::cluster::{Cluster, Discovery};
-use model::endpoint::{EndpointAddress, EndpointSet};
+use model::endpoint::EndpointSet;
 use model::invalid::Invalid;
 use model::listener::Listeners;
 use model::workload::Workload;
 use telemetry::Telemetry;
 
 use super::published::{
-    ClusterEntry, Clusters, EndpointLoad, EndpointTable, Generation, Published, ServedChain, ServedCluster, WORKLOAD_SHARDS, shard,
+    ClusterEntry, ClusterMemory, Clusters, EndpointTable, Generation, Published, ServedChain, ServedCluster, WORKLOAD_SHARDS, shard,
 };
 
 /// Retired generations that are kept until no worker uses them; more are freed wherever their last user is.
@@ -44,7 +44,7 @@ pub struct Store {
     endpoints: HashMap<Arc<str>, Arc<EndpointSet>>,
     /// Clusters by the EDS name that they take their endpoints from.
     users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    loads: HashMap<Arc<str>, HashMap<EndpointAddress, Arc<EndpointLoad>>>,
+    memories: HashMap<Arc<str>, ClusterMemory>,
     workloads_by_uid: HashMap<Arc<str>, Arc<Workload>>,
     workloads: Vec<HashMap<IpAddr, Arc<Workload>>>,
     workloads_changed: HashSet<usize>,
@@ -63,7 +63,7 @@ impl Store {
             clusters_changed: false,
             endpoints: HashMap::new(),
             users: HashMap::new(),
-            loads: HashMap::new(),
+            memories: HashMap::new(),
             workloads_by_uid: HashMap::new(),
             workloads: (0..WORKLOAD_SHARDS).map(|_| HashMap::new()).collect(),
             workloads_changed: HashSet::new(),
@@ -131,8 +131,9 @@ impl Store {
         if let Discovery::Eds(service) = &cluster.discovery {
             self.users.entry(Arc::clone(service)).or_default().insert(Arc::clone(&cluster.name));
         }
-        let table = self.table(&cluster);
-        let served = ServedCluster { endpoints: arc_swap::ArcSwap::from_pointee(table), turn: 0.into(), cluster: Arc::clone(&cluster) };
+        let set = self.endpoints_of(&cluster);
+        let memory = self.memories.entry(Arc::clone(&cluster.name)).or_default();
+        let served = ServedCluster::remembering(Arc::clone(&cluster), &set.endpoints, memory);
         self.clusters.insert(Arc::clone(&cluster.name), ClusterEntry::Served(Arc::new(served)));
         self.clusters_changed = true;
     }
@@ -149,7 +150,7 @@ impl Store {
     pub fn remove_cluster(&mut self, name: &str) {
         self.forget_user(name);
         self.clusters_changed |= self.clusters.remove(name).is_some();
-        self.loads.remove(name);
+        self.memories.remove(name);
     }
 
     /// A cluster takes its endpoints from nowhere any more.
@@ -164,12 +165,11 @@ impl Store {
         }
     }
 
-    fn table(&mut self, cluster: &Cluster) -> EndpointTable {
-        let set = match &cluster.discovery {
+    fn endpoints_of(&self, cluster: &Cluster) -> Arc<EndpointSet> {
+        match &cluster.discovery {
             Discovery::Eds(service) => self.endpoints.get(service).cloned().unwrap_or_default(),
             Discovery::Static(set) => Arc::clone(set),
-        };
-        EndpointTable::new(&set.endpoints, self.loads.entry(Arc::clone(&cluster.name)).or_default())
+        }
     }
 
     /// The endpoints of all clusters that take them from this EDS name: published at once.
@@ -194,8 +194,9 @@ impl Store {
             })
             .collect();
         for served in users {
-            let table = self.table(&served.cluster);
-            served.endpoints.store(Arc::new(table));
+            let set = self.endpoints_of(&served.cluster);
+            let memory = self.memories.entry(Arc::clone(&served.cluster.name)).or_default();
+            served.endpoints.store(Arc::new(EndpointTable::new(&set.endpoints, &mut memory.loads)));
         }
     }
 

@@ -77,11 +77,9 @@ fn by_weight(table: &EndpointTable, draw: u64) -> usize {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use std::collections::HashMap;
     use std::sync::Arc;
-    use std::time::Duration;
 
-    use model::cluster::{Cluster, Discovery, Limits, UpstreamProtocol};
+    use model::cluster::{Cluster, Discovery};
     use model::endpoint::Endpoint;
 
     use super::*;
@@ -96,21 +94,8 @@ mod tests {
                 Arc::new(Endpoint { address, host: "".into(), weight: *weight, priority: 0, healthy: true })
             })
             .collect();
-        ServedCluster {
-            cluster: Arc::new(Cluster {
-                name: "c".into(),
-                stat_name: "c".into(),
-                service: None,
-                discovery: Discovery::Eds("c".into()),
-                balance,
-                protocol: UpstreamProtocol::Http1,
-                connect_timeout: Duration::from_secs(1),
-                limits: Limits::NONE,
-                idle_timeout: None,
-            }),
-            endpoints: arc_swap::ArcSwap::from_pointee(EndpointTable::new(&endpoints, &mut HashMap::new())),
-            turn: 0.into(),
-        }
+        let cluster = Cluster { balance, ..Cluster::named("c", Discovery::Eds("c".into())) };
+        ServedCluster::new(Arc::new(cluster), &endpoints)
     }
 
     fn shares(cluster: &ServedCluster, choices: usize) -> Vec<usize> {

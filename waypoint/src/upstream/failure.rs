@@ -11,6 +11,8 @@ use model::flags::ResponseFlag;
 
 use crate::http::body::BodyError;
 use crate::http::client::SendErrorKind;
+use crate::state::breaker::Overflow;
+use crate::upstream::pool::NoSession;
 
 /// Why a try, or the request as a whole, failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum UpstreamFailure {
     ClusterRejected,
     /// No endpoint can be chosen.
     NoEndpoint,
+    /// A circuit breaker is open.
+    Overflow,
     /// No connection to the endpoint; with the true cause.
     Connect(Cow<'static, str>),
     /// The connection ended before an answer.
@@ -84,7 +88,13 @@ impl UpstreamFailure {
             | Self::StreamIdle { request_ended: true }
             | Self::StreamTimeout { request_ended: true } => 504,
             Self::RequestBody(_) => 400,
-            Self::ClusterRejected | Self::NoEndpoint | Self::Connect(_) | Self::Closed { .. } | Self::Reset(_) | Self::Refused => 503,
+            Self::ClusterRejected
+            | Self::NoEndpoint
+            | Self::Overflow
+            | Self::Connect(_)
+            | Self::Closed { .. }
+            | Self::Reset(_)
+            | Self::Refused => 503,
         }
     }
 
@@ -94,6 +104,7 @@ impl UpstreamFailure {
         Some(match self {
             Self::ClusterNotFound => ResponseFlag::NoClusterFound,
             Self::NoEndpoint => ResponseFlag::NoHealthyUpstream,
+            Self::Overflow => ResponseFlag::UpstreamOverflow,
             Self::Connect(_) => ResponseFlag::UpstreamConnectionFailure,
             Self::Closed { .. } => ResponseFlag::UpstreamConnectionTermination,
             Self::Reset(_) | Self::Refused => ResponseFlag::UpstreamRemoteReset,
@@ -114,6 +125,7 @@ impl UpstreamFailure {
             Self::ClusterRejected => "config_rejected".into(),
             Self::NoEndpoint => "no_healthy_upstream".into(),
             Self::Connect(reason) => format!("{BEFORE}{{remote_connection_failure|{}}}", reason.replace(' ', "_")).into(),
+            Self::Overflow => format!("{BEFORE}{{overflow}}").into(),
             Self::Closed { .. } => format!("{BEFORE}{{connection_termination}}").into(),
             Self::Reset(_) => format!("{BEFORE}{{remote_reset}}").into(),
             Self::Refused => format!("{BEFORE}{{remote_refused_stream_reset}}").into(),
@@ -140,6 +152,7 @@ impl UpstreamFailure {
             Self::StreamTimeout { .. } => return "downstream duration timeout".into(),
             Self::UploadTimeout => return "request timeout".into(),
             Self::Unsupported => return "the upstream's protocol cannot carry this request".into(),
+            Self::Overflow => "overflow",
             Self::Connect(_) => NOT_CONNECTED,
             Self::Closed { .. } => "connection termination",
             Self::Reset(_) => "remote reset",
@@ -171,6 +184,7 @@ impl UpstreamFailure {
             Self::ClusterNotFound
             | Self::ClusterRejected
             | Self::NoEndpoint
+            | Self::Overflow
             | Self::RequestTimeout
             | Self::StreamIdle { .. }
             | Self::StreamTimeout { .. }
@@ -178,6 +192,21 @@ impl UpstreamFailure {
             | Self::RequestBody(_)
             | Self::Unsupported => None,
         }
+    }
+}
+
+impl From<NoSession> for UpstreamFailure {
+    fn from(none: NoSession) -> Self {
+        match none {
+            NoSession::Overflow => Self::Overflow,
+            NoSession::Connect(failure) => Self::Connect(failure.reason),
+        }
+    }
+}
+
+impl From<Overflow> for UpstreamFailure {
+    fn from(_: Overflow) -> Self {
+        Self::Overflow
     }
 }
 
@@ -195,6 +224,7 @@ mod tests {
             (UpstreamFailure::Connect("delayed connect error: Connection refused".into()), true, 121),
             (UpstreamFailure::RequestTimeout, false, 24),
             (UpstreamFailure::NoEndpoint, false, 19),
+            (UpstreamFailure::Overflow, false, 81),
             (UpstreamFailure::ClusterNotFound, false, 0),
         ] {
             assert_eq!(failure.client_text(was_retried).len(), bytes, "{failure:?}");

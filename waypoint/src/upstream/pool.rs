@@ -2,21 +2,27 @@
 //!
 //! Not for: HBONE connections, which have a pool of their own below. Keyed by cluster and endpoint, so that a session never
 //! serves another service. Idle sessions are bounded over all keys, the least recently used goes first (`pingora-pool`).
+//! Where a cluster's connections are limited, requests wait in line for one; each worker may have one to each endpoint whatever
+//! the others have, so that nobody waits for what never comes (Envoy).
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use model::cluster::ConnectionUse;
 use model::endpoint::EndpointAddress;
+use model::route::Priority;
 use parking_lot::Mutex;
 use pingora_pool::{ConnectionMeta, ConnectionPool};
+use tokio::sync::Notify;
 
 use super::connect::{ConnectFailure, Dialer, UpstreamIo, dial, timed_out};
 use crate::http::client::{ClientOptions, ClientSession};
 use crate::http::session::Protocol;
+use crate::state::breaker::{Overflow, Permit, Resource};
 use crate::state::published::ServedCluster;
 
 /// Idle HTTP/1.1 sessions that one worker keeps, over all endpoints.
@@ -35,14 +41,97 @@ struct Key {
     endpoint: EndpointAddress,
 }
 
-type Open = Vec<(ClientSession, Option<SocketAddr>)>;
-type Shared = Arc<tokio::sync::Mutex<Open>>;
+/// What a connection has been used for.
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    since: Instant,
+    requests: u32,
+}
+
+impl Used {
+    fn now() -> Self {
+        Self { since: Instant::now(), requests: 0 }
+    }
+
+    /// Whether it takes no more requests.
+    fn is_worn_out(&self, rules: &ConnectionUse) -> bool {
+        rules.requests_max.is_some_and(|max| self.requests >= max) || rules.duration_max.is_some_and(|max| self.since.elapsed() >= max)
+    }
+}
+
+struct Open {
+    session: ClientSession,
+    local_address: Option<SocketAddr>,
+    used: Used,
+}
+
+type Shared = Arc<tokio::sync::Mutex<Vec<Open>>>;
 
 struct Idle {
     key: Key,
     local_address: Option<SocketAddr>,
     session: ClientSession,
     since: Instant,
+    used: Used,
+    line: Option<Arc<Line>>,
+}
+
+/// Where requests wait for one of the connections to an endpoint that its cluster may have.
+#[derive(Debug, Default)]
+struct Line {
+    /// Connections of this worker.
+    open: AtomicU32,
+    /// A connection became idle, or there may be another one.
+    freed: Notify,
+}
+
+/// Counts a connection as long as it lives.
+#[derive(Debug)]
+struct Counted {
+    line: Arc<Line>,
+    _permit: Option<Permit>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.line.open.fetch_sub(1, Ordering::Relaxed);
+        self.line.freed.notify_one();
+    }
+}
+
+impl Line {
+    /// None: it has to be waited for one that is there.
+    fn connection(self: &Arc<Self>, wanted: &Wanted<'_>) -> Option<Counted> {
+        let breakers = &wanted.cluster.breakers;
+        let permit = match breakers.take(Resource::Connection, wanted.priority) {
+            Ok(permit) => permit,
+            Err(Overflow) if self.open.load(Ordering::Relaxed) > 0 => return None,
+            Err(Overflow) => breakers.take_anyway(Resource::Connection, wanted.priority),
+        };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Some(Counted { line: Arc::clone(self), _permit: permit })
+    }
+}
+
+/// Why there is no session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoSession {
+    /// As many requests wait for a connection as may.
+    Overflow,
+    /// None could be made; the true cause.
+    Connect(ConnectFailure),
+}
+
+impl From<ConnectFailure> for NoSession {
+    fn from(failure: ConnectFailure) -> Self {
+        Self::Connect(failure)
+    }
+}
+
+impl From<Overflow> for NoSession {
+    fn from(_: Overflow) -> Self {
+        Self::Overflow
+    }
 }
 
 /// A worker's sessions.
@@ -51,6 +140,7 @@ pub struct SessionPool {
     next_id: AtomicI32,
     hasher: foldhash::fast::RandomState,
     shared: Mutex<HashMap<Key, Shared>>,
+    lines: Mutex<HashMap<Key, Arc<Line>>>,
     options: ClientOptions,
 }
 
@@ -70,6 +160,19 @@ pub struct Lease {
     pub is_reused: bool,
     /// Our end of its connection; none inside a tunnel.
     pub local_address: Option<SocketAddr>,
+    used: Used,
+    /// Set when it is known that it takes no more requests.
+    is_last: bool,
+    line: Option<Arc<Line>>,
+}
+
+impl Lease {
+    /// One more request on a connection that was not shared before.
+    fn of_one(session: ClientSession, key: Key, local_address: Option<SocketAddr>, wanted: &Wanted<'_>) -> Self {
+        let used = Used { requests: 1, ..Used::now() };
+        let is_last = used.is_worn_out(&wanted.cluster.cluster.connections);
+        Self { session, key, is_reused: false, local_address, used, is_last, line: None }
+    }
 }
 
 /// Where a session is to lead.
@@ -81,6 +184,8 @@ pub struct Wanted<'a> {
     pub endpoint: &'a EndpointAddress,
     /// What is to be spoken.
     pub protocol: Protocol,
+    /// Whose circuit breakers count.
+    pub priority: Priority,
 }
 
 impl Wanted<'_> {
@@ -90,12 +195,25 @@ impl Wanted<'_> {
 }
 
 /// A handle of an open HTTP/2 session that takes another request; of the first, when there are as many as there may be.
-fn usable(open: &mut Open, key: Key) -> Option<Lease> {
-    open.retain(|(session, _)| session.is_open());
-    let ready = open.iter().find(|(session, _)| session.is_ready());
+fn usable(open: &mut Vec<Open>, key: &Key, rules: &ConnectionUse) -> Option<Lease> {
+    open.retain(|one| one.session.is_open() && !one.used.is_worn_out(rules));
     // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.
-    let (session, local_address) = ready.or_else(|| open.first().filter(|_| open.len() >= SHARED_PER_ENDPOINT_MAX))?;
-    Some(Lease { session: session.share()?, key, is_reused: true, local_address: *local_address })
+    let ready = open.iter().position(|one| one.session.is_ready());
+    let at = ready.or((open.len() >= SHARED_PER_ENDPOINT_MAX).then_some(0))?;
+    share(open.get_mut(at)?, key)
+}
+
+fn share(open: &mut Open, key: &Key) -> Option<Lease> {
+    open.used.requests = open.used.requests.saturating_add(1);
+    Some(Lease {
+        session: open.session.share()?,
+        key: key.clone(),
+        is_reused: true,
+        local_address: open.local_address,
+        used: open.used,
+        is_last: false,
+        line: None,
+    })
 }
 
 impl Default for SessionPool {
@@ -105,6 +223,7 @@ impl Default for SessionPool {
             next_id: AtomicI32::new(0),
             hasher: foldhash::fast::RandomState::default(),
             shared: Mutex::default(),
+            lines: Mutex::default(),
             options: ClientOptions::default(),
         }
     }
@@ -116,87 +235,158 @@ impl SessionPool {
     #[must_use]
     pub fn at_hand(&self, wanted: Wanted<'_>, fresh: bool) -> Option<Lease> {
         let key = wanted.key();
+        let rules = &wanted.cluster.cluster.connections;
         match wanted.protocol {
             Protocol::Http1 if fresh => None,
-            Protocol::Http1 => {
-                let idle = self.take_idle(&key, wanted.cluster.cluster.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT))?;
-                Some(Lease { session: idle.session, key, is_reused: true, local_address: idle.local_address })
-            }
+            Protocol::Http1 => self.take_idle(key, rules),
             Protocol::Http2 => {
                 let slot = Arc::clone(self.shared.lock().get(&key)?);
                 let mut held = slot.try_lock().ok()?;
-                usable(&mut held, key)
+                usable(&mut held, &key, rules)
             }
         }
     }
 
-    /// A new session, or an HTTP/2 one that another request makes meanwhile.
+    /// A new session, or one that another request makes or gives back meanwhile.
     ///
     /// # Errors
-    /// None could be made; the true cause.
+    /// None could be made, or too many wait.
     ///
     /// # Cancel safety
     /// Safe: a session that was made meanwhile is lost, nothing else.
-    pub async fn make(&self, wanted: Wanted<'_>, dialer: &Dialer) -> Result<Lease, ConnectFailure> {
+    pub async fn make(&self, wanted: Wanted<'_>, dialer: &Dialer) -> Result<Lease, NoSession> {
+        let _pending = wanted.cluster.breakers.take(Resource::PendingRequest, wanted.priority)?;
         let key = wanted.key();
-        if wanted.protocol == Protocol::Http1 {
-            let (session, local_address) = self.connect(wanted, dialer).await?;
-            return Ok(Lease { session, key, is_reused: false, local_address });
+        let line = wanted.cluster.breakers.limits_connections(wanted.priority).then(|| self.line(&key));
+        match (wanted.protocol, line) {
+            (Protocol::Http1, None) => {
+                let (session, local_address) = self.connect(wanted, dialer, None).await?;
+                Ok(Lease::of_one(session, key, local_address, &wanted))
+            }
+            (Protocol::Http1, Some(line)) => self.make_in_line(wanted, dialer, key, line).await,
+            (Protocol::Http2, line) => self.make_shared(wanted, dialer, key, line).await,
         }
+    }
+
+    /// Waits until the endpoint may have another connection, or one becomes idle.
+    async fn make_in_line(&self, wanted: Wanted<'_>, dialer: &Dialer, key: Key, line: Arc<Line>) -> Result<Lease, NoSession> {
+        loop {
+            if let Some(counted) = line.connection(&wanted) {
+                let (session, local_address) = self.connect(wanted, dialer, Some(counted)).await?;
+                return Ok(Lease { line: Some(line), ..Lease::of_one(session, key, local_address, &wanted) });
+            }
+            // What is freed before anyone waits is remembered.
+            line.freed.notified().await;
+            if let Some(lease) = self.at_hand(wanted, false) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    async fn make_shared(&self, wanted: Wanted<'_>, dialer: &Dialer, key: Key, line: Option<Arc<Line>>) -> Result<Lease, NoSession> {
         let slot = Arc::clone(self.shared.lock().entry(key.clone()).or_default());
         // One connect at a time for an endpoint; whoever waited finds the session.
         // Nobody waits in a line of connects to an endpoint that is gone: as if the wait were their own connect.
         let timeout = wanted.cluster.cluster.connect_timeout;
         let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
-        if let Some(lease) = usable(&mut held, key.clone()) {
+        if let Some(lease) = usable(&mut held, &key, &wanted.cluster.cluster.connections) {
             return Ok(lease);
         }
-        let (session, local_address) = self.connect(wanted, dialer).await?;
-        held.extend(session.share().map(|session| (session, local_address)));
+        let counted = line.as_ref().and_then(|line| line.connection(&wanted));
+        if line.is_some() && counted.is_none() {
+            // No further connection may be made: this one waits for the peer's stream limit.
+            if let Some(lease) = held.first_mut().and_then(|open| share(open, &key)) {
+                return Ok(lease);
+            }
+        }
+        let (session, local_address) = self.connect(wanted, dialer, counted).await?;
+        let used = Used { requests: 1, ..Used::now() };
+        held.extend(session.share().map(|session| Open { session, local_address, used }));
         drop(held);
         self.sweep();
-        Ok(Lease { session, key, is_reused: false, local_address })
+        Ok(Lease { session, key, is_reused: false, local_address, used, is_last: false, line: None })
     }
 
     /// Takes an HTTP/1.1 session back. Its exchange is over; one that cannot go on is dropped.
     pub fn give_back(&self, lease: Lease) {
-        if lease.session.is_shared() || !lease.session.is_open() {
+        if lease.is_last || lease.session.is_shared() || !lease.session.is_open() {
             return;
         }
         let group = self.hasher.hash_one(&lease.key);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let idle = Idle { key: lease.key, local_address: lease.local_address, session: lease.session, since: Instant::now() };
+        let line = lease.line.clone();
+        let idle = Idle {
+            key: lease.key,
+            local_address: lease.local_address,
+            session: lease.session,
+            since: Instant::now(),
+            used: lease.used,
+            line: lease.line,
+        };
         // The pool's signals are for watchers of idle connections; here the session's driver sees a close.
         let _ = self.idle.put(&ConnectionMeta::new(group, id), idle);
+        if let Some(line) = line {
+            line.freed.notify_one();
+        }
     }
 
     /// Takes in an HTTP/1.1 session that was made elsewhere, as if its exchange were over: over a pipe, to measure without a network.
     pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &EndpointAddress, session: ClientSession) {
         let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
-        self.give_back(Lease { session, key, is_reused: false, local_address: None });
+        let used = Used::now();
+        self.give_back(Lease { session, key, is_reused: false, local_address: None, used, is_last: false, line: None });
     }
 
-    fn take_idle(&self, key: &Key, idle_timeout: Duration) -> Option<Idle> {
-        let group = self.hasher.hash_one(key);
-        while let Some(idle) = self.idle.get(&group) {
+    fn take_idle(&self, key: Key, rules: &ConnectionUse) -> Option<Lease> {
+        let idle_timeout = rules.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT);
+        let group = self.hasher.hash_one(&key);
+        while let Some(mut idle) = self.idle.get(&group) {
             // Equal hashes are not equal keys: a session must never serve another endpoint.
-            if idle.key == *key && idle.session.is_ready() && idle.since.elapsed() < idle_timeout {
-                return Some(idle);
+            if idle.key == key && idle.session.is_ready() && idle.since.elapsed() < idle_timeout && !idle.used.is_worn_out(rules) {
+                idle.used.requests = idle.used.requests.saturating_add(1);
+                return Some(Lease {
+                    session: idle.session,
+                    key,
+                    is_reused: true,
+                    local_address: idle.local_address,
+                    is_last: idle.used.is_worn_out(rules),
+                    used: idle.used,
+                    line: idle.line,
+                });
             }
         }
         None
     }
 
-    async fn connect(&self, wanted: Wanted<'_>, dialer: &Dialer) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
-        let io = dial(wanted.endpoint, dialer, wanted.cluster.cluster.connect_timeout).await?;
-        let local_address = io.local_address();
-        Ok((self.session(io, wanted.protocol).await?, local_address))
+    fn line(&self, key: &Key) -> Arc<Line> {
+        let mut lines = self.lines.lock();
+        if lines.len() >= SHARED_SWEEP_AT {
+            lines.retain(|_, line| Arc::strong_count(line) > 1);
+        }
+        Arc::clone(lines.entry(key.clone()).or_default())
     }
 
-    async fn session(&self, io: UpstreamIo, protocol: Protocol) -> Result<ClientSession, ConnectFailure> {
+    async fn connect(
+        &self,
+        wanted: Wanted<'_>,
+        dialer: &Dialer,
+        counted: Option<Counted>,
+    ) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
+        let io = dial(wanted.endpoint, dialer, wanted.cluster.cluster.connect_timeout).await?;
+        let local_address = io.local_address();
+        Ok((self.session(io, wanted.protocol, counted).await?, local_address))
+    }
+
+    async fn session(&self, io: UpstreamIo, protocol: Protocol, counted: Option<Counted>) -> Result<ClientSession, ConnectFailure> {
         let made = ClientSession::handshake(io, protocol, &self.options).await;
         let (session, driver) = made.map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
-        tokio::spawn(driver);
+        match counted {
+            None => tokio::spawn(driver),
+            Some(counted) => tokio::spawn(async move {
+                driver.await;
+                drop(counted);
+            }),
+        };
         Ok(session)
     }
 
@@ -204,7 +394,7 @@ impl SessionPool {
     fn sweep(&self) {
         let mut shared = self.shared.lock();
         if shared.len() >= SHARED_SWEEP_AT {
-            shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.iter().any(|(session, _)| session.is_open())));
+            shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.iter().any(|open| open.session.is_open())));
         }
     }
 }

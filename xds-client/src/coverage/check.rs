@@ -65,14 +65,19 @@ pub(super) fn is_true(value: &Value, _: &Site<'_>) -> bool {
     unwrapped(value).as_bool() == Some(true)
 }
 
-/// A breaker that never breaks.
-pub(super) fn is_unlimited(value: &Value, _: &Site<'_>) -> bool {
-    unwrapped(value).as_u32() == Some(u32::MAX)
+/// In what is said about connections to endpoints, not about clients'.
+pub(super) fn is_upstream(_: &Value, site: &Site<'_>) -> bool {
+    site.holder.is_some_and(|holder| holder.message.descriptor().full_name().starts_with("envoy.extensions.upstreams.http."))
 }
 
 /// In the HTTP connection manager's options, not in a cluster's.
 pub(super) fn is_of_connection_manager(_: &Value, site: &Site<'_>) -> bool {
     site.holder.is_some_and(|holder| holder.message.descriptor().name() == "HttpConnectionManager")
+}
+
+/// A `google.protobuf.Duration` of nothing.
+pub(super) fn is_zero_duration(value: &Value, _: &Site<'_>) -> bool {
+    value.as_message().is_some_and(|duration| duration.fields().next().is_none())
 }
 
 /// An `envoy.type.v3.Percent` of nothing.

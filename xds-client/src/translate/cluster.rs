@@ -5,8 +5,8 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
-use envoy_types::pb::google::protobuf::{Struct, value::Kind};
-use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, Discovery, Limits, UpstreamProtocol};
+use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
+use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
 use super::{Problem, Translated, duration, endpoint, open, positive_duration, required};
@@ -14,6 +14,9 @@ use super::{Problem, Translated, duration, endpoint, open, positive_duration, re
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
 const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+/// Envoy's retry budget where it is not said: a fifth of the requests, and three at least.
+const BUDGET_PERCENT_DEFAULT: f64 = 20.0;
+const BUDGET_RETRIES_MIN_DEFAULT: u32 = 3;
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Translates a cluster.
@@ -25,8 +28,7 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
     let name: Arc<str> = value.name.as_str().into();
     let options = http_options(value)?;
     let timeout = value.connect_timeout.as_ref().map(|timeout| duration(timeout, "connect_timeout")).transpose()?;
-    let idle =
-        options.as_ref().and_then(|options| options.common_http_protocol_options.as_ref()).and_then(|common| common.idle_timeout.as_ref());
+    let (limits, limits_high) = (limits(value, core::RoutingPriority::Default)?, limits(value, core::RoutingPriority::High)?);
     Ok(Cluster {
         stat_name: if value.alt_stat_name.is_empty() { Arc::clone(&name) } else { value.alt_stat_name.as_str().into() },
         service: service(value),
@@ -34,8 +36,9 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
         balance: balance(value)?,
         protocol: protocol(options.as_ref())?,
         connect_timeout: timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT),
-        limits: limits(value),
-        idle_timeout: positive_duration(idle, "idle_timeout")?,
+        limits,
+        limits_high,
+        connections: connections(value, options.as_ref())?,
         name,
     })
 }
@@ -125,13 +128,38 @@ fn protocol(options: Option<&upstream::HttpProtocolOptions>) -> Translated<Upstr
     }
 }
 
-fn limits(value: &proto::Cluster) -> Limits {
-    let thresholds = value.circuit_breakers.as_ref().and_then(|breakers| breakers.thresholds.iter().find(|one| one.priority == 0));
-    thresholds.map_or(Limits::NONE, |one| Limits {
-        connections_max: one.max_connections.as_ref().map_or(u32::MAX, |max| max.value),
-        pending_requests_max: one.max_pending_requests.as_ref().map_or(u32::MAX, |max| max.value),
-        requests_max: one.max_requests.as_ref().map_or(u32::MAX, |max| max.value),
-        retries_max: one.max_retries.as_ref().map_or(u32::MAX, |max| max.value),
+/// The first thresholds of this priority count; what they or the cluster do not say is as Envoy has it.
+fn limits(value: &proto::Cluster, priority: core::RoutingPriority) -> Translated<Limits> {
+    let thresholds = value.circuit_breakers.as_ref().map_or(&[][..], |breakers| &breakers.thresholds);
+    let Some(one) = thresholds.iter().find(|one| one.priority == i32::from(priority)) else { return Ok(Limits::DEFAULT) };
+    let or = |max: &Option<UInt32Value>, default| max.as_ref().map_or(default, |max| max.value);
+    Ok(Limits {
+        connections_max: or(&one.max_connections, Limits::DEFAULT.connections_max),
+        pending_requests_max: or(&one.max_pending_requests, Limits::DEFAULT.pending_requests_max),
+        requests_max: or(&one.max_requests, Limits::DEFAULT.requests_max),
+        retries_max: or(&one.max_retries, Limits::DEFAULT.retries_max),
+        retry_budget: one.retry_budget.as_ref().map(retry_budget).transpose()?,
+    })
+}
+
+fn retry_budget(value: &proto::circuit_breakers::thresholds::RetryBudget) -> Translated<RetryBudget> {
+    let percent = value.budget_percent.as_ref().map_or(BUDGET_PERCENT_DEFAULT, |percent| percent.value);
+    if !(0.0..=100.0).contains(&percent) {
+        return Err(Problem::new("circuit_breakers.retry_budget.budget_percent", format!("{percent} is no percentage")));
+    }
+    let retries_min = value.min_retry_concurrency.as_ref().map_or(BUDGET_RETRIES_MIN_DEFAULT, |min| min.value);
+    Ok(RetryBudget { percent, retries_min })
+}
+
+fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOptions>) -> Translated<ConnectionUse> {
+    let common = options.and_then(|options| options.common_http_protocol_options.as_ref());
+    #[expect(deprecated, reason = "counts where the newer field is not set")]
+    let older = value.max_requests_per_connection.as_ref();
+    let requests = common.and_then(|common| common.max_requests_per_connection.as_ref()).or(older);
+    Ok(ConnectionUse {
+        idle_timeout: positive_duration(common.and_then(|common| common.idle_timeout.as_ref()), "idle_timeout")?,
+        duration_max: positive_duration(common.and_then(|common| common.max_connection_duration.as_ref()), "max_connection_duration")?,
+        requests_max: requests.map(|max| max.value).filter(|max| *max > 0),
     })
 }
 
@@ -142,4 +170,40 @@ fn service(value: &proto::Cluster) -> Option<Arc<ServiceRef>> {
     let Some(Kind::StructValue(first)) = &services.values.first()?.kind else { return None };
     let text = |first: &Struct, name: &str| -> Arc<str> { super::text_of(first, name).unwrap_or_default().into() };
     Some(Arc::new(ServiceRef { host: text(first, "host"), name: text(first, "name"), namespace: text(first, "namespace") }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use prost::Message;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn translated(json: &Value) -> Translated<Cluster> {
+        let bytes = xds_proto::message_from_json("envoy.config.cluster.v3.Cluster", json).unwrap();
+        cluster(&proto::Cluster::decode(&bytes[..]).unwrap())
+    }
+
+    #[test]
+    fn breakers_are_by_priority_and_have_envoys_defaults() {
+        let thresholds = json!([
+            {"max_connections": 7, "max_requests": 4_294_967_295_u32, "retry_budget": {"budget_percent": {"value": 25.0}}},
+            {"priority": "HIGH", "max_retries": 9},
+            {"max_connections": 8},
+        ]);
+        let cluster = translated(&json!({"name": "c", "type": "EDS", "circuit_breakers": {"thresholds": thresholds}})).unwrap();
+        let budget = Some(RetryBudget { percent: 25.0, retries_min: 3 });
+        assert_eq!(cluster.limits, Limits { connections_max: 7, requests_max: u32::MAX, retry_budget: budget, ..Limits::DEFAULT });
+        assert_eq!(cluster.limits_high, Limits { retries_max: 9, ..Limits::DEFAULT });
+        assert_eq!(translated(&json!({"name": "c", "type": "EDS"})).unwrap().limits, Limits::DEFAULT);
+    }
+
+    #[test]
+    fn a_budget_that_is_no_percentage_is_refused() {
+        let thresholds = json!([{"retry_budget": {"budget_percent": {"value": 101.0}}}]);
+        let problem = translated(&json!({"name": "c", "type": "EDS", "circuit_breakers": {"thresholds": thresholds}})).unwrap_err();
+        assert_eq!(problem.path, "circuit_breakers.retry_budget.budget_percent");
+    }
 }

@@ -10,8 +10,8 @@ use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
 use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
 use model::route::{
-    ClusterChoice, DirectResponse, Domain, Forward, Operation, PathMatcher, QueryMatcher, Route, RouteAction, RouteMatch, RouteTable,
-    VirtualHost, WeightedCluster,
+    ClusterChoice, DirectResponse, Domain, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch,
+    RouteTable, VirtualHost, WeightedCluster,
 };
 
 use super::{Problem, Translated, matcher, positive_duration, required, rewrite, timeout};
@@ -142,7 +142,12 @@ fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
     };
     let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
     let (timeouts, rewrites) = (timeout::route(value, path)?, rewrite::rewrites(value, path)?);
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites })
+    let priority = match core::RoutingPriority::try_from(value.priority) {
+        Ok(core::RoutingPriority::Default) => Priority::Default,
+        Ok(core::RoutingPriority::High) => Priority::High,
+        Err(_) => return Err(Problem::new(format!("{path}.priority"), format!("{} is not known", value.priority))),
+    };
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {

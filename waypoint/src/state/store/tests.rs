@@ -1,9 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::time::Duration;
-
-use model::cluster::{Balance, Limits, UpstreamProtocol};
-use model::endpoint::Endpoint;
+use model::endpoint::{Endpoint, EndpointAddress};
 use model::identity::SpiffeId;
 use model::workload::WorkloadType;
 
@@ -28,17 +25,7 @@ fn workload(uid: &str, name: &str, addresses: &[&str]) -> Arc<Workload> {
 }
 
 fn cluster(name: &str) -> Arc<Cluster> {
-    Arc::new(Cluster {
-        name: name.into(),
-        stat_name: name.into(),
-        service: None,
-        discovery: Discovery::Eds(name.into()),
-        balance: Balance::LeastRequest,
-        protocol: UpstreamProtocol::Http1,
-        connect_timeout: Duration::from_secs(10),
-        limits: Limits::NONE,
-        idle_timeout: None,
-    })
+    Arc::new(Cluster::named(name, Discovery::Eds(name.into())))
 }
 
 fn endpoint(address: &str, priority: u32, healthy: bool) -> Arc<Endpoint> {

@@ -99,8 +99,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.core.v3.HttpProtocolOptions",
         &[
             ("idle_timeout", Honoured),
-            ("max_connection_duration", Listed("connections are not closed by age")),
-            ("max_requests_per_connection", Listed("connections are reused without a limit")),
+            ("max_connection_duration", when("of upstream connections", check::is_upstream, "clients' connections are not closed by age")),
+            (
+                "max_requests_per_connection",
+                when("of upstream connections", check::is_upstream, "clients may reuse connections without a limit"),
+            ),
             ("max_headers_count", Listed("the number of headers has our own bound")),
             (
                 "max_stream_duration",

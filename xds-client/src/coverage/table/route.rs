@@ -180,7 +180,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("hash_policy", Refused("like requests would go to the same endpoint")),
             ("rate_limits", Refused("requests would be limited")),
             ("cors", Refused("CORS would be answered")),
-            ("priority", Refused("other circuit breakers would count")),
+            ("priority", Honoured),
             ("upgrade_configs", whole_when("on the tunnel", check::is_action_of_tunnel, "upgrades would differ from the chain's")),
             ("internal_redirect_policy", Refused("redirects would be followed here")),
             ("hedge_policy", Refused("slow requests would be sent twice")),
