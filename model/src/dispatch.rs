@@ -14,10 +14,8 @@ use crate::authority::Authority;
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SniffedProtocol {
-    /// An HTTP/1.1 request.
+    /// An HTTP/1.1 or HTTP/1.0 request.
     Http1,
-    /// An HTTP/1.0 request.
-    Http1_0,
     /// HTTP/2 with prior knowledge.
     Http2,
     /// None of them.
@@ -27,10 +25,8 @@ pub enum SniffedProtocol {
 /// Choice by sniffed protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ByProtocol {
-    /// `'http/1.1'`.
+    /// `'http/1.1'` and `'http/1.0'`.
     pub http1: Option<Box<Node>>,
-    /// `'http/1.0'`.
-    pub http1_0: Option<Box<Node>>,
     /// `'h2c'`.
     pub http2: Option<Box<Node>>,
     /// Everything else.
@@ -118,7 +114,6 @@ impl ByProtocol {
     pub fn lookup(&self, protocol: SniffedProtocol, target: &Authority) -> Lookup<'_> {
         let node = match protocol {
             SniffedProtocol::Http1 => self.http1.as_deref(),
-            SniffedProtocol::Http1_0 => self.http1_0.as_deref(),
             SniffedProtocol::Http2 => self.http2.as_deref(),
             SniffedProtocol::Other => None,
         };

@@ -37,7 +37,7 @@ use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
 use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
-use crate::http::session::{Abort, Exchange, Interim};
+use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
 
@@ -158,13 +158,30 @@ impl Exchange for TunnelExchange {
         run.answer(request)
     }
 
-    fn malformed(&self, problem: &Malformed) {
-        let mut recording = self.record(&self.tunnel.served.last(), "HTTP/1.1");
+    fn malformed(&self, protocol: Protocol, problem: &Malformed) {
+        let name = match protocol {
+            Protocol::Http1 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        };
+        let mut recording = self.record(&self.tunnel.served.last(), name);
         let record = recording.record();
         record.response_code = problem.status().as_u16();
-        record.stream.flags.insert(ResponseFlag::DownstreamProtocolError);
-        record.stream.details = Some("http1.codec_error".into());
+        let (flag, details) = malformed_details(protocol, *problem);
+        if let Some(flag) = flag {
+            record.stream.flags.insert(flag);
+        }
+        record.stream.details = Some(details.into());
         recording.finish();
+    }
+}
+
+/// What Envoy says of a request that is none: its codec's word with a flag, or its connection manager's without.
+fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<ResponseFlag>, &'static str) {
+    match (problem, protocol) {
+        (Malformed::HostMissing, _) => (None, "missing_host_header"),
+        (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
+        (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
+        (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),
     }
 }
 

@@ -104,6 +104,21 @@ impl<I> Replay<I> {
 }
 
 impl<I: AsyncRead + Unpin> Replay<I> {
+    /// Waits for the first bytes, or the end.
+    ///
+    /// # Errors
+    /// From reading.
+    ///
+    /// # Cancel safety
+    /// Safe: what was read is kept.
+    pub async fn look_ahead(&mut self) -> io::Result<()> {
+        if self.ahead.is_empty() {
+            self.ahead.reserve(READ_BYTES);
+            self.io.read_buf(&mut self.ahead).await?;
+        }
+        Ok(())
+    }
+
     /// Reads until the bytes decide, at most `bytes_max` of them ([`SNIFF_BYTES_MAX`]). A stream that ends before, or sends
     /// more without deciding, is [`Sniffed::NotHttp`].
     ///

@@ -19,6 +19,7 @@ use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::request::TunnelContext;
+use crate::sniff::Replay;
 use crate::state::breaker::Resource;
 use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
 use crate::upstream::balance;
@@ -38,7 +39,7 @@ pub struct TcpRefusal {
 /// A connection to an endpoint, made before the CONNECT is answered.
 pub struct TcpReady {
     record: Recorded,
-    upstream: UpstreamIo,
+    upstream: Replay<UpstreamIo>,
     active: ActiveRequest,
     idle_timeout: Option<Duration>,
     reporting_interval: Duration,
@@ -54,10 +55,23 @@ impl std::fmt::Debug for TcpReady {
 struct Recorded {
     record: ConnectionRecord,
     worker: Arc<Worker>,
+    need: Need,
+}
+
+/// Whether a connection is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It is: whatever becomes of it is recorded.
+    Certain,
+    /// It may turn out that it is not: it is recorded only once [`TcpReady::run`] is called.
+    Possible,
 }
 
 impl Drop for Recorded {
     fn drop(&mut self) {
+        if self.need == Need::Possible {
+            return;
+        }
         let record = &mut self.record;
         self.worker.with_telemetry(|telemetry| telemetry.record_connection(record));
     }
@@ -66,16 +80,20 @@ impl Drop for Recorded {
 /// Judges a connection and dials for it.
 ///
 /// # Errors
-/// The CONNECT's answer; the connection has been recorded.
-pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Worker>) -> Result<TcpReady, TcpRefusal> {
+/// The CONNECT's answer; the connection has been recorded, if there was need for it.
+///
+/// # Cancel safety
+/// Safe: it is recorded as if it had ended, if there was need for it.
+pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Worker>, need: Need) -> Result<TcpReady, TcpRefusal> {
     let mut record = ConnectionRecord::new(Arc::clone(&tunnel.served.last().telemetry));
     record.stream.source.clone_from(&tunnel.source);
     record.stream.source_identity = Some(tunnel.connection.peer.clone());
     record.stream.local_identity = Some(tunnel.connection.local.clone());
     record.stream.downstream_local = tunnel.target.address();
     record.stream.downstream_remote = Some(tunnel.connection.peer_address);
-    let mut record = Recorded { record, worker: Arc::clone(worker) };
+    let mut record = Recorded { record, worker: Arc::clone(worker), need };
     let (upstream, active) = connect(tunnel, chain, worker, &mut record.record).await.map_err(|status| TcpRefusal { status })?;
+    let upstream = Replay::new(upstream);
     let reporting_interval =
         record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
     Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval })
@@ -161,6 +179,14 @@ struct Counts {
 }
 
 impl TcpReady {
+    /// Waits for the endpoint's first bytes, which are kept. False: it has ended without a word.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn endpoint_speaks(&mut self) -> bool {
+        self.upstream.look_ahead().await.is_ok() && !self.upstream.ahead().is_empty()
+    }
+
     /// Copies both ways until both sides have ended, one fails, or nothing moves for the idle timeout.
     ///
     /// # Cancel safety
@@ -169,6 +195,7 @@ impl TcpReady {
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
+        self.record.need = Need::Certain;
         let counts = Counts::default();
         let (from_client, to_client) = tokio::io::split(downstream);
         let (from_endpoint, to_endpoint) = tokio::io::split(self.upstream);
@@ -187,7 +214,7 @@ impl TcpReady {
                 ended = &mut copying => break Some(ended),
                 _ = report.tick() => {}
             }
-            let Recorded { record, worker } = &mut self.record;
+            let Recorded { record, worker, .. } = &mut self.record;
             note(record, &counts);
             worker.with_telemetry(|telemetry| telemetry.report_connection(record));
             let total = record.stream.bytes_received + record.stream.bytes_sent;

@@ -4,6 +4,7 @@
 //! sees one generation of listeners from beginning to end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -12,6 +13,7 @@ use model::dispatch::{Lookup, SniffedProtocol};
 use model::flags::ResponseFlag;
 use telemetry::record::RequestRecord;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::drain::DrainWatch;
 use crate::hbone::server::Connect;
@@ -19,7 +21,7 @@ use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
 use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange, path_options};
 use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
-use crate::tcp;
+use crate::tcp::{self, Need, TcpReady};
 use crate::worker::Worker;
 
 /// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
@@ -28,6 +30,10 @@ pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3600);
 const FIRST_BYTE_TIMEOUT_DRAINING: Duration = Duration::from_secs(2);
 /// How long a client may be silent where the protocol is not declared before it counts as no HTTP; Envoy's inspector waits as long.
 pub const SNIFF_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long it is silent before the endpoint is dialled, which may be the one that speaks first (MySQL, SMTP, SSH).
+const SERVER_FIRST_DELAY: Duration = Duration::from_millis(200);
+/// The same for a service whose endpoint has done so before.
+const SERVER_FIRST_DELAY_LEARNED: Duration = Duration::from_millis(10);
 
 /// Serves one CONNECT to its end.
 pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
@@ -131,7 +137,7 @@ async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &
             };
             serve_http(stream, protocol, tunnel, worker, drain).await;
         }
-        ChainKind::Tcp(chain) => match tcp::prepare(&tunnel, chain, worker).await {
+        ChainKind::Tcp(chain) => match tcp::prepare(&tunnel, chain, worker, Need::Certain).await {
             Ok(ready) => {
                 if let Ok(stream) = connect.accept() {
                     ready.run(stream).await;
@@ -155,11 +161,14 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     let facts = (Arc::clone(&connect.connection), connect.authority.clone());
     let Ok(stream) = connect.accept() else { return };
     let mut stream = Replay::new(stream);
-    let sniffed = match tokio::time::timeout(SNIFF_TIMEOUT, stream.sniff(SNIFF_BYTES_MAX)).await {
-        Ok(Ok(sniffed)) => sniffed,
-        Ok(Err(_)) => return,
-        Err(_) => Sniffed::NotHttp,
+    let (connection, target) = facts;
+    let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
+    let tunnel_of = |served: &Arc<ServedChain>| {
+        let served = ChainOfTunnel::new(Arc::clone(served), number);
+        Arc::new(TunnelContext { served, connection: Arc::clone(&connection), target: target.clone(), source: source.clone() })
     };
+    let silent = lookup(SniffedProtocol::Other).map(|served| (tunnel_of(&served), served));
+    let Some((sniffed, dialled)) = who_speaks(&mut stream, silent, worker).await else { return };
     let (protocol, seen) = match sniffed {
         Sniffed::Http2 => (Protocol::Http2, SniffedProtocol::Http2),
         Sniffed::Http1 => (Protocol::Http1, SniffedProtocol::Http1),
@@ -167,18 +176,64 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     };
     let Some(served) = lookup(seen) else { return };
     drop(generation);
-    let (connection, target) = facts;
-    let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
-    let tunnel = Arc::new(TunnelContext { served: ChainOfTunnel::new(Arc::clone(&served), number), connection, target, source });
+    let tunnel = tunnel_of(&served);
     match &served.chain.kind {
-        ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => serve_http(stream, protocol, tunnel, worker, drain).await,
+        ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
+            drop(dialled);
+            serve_http(stream, protocol, tunnel, worker, drain).await;
+        }
         ChainKind::Tcp(chain) => {
-            if let Ok(ready) = tcp::prepare(&tunnel, chain, worker).await {
+            let ready = match dialled {
+                Some(ready) => Ok(ready),
+                None => tcp::prepare(&tunnel, chain, worker, Need::Certain).await,
+            };
+            if let Ok(ready) = ready {
                 ready.run(stream).await;
             }
         }
         ChainKind::Refused { http: false, .. } => {}
     }
+}
+
+/// What the first bytes say, of either side. A silent client's endpoint is dialled, by the rules of the chain for what is not HTTP
+/// (`silent`), policies included; the bytes alone decide: the endpoint's mean that it is TCP, the client's are looked at. None: the client
+/// has gone. The connection is the endpoint's, if there is one by then.
+async fn who_speaks<I>(
+    stream: &mut Replay<I>,
+    silent: Option<(Arc<TunnelContext>, Arc<ServedChain>)>,
+    worker: &Arc<Worker>,
+) -> Option<(Sniffed, Option<TcpReady>)>
+where
+    I: AsyncRead + Unpin,
+{
+    let began = Instant::now();
+    let is_learned = silent.as_ref().is_some_and(|(_, served)| served.speaks_first.load(Ordering::Relaxed));
+    let delay = if is_learned { SERVER_FIRST_DELAY_LEARNED } else { SERVER_FIRST_DELAY };
+    if let Ok(sniffed) = tokio::time::timeout(delay, stream.sniff(SNIFF_BYTES_MAX)).await {
+        return Some((sniffed.ok()?, None));
+    }
+    let mut dialled = None;
+    let endpoint_speaks = async {
+        let Some((tunnel, served)) = &silent else { return std::future::pending().await };
+        let ChainKind::Tcp(chain) = &served.chain.kind else { return std::future::pending().await };
+        let has_spoken = match tcp::prepare(tunnel, chain, worker, Need::Possible).await {
+            Ok(ready) => dialled.insert(ready).endpoint_speaks().await,
+            Err(_refusal) => false,
+        };
+        if !has_spoken {
+            // Tried again, and recorded, if it is TCP after all.
+            dialled = None;
+            return std::future::pending().await;
+        }
+        served.speaks_first.store(true, Ordering::Relaxed);
+    };
+    let sniffed = tokio::select! {
+        biased;
+        sniffed = stream.sniff(SNIFF_BYTES_MAX) => sniffed.ok()?,
+        () = endpoint_speaks => Sniffed::NotHttp,
+        () = tokio::time::sleep_until(began + SNIFF_TIMEOUT) => Sniffed::NotHttp,
+    };
+    Some((sniffed, dialled))
 }
 
 /// Serves the requests in a tunnel that leads to an HTTP chain, until it ends.

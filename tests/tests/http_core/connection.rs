@@ -227,8 +227,8 @@ impl Exchange for Watching {
         }
     }
 
-    fn malformed(&self, problem: &Malformed) {
-        self.0.malformed(problem);
+    fn malformed(&self, protocol: Protocol, problem: &Malformed) {
+        self.0.malformed(protocol, problem);
     }
 }
 

@@ -122,7 +122,7 @@ impl Exchange for Forward {
         }
     }
 
-    fn malformed(&self, problem: &Malformed) {
+    fn malformed(&self, _: Protocol, problem: &Malformed) {
         self.0.malformed.lock().unwrap().push(*problem);
     }
 }

@@ -71,7 +71,7 @@ async fn exchange(forward: &Forward, session: &mut ServerSession) -> Option<()> 
     *request.headers_mut() = head.headers.clone();
     let (mut parts, ()) = request.into_parts();
     if let Err(problem) = request_in(&mut parts, Protocol::Http1, &PathOptions::default()) {
-        forward.malformed(&problem);
+        forward.malformed(Protocol::Http1, &problem);
         session.set_keepalive(None);
         session.respond_error(problem.status().as_u16()).await.ok()?;
         return Some(());

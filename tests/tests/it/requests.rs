@@ -1,5 +1,7 @@
 //! Requests and connections through the waypoint, by protocol and kind of endpoint.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -8,6 +10,7 @@ use hyper::body::Frame;
 use tests::peer::{exchange_raw, full};
 use tests::pki::spiffe;
 use tests::scenario::{AUTO, DB, EMPTY, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, RATINGS, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
 use tests::workload::App;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
@@ -148,6 +151,46 @@ async fn what_a_port_without_a_protocol_carries_is_told_by_its_first_bytes() -> 
     let _auto = mesh.pod("auto-v1-1", App::Tcp { greets: false }).await?;
     let heard = exchange_raw(connection.tunnel(AUTO).await?, b"\x16\x03\x01 no HTTP", true).await?;
     assert_eq!(heard, b"echo:\x16\x03\x01 no HTTP");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_speaks_first_is_heard_where_no_protocol_is_declared() -> Result<()> {
+    let mesh = Mesh::start("07-telemetry").await?;
+    let auto = mesh.pod("auto-v1-1", App::Tcp { greets: true }).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    // Nobody who waits for a greeting would wait for an inspector's 15 s.
+    for _ in 0..2 {
+        let mut stream = connection.tunnel(AUTO).await?;
+        let mut greeting = [0; 6];
+        tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut greeting)).await??;
+        assert_eq!(&greeting, b"ready\n");
+        let heard = exchange_raw(stream, b"GET / HTTP/1.1\r\n\r\n", true).await?;
+        assert_eq!(heard, b"echo:GET / HTTP/1.1\r\n\r\n", "the server has spoken, so that this is TCP");
+    }
+    assert_eq!(auto.record().connects().len(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_its_time_is_told_by_its_own_first_bytes() -> Result<()> {
+    let mesh = Mesh::start("01-plain").await?;
+    let auto = mesh.pod("auto-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    let mut stream = connection.tunnel(AUTO).await?;
+    until("the endpoint to be dialled", Duration::from_secs(5), async || {
+        Ok(if auto.record().connects().is_empty() { Look::NotYet(String::new()) } else { Look::Done(()) })
+    })
+    .await?;
+    stream.write_all(b"GET /late HTTP/1.1\r\nhost: auto\r\nconnection: close\r\n\r\n").await?;
+    let heard = exchange_raw(stream, b"", false).await?;
+    assert!(heard.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&heard));
+    assert_eq!(auto.record().requests("GET /late"), 1);
+    let metrics = mesh.waypoint.metrics().await?;
+    assert!(
+        !metrics.contains("istio_tcp_connections_opened_total{"),
+        "a connection that was dialled for nothing is not counted: {metrics}"
+    );
     Ok(())
 }
 

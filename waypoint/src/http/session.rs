@@ -57,7 +57,7 @@ pub trait Exchange: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<Self>;
 
     /// A request that never became one: it was answered with [`Malformed::status`] already. For the log and the metrics.
-    fn malformed(&self, problem: &Malformed);
+    fn malformed(&self, protocol: Protocol, problem: &Malformed);
 }
 
 /// Cut this exchange: nothing more is sent.

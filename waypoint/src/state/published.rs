@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use model::chain::Chain;
@@ -28,6 +28,8 @@ pub struct ServedChain {
     pub chain: Arc<Chain>,
     /// What it counts, logs and traces.
     pub telemetry: Arc<ChainTelemetry>,
+    /// Of a TCP chain: an endpoint has spoken before its client, so that the next one is dialled sooner.
+    pub speaks_first: AtomicBool,
 }
 
 /// One generation of listeners.

@@ -91,7 +91,7 @@ impl Store {
             known.filter(|known| Arc::ptr_eq(&known.chain, chain)).map(Arc::clone).unwrap_or_else(|| {
                 let measured =
                     self.telemetry.chain(Arc::clone(&chain.name), chain.stats.clone(), chain.access_logs.clone(), chain.tracing.clone());
-                Arc::new(ServedChain { chain: Arc::clone(chain), telemetry: measured })
+                Arc::new(ServedChain { chain: Arc::clone(chain), telemetry: measured, speaks_first: false.into() })
             })
         };
         let chains: HashMap<_, _> = listeners.chains.iter().map(|(name, chain)| (Arc::clone(name), served(name, chain))).collect();

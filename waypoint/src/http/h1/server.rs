@@ -104,7 +104,7 @@ fn serve_error<E: Exchange>(error: &hyper::Error, exchange: &E) -> ServeError {
     } else {
         return ServeError::Io(io_kind(error));
     };
-    exchange.malformed(&problem);
+    exchange.malformed(Protocol::Http1, &problem);
     ServeError::Malformed(problem)
 }
 
@@ -132,7 +132,7 @@ fn answer<E: Exchange>(
     let (mut parts, incoming) = request.into_parts();
     let (begun, path) = exchange.begin(path);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &path) {
-        exchange.malformed(&problem);
+        exchange.malformed(Protocol::Http1, &problem);
         return Either::Left(ready(Ok(refuse(problem))));
     }
     let expected = expects_continue(&parts, &incoming).then(|| GateOwner::new(Arc::new(Gate::default())));

@@ -106,7 +106,7 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
     let respond = Arc::new(Mutex::new(respond));
     let (begun, path) = exchange.begin(&path);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &path) {
-        exchange.malformed(&problem);
+        exchange.malformed(Protocol::Http2, &problem);
         let mut response = Response::new(());
         *response.status_mut() = problem.status();
         // The stream may be gone by now, which is as good.
