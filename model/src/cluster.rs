@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::endpoint::EndpointSet;
 use crate::service::ServiceRef;
+use crate::transport::Sockets;
 
 /// Envoy's connect timeout when istiod names none.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -115,6 +116,8 @@ pub struct Cluster {
     pub balance: Balance,
     /// What is spoken to it.
     pub protocol: UpstreamProtocol,
+    /// What its streams wear.
+    pub sockets: Sockets,
     /// Covers TCP, and TLS and CONNECT if there are any.
     pub connect_timeout: Duration,
     /// Circuit breakers for requests of default priority.
@@ -136,6 +139,7 @@ impl Cluster {
             discovery,
             balance: Balance::default(),
             protocol: UpstreamProtocol::default(),
+            sockets: Sockets::default(),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             limits: Limits::NONE,
             limits_high: Limits::NONE,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::invalid::Invalid;
+use crate::transport::SocketLabels;
 
 /// The port on which ambient pods take HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -39,6 +40,8 @@ impl EndpointAddress {
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,
+    /// What its transport is chosen by.
+    pub socket_labels: SocketLabels,
     /// What `%UPSTREAM_HOST%` prints: `envoy://connect_originate/10.244.1.1:8080`, or the address.
     pub host: Arc<str>,
     /// Its share.

@@ -21,6 +21,7 @@ pub mod timeout;
 pub mod rewrite;
 pub mod route;
 pub mod rbac;
+pub mod transport;
 pub mod endpoint;
 pub mod cluster;
 pub mod chain;

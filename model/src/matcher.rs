@@ -31,6 +31,25 @@ pub enum StringMatcher {
     Regex(Regex),
 }
 
+impl PartialEq for StringMatcher {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(one), Self::Exact(other))
+            | (Self::Prefix(one), Self::Prefix(other))
+            | (Self::Suffix(one), Self::Suffix(other))
+            | (Self::Contains(one), Self::Contains(other))
+            | (Self::ExactIgnoreCase(one), Self::ExactIgnoreCase(other))
+            | (Self::PrefixIgnoreCase(one), Self::PrefixIgnoreCase(other))
+            | (Self::SuffixIgnoreCase(one), Self::SuffixIgnoreCase(other))
+            | (Self::ContainsIgnoreCase(one), Self::ContainsIgnoreCase(other)) => one == other,
+            (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for StringMatcher {}
+
 impl StringMatcher {
     /// Compiles an RE2 expression that must match the whole text.
     ///

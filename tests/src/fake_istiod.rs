@@ -43,13 +43,14 @@ const REBIND_DEADLINE: Duration = Duration::from_secs(5);
 pub enum Kind {
     Cluster,
     Endpoints,
+    Secret,
     Listener,
     Workload,
 }
 
 impl Kind {
     /// All of them, in the order in which istiod pushes.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Listener, Self::Workload];
+    pub const ALL: [Self; 5] = [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Workload];
 
     /// The full name of its message.
     #[must_use]
@@ -57,6 +58,7 @@ impl Kind {
         match self {
             Self::Cluster => "envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Secret => "envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::Listener => "envoy.config.listener.v3.Listener",
             Self::Workload => "istio.workload.Workload",
         }

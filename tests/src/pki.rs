@@ -175,6 +175,29 @@ impl Pki {
         workload_config(self.roots()?, identity)
     }
 
+    /// The certificate of an application by its names, valid until `until`.
+    pub fn application(&self, dns_names: &[&str], until: SystemTime) -> Result<Identity> {
+        let names: Result<Vec<_>, _> = dns_names.iter().map(|name| Ok::<_, rcgen::Error>(SanType::DnsName((*name).try_into()?))).collect();
+        let mut params = leaf_params(names?)?;
+        // An end that is over has a beginning before it.
+        params.not_before = (until - LIFETIME).into();
+        params.not_after = until.into();
+        self.issue(&params)
+    }
+
+    /// TLS of an application, of both versions and both HTTPs; with `callers`, its callers need a certificate of that root.
+    pub fn application_config(&self, identity: &Identity, callers: Option<&Pki>) -> Result<Arc<ServerConfig>> {
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let builder = match callers {
+            None => builder.with_no_client_auth(),
+            Some(callers) => builder
+                .with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(Arc::new(callers.roots()?), provider()).build()?),
+        };
+        let mut config = builder.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
     /// TLS of istiod: callers show a token rather than a certificate.
     pub fn control_plane_config(&self, identity: &Identity) -> Result<Arc<ServerConfig>> {
         let mut config = ServerConfig::builder_with_provider(provider())

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 
 use crate::envoy;
@@ -111,21 +112,23 @@ impl Loopback {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scenario(BTreeMap<Kind, BTreeMap<String, Value>>);
 
-fn file_of(kind: Kind) -> &'static str {
-    match kind {
+/// The file of a kind; secrets are in no recording.
+fn file_of(kind: Kind) -> Option<&'static str> {
+    Some(match kind {
         Kind::Cluster => "Cluster.json",
         Kind::Endpoints => "ClusterLoadAssignment.json",
         Kind::Listener => "Listener.json",
         Kind::Workload => "Workload.json",
-    }
+        Kind::Secret => return None,
+    })
 }
 
 impl Scenario {
     /// A recorded one, as istiod sent it.
     pub fn recorded(name: &str) -> Result<Self> {
         let mut scenario = Self::default();
-        for kind in Kind::ALL {
-            let path = Path::new(FIXTURES).join(name).join(file_of(kind));
+        for (kind, file) in Kind::ALL.into_iter().filter_map(|kind| Some((kind, file_of(kind)?))) {
+            let path = Path::new(FIXTURES).join(name).join(file);
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let file: Value = serde_json::from_str(&text)?;
             let resources = file["resources"].as_array().context("no list of resources")?;
@@ -439,6 +442,19 @@ impl Mesh {
     pub async fn plain_pod(&self, name: &str, port: u16, app: App) -> Result<Workload> {
         let member = self.scenario.member(name)?;
         Workload::plain(name, SocketAddr::new(IpAddr::V4(member.address), port), app).await
+    }
+
+    /// A recorded pod whose application speaks TLS inside HBONE.
+    pub async fn pod_with_tls(&self, name: &str, inner: Arc<ServerConfig>, app: App) -> Result<Workload> {
+        let member = self.scenario.member(name)?;
+        let tls = self.pki.workload_config(&self.pki.member(&member.identity)?)?;
+        Workload::hbone_with_tls(name, IpAddr::V4(member.address), (tls, inner), app).await
+    }
+
+    /// A recorded pod outside the mesh that speaks TLS on `port`.
+    pub async fn tls_pod(&self, name: &str, port: u16, tls: Arc<ServerConfig>, app: App) -> Result<Workload> {
+        let member = self.scenario.member(name)?;
+        Workload::tls(name, SocketAddr::new(IpAddr::V4(member.address), port), tls, app).await
     }
 
     /// A recorded pod as a caller: its certificate, its address.

@@ -64,12 +64,21 @@ pub struct SeenConnect {
     pub identity: String,
 }
 
+/// What one TLS handshake of an application was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenHandshake {
+    pub server_name: Option<String>,
+    pub alpn: Option<String>,
+    pub shows_certificate: bool,
+}
+
 /// What a workload has seen, and how it is told to behave.
 #[derive(Debug)]
 pub struct Record {
     name: String,
     requests: Mutex<BTreeMap<String, u64>>,
     connects: Mutex<Vec<SeenConnect>>,
+    handshakes: Mutex<Vec<SeenHandshake>>,
     connections: AtomicU64,
     refuse_connects: AtomicU16,
     draining: watch::Sender<bool>,
@@ -92,6 +101,12 @@ impl Record {
     #[must_use]
     pub fn connects(&self) -> Vec<SeenConnect> {
         self.connects.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// TLS handshakes of the application so far, without those that failed.
+    #[must_use]
+    pub fn handshakes(&self) -> Vec<SeenHandshake> {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// TCP connections so far.
@@ -139,8 +154,26 @@ impl Drop for Workload {
 impl Workload {
     /// A pod of the mesh: HBONE on port 15008 of `ip`, whatever port is asked for inside.
     pub async fn hbone(name: &str, ip: IpAddr, tls: Arc<ServerConfig>, app: App) -> Result<Self> {
+        Self::start_hbone(name, ip, Layers { outer: tls.into(), inner: None, app }).await
+    }
+
+    /// As [`Self::hbone`], with an application that speaks TLS: the settings of the tunnel, and those inside.
+    pub async fn hbone_with_tls(name: &str, ip: IpAddr, (outer, inner): (Arc<ServerConfig>, Arc<ServerConfig>), app: App) -> Result<Self> {
+        Self::start_hbone(name, ip, Layers { outer: outer.into(), inner: Some(inner.into()), app }).await
+    }
+
+    async fn start_hbone(name: &str, ip: IpAddr, layers: Layers) -> Result<Self> {
+        Self::start(name, SocketAddr::new(ip, HBONE_PORT), move |record, tcp| serve_hbone(record, tcp, layers.clone())).await
+    }
+
+    /// A pod outside the mesh that speaks TLS.
+    pub async fn tls(name: &str, address: SocketAddr, tls: Arc<ServerConfig>, app: App) -> Result<Self> {
         let acceptor = TlsAcceptor::from(tls);
-        Self::start(name, SocketAddr::new(ip, HBONE_PORT), move |record, tcp| serve_hbone(record, tcp, acceptor.clone(), app)).await
+        Self::start(name, address, move |record, tcp| {
+            let acceptor = acceptor.clone();
+            async move { serve_tls(record, tcp, acceptor, app).await }
+        })
+        .await
     }
 
     /// A pod outside the mesh.
@@ -162,6 +195,7 @@ impl Workload {
             name: name.to_owned(),
             requests: Mutex::default(),
             connects: Mutex::default(),
+            handshakes: Mutex::default(),
             connections: AtomicU64::new(0),
             refuse_connects: AtomicU16::new(0),
             draining: watch::Sender::new(false),
@@ -223,9 +257,33 @@ impl Workload {
     }
 }
 
-async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, acceptor: TlsAcceptor, app: App) -> Result<()> {
+/// What a pod of the mesh speaks, from outside in.
+#[derive(Clone)]
+struct Layers {
+    outer: TlsAcceptor,
+    inner: Option<TlsAcceptor>,
+    app: App,
+}
+
+async fn serve_tls<S>(record: Arc<Record>, stream: S, acceptor: TlsAcceptor, app: App) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let tls = acceptor.accept(stream).await?;
+    let (_, connection) = tls.get_ref();
+    let seen = SeenHandshake {
+        server_name: connection.server_name().map(str::to_owned),
+        alpn: connection.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
+        shows_certificate: connection.peer_certificates().is_some(),
+    };
+    record.handshakes.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+    serve_app(record, tls, app).await;
+    Ok(())
+}
+
+async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, layers: Layers) -> Result<()> {
     tcp.set_nodelay(true)?;
-    let tls = acceptor.accept(tcp).await?;
+    let tls = layers.outer.accept(tcp).await?;
     let caller = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).context("no client certificate")?;
     let identity = spiffe_of(caller)?;
     let mut connection = h2::server::Builder::new()
@@ -248,7 +306,14 @@ async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, acceptor: TlsAcceptor,
         let Some(next) = next else { break };
         let (request, respond) = next?;
         if let Some(tunnel) = answer_connect(&record, request, respond, &identity)? {
-            streams.spawn(serve_app(Arc::clone(&record), tunnel, app));
+            let (record, layers) = (Arc::clone(&record), layers.clone());
+            streams.spawn(async move {
+                match layers.inner {
+                    // A handshake that fails is the test's business.
+                    Some(inner) => drop(serve_tls(record, tunnel, inner, layers.app).await),
+                    None => serve_app(record, tunnel, layers.app).await,
+                }
+            });
         }
         while streams.try_join_next().is_some() {}
     }

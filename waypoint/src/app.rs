@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use telemetry::{Telemetry, TelemetrySettings};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -35,11 +36,15 @@ use crate::drain::{Drain, drain};
 use crate::identity::{CertificateObserver, Identities};
 use crate::state::published::Published;
 use crate::tls::MeshTls;
+use crate::tls::originate::Originator;
+use crate::tls::secrets::{Keeper, Secrets};
 
 /// How long flushing logs and spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long nothing has to be applied until memory that only this needs is let go.
 const REST_AFTER: Duration = Duration::from_secs(5);
+/// How often files with certificates of applications are looked at; a change is a new inode, size or time.
+const FILES_EVERY: Duration = Duration::from_secs(2);
 /// How long one call of the CA may take, without connecting.
 const CA_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -98,11 +103,13 @@ impl Process {
             .node
             .trust_domain
             .as_str()])));
+        let secrets = Arc::new(Secrets::default());
+        let originator = Arc::new(Originator::new(Arc::clone(&tls), Arc::clone(&secrets)));
         let node = Node::new(discovery::node_settings(&settings.node)).map_err(|error| AppError::Setting(error.to_string()))?;
         let telemetry = Telemetry::new(
             telemetry_settings(&settings, node.id()),
             tokio::runtime::Handle::current(),
-            collector::connector(&published, &tls, &accepted),
+            collector::connector(&published, &tls, &accepted, &originator),
         );
         let readiness = Arc::new(Readiness::new(settings.ready_with_refused));
         let (drain, drain_watch) = drain();
@@ -112,6 +119,7 @@ impl Process {
             published: Arc::clone(&published),
             tls: Arc::clone(&tls),
             accepted: Arc::clone(&accepted),
+            originator,
             telemetry: Arc::clone(&telemetry),
             readiness: Arc::clone(&readiness),
             drain: drain_watch,
@@ -127,9 +135,11 @@ impl Process {
             accepted,
             addresses,
             flush: workers.flush(),
+            secrets,
         };
         let discovery = Discovery::new(start);
         tokio::spawn(rest(discovery.applied()));
+        tokio::spawn(watch_files(discovery.keeper()));
         let admin = Arc::new(admin_of(&discovery, &telemetry, &readiness, &quit));
         listen_locally(&settings, &admin).await?;
         tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));
@@ -173,6 +183,14 @@ async fn rest(applied: Arc<Notify>) {
         while tokio::time::timeout(REST_AFTER, applied.notified()).await.is_ok() {}
         // Elsewhere for the same reason as the applying itself; a failure would be a panic in it, which is logged.
         let _ = tokio::task::spawn_blocking(xds_proto::release_descriptors).await;
+    }
+}
+
+/// Reads certificates again when their files have changed.
+async fn watch_files(keeper: Arc<Mutex<Keeper>>) {
+    loop {
+        tokio::time::sleep(FILES_EVERY).await;
+        keeper.lock().look_at_files();
     }
 }
 

@@ -22,8 +22,9 @@ use crate::request::TunnelContext;
 use crate::sniff::Replay;
 use crate::state::breaker::Resource;
 use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
+use crate::tls::originate::Inside;
 use crate::upstream::balance;
-use crate::upstream::connect::{UpstreamIo, dial};
+use crate::upstream::connect::{Destination, UpstreamIo, dial};
 use crate::worker::Worker;
 
 /// Bytes buffered each way of one connection.
@@ -158,7 +159,9 @@ async fn dial_any(
         record.stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         record.stream.destination = worker.published.workload(address.target().ip());
         let mut active = ActiveRequest::begin(&entry.load);
-        match dial(&address, &worker.dialer, cluster.cluster.connect_timeout).await {
+        let transport = cluster.cluster.sockets.of(&entry.endpoint.socket_labels);
+        let to = Destination { address: &address, transport, inside: Inside::Tcp, host: None };
+        match dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await {
             Ok(upstream) => {
                 active.hold(permit);
                 record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));

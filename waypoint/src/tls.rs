@@ -1,10 +1,12 @@
 //! The mesh's mutual TLS: this workload's identity, and the two rustls configurations made from it.
 //!
-//! Not for: getting certificates (`identity` and the CA client do), nor TLS to servers outside the mesh.
+//! Not for: getting certificates (`identity` and the CA client do), nor TLS to applications (`originate`).
 //! Invariants: TLS 1.3 only, ALPN `h2`, a certificate on both sides, never resumed, so no session outlives the identity
 //! it was checked against. A new identity changes what the *next* connection uses; open ones are not touched.
 
 pub mod accept;
+pub mod originate;
+pub mod secrets;
 pub mod verify;
 
 use std::collections::HashMap;
@@ -333,6 +335,7 @@ impl TlsFailure {
             Self::Identity(SanRefusal::NoIdentity) => "no_spiffe_id",
             Self::Identity(SanRefusal::ForeignTrustDomain(_)) => "foreign_trust_domain",
             Self::Identity(SanRefusal::UnexpectedIdentity(_)) => "unexpected_identity",
+            Self::Identity(SanRefusal::OtherName) => "other_name",
             Self::BadCertificate(_) => "bad_certificate",
             Self::Incompatible(_) => "incompatible",
             Self::Alert(_) => "alert",
@@ -340,6 +343,15 @@ impl TlsFailure {
             Self::Protocol(_) => "protocol",
             Self::Io(_) => "io",
         }
+    }
+
+    /// Whether the peer's certificate is what failed.
+    #[must_use]
+    pub fn is_of_certificate(&self) -> bool {
+        matches!(
+            self,
+            Self::Expired | Self::NotYetValid | Self::UnknownIssuer | Self::WrongPurpose | Self::Identity(_) | Self::BadCertificate(_)
+        )
     }
 
     /// Reads the reason out of what tokio-rustls returns.

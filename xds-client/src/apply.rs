@@ -6,6 +6,7 @@
 mod listeners;
 mod meaning;
 mod report;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use xds_proto::istio::workload as workload_proto;
 use self::listeners::Listening;
 use self::meaning::Meanings;
 use self::report::{ASSIGNMENT, Checked, check, check_endpoints};
+use self::secrets::Secrets;
 use crate::ads::{Applied, Resource, ResourceType, Update, Verdict, Wanted};
 use crate::coverage::LB_ENDPOINTS;
 use crate::observer::{Change, Report};
@@ -61,6 +63,7 @@ pub struct Applier {
     meanings: Meanings,
     clusters: BTreeMap<String, HeldCluster>,
     endpoints: HashMap<String, HeldEndpoints>,
+    secrets: Secrets,
     refused_workloads: BTreeMap<String, Invalid>,
 }
 
@@ -78,8 +81,9 @@ impl Applier {
             ResourceType::Endpoint => self.apply_endpoints(update),
             ResourceType::Listener => self.apply_listeners(update),
             ResourceType::Workload => self.apply_workloads(update),
+            ResourceType::Secret => self.apply_secrets(update),
             // Nothing asks for these yet, so istiod sends none.
-            ResourceType::Secret | ResourceType::Extension => Outcome { applied: Applied::ack(), changes: Vec::new() },
+            ResourceType::Extension => Outcome { applied: Applied::ack(), changes: Vec::new() },
         }
     }
 
@@ -99,6 +103,7 @@ impl Applier {
         for (name, reason) in &self.refused_workloads {
             report.refused.entry(name.clone()).or_default().push(reason.clone());
         }
+        self.secrets.add_to(&mut report);
         self.listening.add_to(&mut report);
         report
     }
@@ -122,10 +127,14 @@ impl Applier {
             }
             is_wanted
         });
+        let secrets = self.secrets.name(self.clusters.values().filter_map(|held| held.good.as_deref()), &mut changes);
         let mut applied = verdict(&refused);
-        match Wanted::new(ResourceType::Endpoint, wanted) {
-            Ok(wanted) => applied.wanted.push(wanted),
-            Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
+        let wanted = [(ResourceType::Endpoint, Some(wanted)), (ResourceType::Secret, secrets)];
+        for (of, names) in wanted.into_iter().filter_map(|(of, names)| Some((of, names?))) {
+            match Wanted::new(of, names) {
+                Ok(wanted) => applied.wanted.push(wanted),
+                Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
+            }
         }
         Outcome { applied, changes }
     }
@@ -205,6 +214,15 @@ impl Applier {
                 changes.push(Change::EndpointsRemoved(name));
             }
         }
+        Outcome { applied: verdict(&refused), changes }
+    }
+
+    fn apply_secrets(&mut self, update: Update) -> Outcome {
+        let (mut changes, mut refused) = (Vec::new(), Vec::new());
+        for resource in update.resources {
+            self.secrets.hold(resource, &mut changes, &mut refused);
+        }
+        // As Envoy does: a secret stays as long as a cluster names it, so removals are left aside.
         Outcome { applied: verdict(&refused), changes }
     }
 

@@ -9,6 +9,7 @@ use model::cluster::Cluster;
 use model::endpoint::EndpointSet;
 use model::invalid::Invalid;
 use model::listener::Listeners;
+use model::transport::Secret;
 use model::workload::Workload;
 
 /// One thing that is different now.
@@ -26,6 +27,10 @@ pub enum Change {
     EndpointsUpserted(Arc<str>, Arc<EndpointSet>),
     /// Nobody needs this EDS name any more.
     EndpointsRemoved(String),
+    /// A secret that clusters name.
+    SecretUpserted(Arc<str>, Arc<Secret>),
+    /// No cluster names this secret any more.
+    SecretRemoved(String),
     /// A new or changed workload.
     WorkloadUpserted(Arc<Workload>),
     /// A workload is gone, by uid.

@@ -8,6 +8,7 @@ pub mod chain;
 pub mod cluster;
 pub mod endpoint;
 pub mod listener;
+pub mod transport;
 pub mod workload;
 
 mod access_log;

@@ -10,6 +10,7 @@ mod envoy_oracle;
 mod harness;
 mod life_cycle;
 mod limits;
+mod origination;
 mod policy;
 mod requests;
 mod retries;

@@ -11,9 +11,10 @@ use telemetry::trace::{CollectorConnector, CollectorIo, Connecting};
 use crate::hbone::pool::{Pool, PoolObserver, PoolOptions};
 use crate::state::published::{ClusterEntry, Published};
 use crate::tls::MeshTls;
+use crate::tls::originate::{Inside, Originator};
 use crate::tls::verify::PeerMatcher;
 use crate::upstream::balance;
-use crate::upstream::connect::{Dialer, dial};
+use crate::upstream::connect::{Destination, Dialer, dial};
 
 struct Silent;
 impl PoolObserver for Silent {}
@@ -23,9 +24,15 @@ pub(super) fn connector(
     published: &Arc<Published>,
     tls: &Arc<MeshTls>,
     accepted: &Arc<ArcSwap<PeerMatcher>>,
+    originator: &Arc<Originator>,
 ) -> Arc<dyn CollectorConnector> {
     let published = Arc::clone(published);
-    let dialer = Dialer { pool: Pool::new(PoolOptions::default(), Arc::new(Silent)), tls: Arc::clone(tls), accepted: Arc::clone(accepted) };
+    let dialer = Dialer {
+        pool: Pool::new(PoolOptions::default(), Arc::new(Silent)),
+        tls: Arc::clone(tls),
+        accepted: Arc::clone(accepted),
+        originator: Arc::clone(originator),
+    };
     Arc::new(move |cluster: &str| -> Connecting {
         let entry = published.cluster(cluster);
         let (dialer, name) = (dialer.clone(), cluster.to_owned());
@@ -35,7 +42,9 @@ pub(super) fn connector(
             };
             let chosen = balance::choose(&served, &[], 1, || fastrand::u64(..));
             let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
-            let stream = dial(&entry.endpoint.address, &dialer, served.cluster.connect_timeout).await;
+            let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
+            let to = Destination { address: &entry.endpoint.address, transport, inside: Inside::Http2, host: None };
+            let stream = dial(&to, &dialer, served.cluster.connect_timeout).await;
             let stream = stream.map_err(|failure| io::Error::other(failure.reason.into_owned()))?;
             Ok(Box::new(stream) as Box<dyn CollectorIo>)
         })

@@ -24,6 +24,7 @@ use crate::config;
 use crate::identity::Identities;
 use crate::state::published::{ClusterEntry, Published};
 use crate::state::store::Store;
+use crate::tls::secrets::{Keeper, Secrets};
 use crate::tls::verify::PeerMatcher;
 
 /// What discovery needs of the process.
@@ -35,6 +36,7 @@ pub(super) struct DiscoveryStart {
     pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
     pub(super) addresses: watch::Sender<Vec<SocketAddr>>,
     pub(super) flush: broadcast::Sender<IpAddr>,
+    pub(super) secrets: Arc<Secrets>,
 }
 
 /// What is not obeyed, as metrics.
@@ -83,6 +85,7 @@ pub(super) struct Discovery {
     start: DiscoveryStart,
     applier: Applier,
     store: Store,
+    keeper: Arc<Mutex<Keeper>>,
     report: Arc<Mutex<Report>>,
     applied: Arc<Notify>,
     gauges: Arc<Gauges>,
@@ -92,7 +95,8 @@ impl Discovery {
     pub(super) fn new(start: DiscoveryStart) -> Self {
         let store = Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry));
         let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
-        Self { start, applier: Applier::default(), store, report: Arc::default(), applied: Arc::default(), gauges }
+        let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
+        Self { start, applier: Applier::default(), store, keeper, report: Arc::default(), applied: Arc::default(), gauges }
     }
 
     /// What is not obeyed, as metrics; to be refreshed before they are read.
@@ -103,6 +107,11 @@ impl Discovery {
     /// Told after each response that was applied.
     pub(super) fn applied(&self) -> Arc<Notify> {
         Arc::clone(&self.applied)
+    }
+
+    /// What reads certificates for applications.
+    pub(super) fn keeper(&self) -> Arc<Mutex<Keeper>> {
+        Arc::clone(&self.keeper)
     }
 
     /// What is not obeyed, as JSON.
@@ -166,6 +175,8 @@ impl Discovery {
             Change::ClusterRemoved(name) => self.store.remove_cluster(&name),
             Change::EndpointsUpserted(name, set) => self.store.set_endpoints(&name, set),
             Change::EndpointsRemoved(name) => self.store.remove_endpoints(&name),
+            Change::SecretUpserted(name, secret) => self.keeper.lock().hold(&name, secret),
+            Change::SecretRemoved(name) => self.keeper.lock().forget(&name),
             Change::WorkloadUpserted(workload) => self.store.upsert_workload(workload),
             Change::WorkloadRemoved(uid) => {
                 for address in self.store.remove_workload(&uid) {
@@ -202,6 +213,11 @@ impl AdsObserver for Discovery {
         }
         for change in changes {
             self.change(change);
+        }
+        if of == ResourceType::Cluster {
+            // Before anybody dials by them.
+            let clusters = self.store.clusters();
+            self.keeper.lock().want(clusters.flat_map(|cluster| cluster.sockets.tls()));
         }
         self.store.publish();
         self.store.free_retired();

@@ -25,6 +25,7 @@ use crate::listen::{Accepting, ConnectionLimit, ListenObserver, OnDrain, accept_
 use crate::runtime;
 use crate::state::published::Published;
 use crate::tls::MeshTls;
+use crate::tls::originate::Originator;
 use crate::tls::verify::PeerMatcher;
 use crate::tunnel::serve_connect;
 use crate::upstream::connect::Dialer;
@@ -39,6 +40,7 @@ pub(super) struct WorkerShare {
     pub(super) published: Arc<Published>,
     pub(super) tls: Arc<MeshTls>,
     pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
+    pub(super) originator: Arc<Originator>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) readiness: Arc<Readiness>,
     pub(super) drain: DrainWatch,
@@ -122,6 +124,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
         pool: Pool::new(PoolOptions::default(), Arc::new(Logged)),
         tls: Arc::clone(&share.tls),
         accepted: Arc::clone(&share.accepted),
+        originator: Arc::clone(&share.originator),
     };
     let pool = dialer.pool.clone();
     tokio::spawn(async move {

@@ -129,6 +129,8 @@ struct Tries<'a> {
     policy: Policy<'a>,
     began: Instant,
     parts: Option<request::Parts>,
+    /// Of the request, where a transport depends on it.
+    host: Option<Box<str>>,
     body: Source,
     avoid: SmallVec<[EndpointAddress; 4]>,
     retries: u32,
@@ -156,6 +158,9 @@ impl<'a> Tries<'a> {
             (false, None) => Source::Once(Some(body)),
             (false, Some(_)) => Source::Replay(Replay::new(body)),
         };
+        let by_host = cluster.cluster.sockets.tls().any(|tls| tls.depends_on_host());
+        let host = parts.headers.get(http::header::HOST).filter(|_| by_host);
+        let host = host.and_then(|host| host.to_str().ok()).map(Into::into);
         Self {
             run,
             cluster,
@@ -163,6 +168,7 @@ impl<'a> Tries<'a> {
             policy,
             began: Instant::now(),
             parts: Some(parts),
+            host,
             body,
             avoid: SmallVec::new(),
             retries: 0,
@@ -234,7 +240,9 @@ impl<'a> Tries<'a> {
         let mut active = ActiveRequest::begin(&entry.load);
         let mut is_fresh = false;
         loop {
-            let wanted = Wanted { cluster: self.cluster, endpoint: &address, protocol: self.protocol, priority: self.policy.priority };
+            let host = self.host.as_deref();
+            let wanted =
+                Wanted { cluster: self.cluster, endpoint: &entry.endpoint, protocol: self.protocol, priority: self.policy.priority, host };
             let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
                 Some(lease) => lease,
                 // Boxed, so that requests that need no connect do not carry the room for one.

@@ -146,6 +146,14 @@ impl Store {
         }
     }
 
+    /// The clusters that are obeyed.
+    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+        self.clusters.values().filter_map(|entry| match entry {
+            ClusterEntry::Served(served) => Some(&*served.cluster),
+            ClusterEntry::Refused(_) => None,
+        })
+    }
+
     /// A cluster is gone.
     pub fn remove_cluster(&mut self, name: &str) {
         self.forget_user(name);

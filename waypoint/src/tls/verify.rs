@@ -1,13 +1,15 @@
 //! Who a peer is and whether we speak with it: chain, validity and purpose by webpki, then its SPIFFE ids.
 //!
 //! Not for: authorization. Here a peer is let in or not; what it may do is decided per request.
-//! Invariants: DNS names are never looked at; a certificate without a readable workload identity is refused.
+//! Invariants: DNS names of a workload are never looked at; a certificate without a readable workload identity is refused.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::identity::SpiffeId;
+use model::transport::NameKind;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -18,6 +20,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::originate::CertificateName;
 
 /// Why a certificate that chains to our roots is refused for its names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,6 +38,9 @@ pub enum SanRefusal {
     /// A workload of ours, but not the one that we meant to reach.
     #[error("the peer {0} is not the workload that was expected")]
     UnexpectedIdentity(SpiffeId),
+    /// An application's certificate that has none of the names it must have.
+    #[error("the peer's certificate has none of the names that are accepted")]
+    OtherName,
 }
 
 impl From<SanRefusal> for rustls::Error {
@@ -134,6 +141,28 @@ fn identities(certificate: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, SanRefu
         _ => None,
     };
     Ok(names.value.general_names.iter().filter_map(id).collect())
+}
+
+/// All names in a certificate that a configuration can accept, in order.
+pub(super) fn names(certificate: &CertificateDer<'_>) -> Result<Vec<CertificateName>, SanRefusal> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| SanRefusal::Unreadable)?;
+    let names = parsed.subject_alternative_name().map_err(|_| SanRefusal::Unreadable)?;
+    let Some(names) = names else { return Ok(Vec::new()) };
+    let name = |name: &GeneralName<'_>| {
+        let (kind, text) = match name {
+            GeneralName::DNSName(text) => (NameKind::Dns, (*text).to_owned()),
+            GeneralName::URI(text) => (NameKind::Uri, (*text).to_owned()),
+            GeneralName::RFC822Name(text) => (NameKind::Email, (*text).to_owned()),
+            GeneralName::IPAddress(bytes) => (NameKind::Ip, address(bytes)?.to_string()),
+            _ => return None,
+        };
+        Some(CertificateName { kind, text })
+    };
+    Ok(names.value.general_names.iter().filter_map(name).collect())
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// Checks the certificates of clients.

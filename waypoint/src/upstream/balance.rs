@@ -91,7 +91,7 @@ mod tests {
             .zip(1..)
             .map(|(weight, last)| {
                 let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
-                Arc::new(Endpoint { address, host: "".into(), weight: *weight, priority: 0, healthy: true })
+                Arc::new(Endpoint { address, socket_labels: Box::default(), host: "".into(), weight: *weight, priority: 0, healthy: true })
             })
             .collect();
         let cluster = Cluster { balance, ..Cluster::named("c", Discovery::Eds("c".into())) };

@@ -1,6 +1,8 @@
-//! Dials an endpoint: plain TCP, or a CONNECT over pooled HBONE. What comes back is a byte stream to the application.
+//! Dials an endpoint: plain TCP, or a CONNECT over pooled HBONE, and TLS on it if its cluster says so. What comes back is a byte
+//! stream to the application.
 //!
-//! Not for: choosing the endpoint, or HTTP. Invariant: the connect timeout covers everything up to a usable stream.
+//! Not for: choosing the endpoint, or HTTP. Invariants: the connect timeout covers everything up to a usable stream; a stream that
+//! should wear TLS is never handed out without.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,13 +16,18 @@ use arc_swap::ArcSwap;
 use http::HeaderMap;
 use model::authority::Authority;
 use model::endpoint::EndpointAddress;
+use model::transport::{TlsOrigination, Transport};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::hbone::pool::Pool;
 use crate::hbone::stream::HboneStream;
-use crate::tls::MeshTls;
+use crate::tls::originate::{Inside, Originator};
 use crate::tls::verify::PeerMatcher;
+use crate::tls::{MeshTls, TlsFailure};
 
 /// The time before the first keepalive probe of a plain upstream connection, and between probes; ztunnel's.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
@@ -35,6 +42,8 @@ pub enum UpstreamIo {
     Tcp(TcpStream),
     /// Inside a tunnel.
     Hbone(HboneStream),
+    /// TLS on one of the others.
+    Tls(Box<TlsStream<UpstreamIo>>),
 }
 
 /// No stream could be had; the reason in Envoy's words where it has some.
@@ -51,8 +60,22 @@ impl UpstreamIo {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok(),
             Self::Hbone(_) => None,
+            Self::Tls(stream) => stream.get_ref().0.local_address(),
         }
     }
+}
+
+/// Where a stream is to lead, and what it is to wear.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination<'a> {
+    /// The endpoint.
+    pub address: &'a EndpointAddress,
+    /// What the stream wears.
+    pub transport: &'a Transport,
+    /// What is spoken in it.
+    pub inside: Inside,
+    /// The host of the request that it is made for, where the transport depends on it.
+    pub host: Option<&'a str>,
 }
 
 /// What a worker dials with.
@@ -64,6 +87,8 @@ pub struct Dialer {
     pub tls: Arc<MeshTls>,
     /// Whom we accept at the other end of a tunnel.
     pub accepted: Arc<ArcSwap<PeerMatcher>>,
+    /// TLS to applications.
+    pub originator: Arc<Originator>,
 }
 
 /// Dials.
@@ -73,14 +98,30 @@ pub struct Dialer {
 ///
 /// # Cancel safety
 /// Safe: nothing was sent to the application.
-pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration) -> Result<UpstreamIo, ConnectFailure> {
+pub async fn dial(to: &Destination<'_>, dialer: &Dialer, timeout: Duration) -> Result<UpstreamIo, ConnectFailure> {
+    let Some(tls) = &to.transport.tls else {
+        return pingora_timeout::timeout(timeout, carry(to.address, dialer)).await.map_err(|_| timed_out())?;
+    };
+    // Before anything is dialled: without its certificates there is no stream at all.
+    let config =
+        dialer.originator.client(tls, to.inside).map_err(|error| ConnectFailure { reason: format!("TLS error: {error}").into() })?;
+    let server_name = server_name(tls, to)?;
+    let connected = async {
+        let carrier = carry(to.address, dialer).await?;
+        let stream = TlsConnector::from(config).connect(server_name, carrier).await;
+        stream.map(|stream| UpstreamIo::Tls(Box::new(stream))).map_err(|error| ConnectFailure { reason: describe_tls(&error).into() })
+    };
+    pingora_timeout::timeout(timeout, connected).await.map_err(|_| timed_out())?
+}
+
+/// The stream that carries all else.
+async fn carry(address: &EndpointAddress, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
     match address {
         EndpointAddress::Plain(address) if address.ip().is_loopback() && OWN_PORTS.contains(&address.port()) => {
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
         }
         EndpointAddress::Plain(address) => {
-            let connected = pingora_timeout::timeout(timeout, TcpStream::connect(address)).await.map_err(|_| timed_out())?;
-            let stream = connected.map_err(|error| ConnectFailure { reason: describe(&error) })?;
+            let stream = TcpStream::connect(address).await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
             // Options that a socket may lack without harm.
             let _ = stream.set_nodelay(true);
             let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE_INTERVAL).with_interval(TCP_KEEPALIVE_INTERVAL);
@@ -92,10 +133,33 @@ pub async fn dial(address: &EndpointAddress, dialer: &Dialer, timeout: Duration)
                 dialer.tls.client(&dialer.accepted.load_full()).map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
             let tls = tls.ok_or(ConnectFailure { reason: "no workload certificate yet".into() })?;
             let (target, no_headers) = (Authority::Address(*target), HeaderMap::new());
-            let opened = pingora_timeout::timeout(timeout, dialer.pool.open(*tunnel, &tls, &target, &no_headers));
-            let stream = opened.await.map_err(|_| timed_out())?;
+            let stream = dialer.pool.open(*tunnel, &tls, &target, &no_headers).await;
             Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
         }
+    }
+}
+
+/// What is asked for in the handshake; an address, which is never sent, where there is no name.
+fn server_name(tls: &TlsOrigination, to: &Destination<'_>) -> Result<ServerName<'static>, ConnectFailure> {
+    let host = to.host.filter(|_| tls.server_name_from_host).map(without_port);
+    let Some(name) = host.or(tls.server_name.as_deref()) else { return Ok(ServerName::from(to.address.target().ip())) };
+    let name = ServerName::try_from(name.trim_start_matches('[').trim_end_matches(']').to_owned());
+    name.map_err(|_| ConnectFailure { reason: "TLS error: the host is no server name".into() })
+}
+
+/// The host of an authority.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) => host,
+        _ => authority,
+    }
+}
+
+/// As Envoy brackets what TLS says; the words are rustls's and ours.
+fn describe_tls(error: &io::Error) -> String {
+    match TlsFailure::from_io(error) {
+        failure if failure.is_of_certificate() => format!("TLS_error:|CERTIFICATE_VERIFY_FAILED:{failure}:TLS_error_end"),
+        failure => format!("TLS_error:|{failure}:TLS_error_end"),
     }
 }
 
@@ -118,6 +182,7 @@ impl AsyncRead for UpstreamIo {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Hbone(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
         }
     }
 }
@@ -127,6 +192,7 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Hbone(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
 
@@ -134,6 +200,7 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Hbone(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
         }
     }
 
@@ -141,6 +208,7 @@ impl AsyncWrite for UpstreamIo {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Hbone(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -148,6 +216,7 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
 
@@ -155,6 +224,10 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! HTTP sessions of one worker: idle HTTP/1.1 ones wait here, HTTP/2 ones are shared.
 //!
-//! Not for: HBONE connections, which have a pool of their own below. Keyed by cluster and endpoint, so that a session never
-//! serves another service. Idle sessions are bounded over all keys, the least recently used goes first (`pingora-pool`).
+//! Not for: HBONE connections, which have a pool of their own below. Keyed by cluster, endpoint and what its stream wears, so that
+//! a session never serves another service, nor one that is verified otherwise. Idle sessions are bounded over all keys, the least
+//! recently used goes first (`pingora-pool`).
 //! Where a cluster's connections are limited, requests wait in line for one; each worker may have one to each endpoint whatever
 //! the others have, so that nobody waits for what never comes (Envoy).
 
@@ -13,17 +14,19 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use model::cluster::ConnectionUse;
-use model::endpoint::EndpointAddress;
+use model::endpoint::{Endpoint, EndpointAddress};
 use model::route::Priority;
+use model::transport::Transport;
 use parking_lot::Mutex;
 use pingora_pool::{ConnectionMeta, ConnectionPool};
 use tokio::sync::Notify;
 
-use super::connect::{ConnectFailure, Dialer, UpstreamIo, dial, timed_out};
+use super::connect::{ConnectFailure, Destination, Dialer, UpstreamIo, dial, timed_out};
 use crate::http::client::{ClientOptions, ClientSession};
 use crate::http::session::Protocol;
 use crate::state::breaker::{Overflow, Permit, Resource};
 use crate::state::published::ServedCluster;
+use crate::tls::originate::Inside;
 
 /// Idle HTTP/1.1 sessions that one worker keeps, over all endpoints.
 pub const IDLE_SESSIONS_MAX: usize = 1024;
@@ -39,6 +42,9 @@ const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 struct Key {
     cluster: Arc<str>,
     endpoint: EndpointAddress,
+    transport: Transport,
+    /// Where the transport depends on it.
+    host: Option<Box<str>>,
 }
 
 /// What a connection has been used for.
@@ -181,16 +187,32 @@ pub struct Wanted<'a> {
     /// The cluster.
     pub cluster: &'a ServedCluster,
     /// One of its endpoints.
-    pub endpoint: &'a EndpointAddress,
+    pub endpoint: &'a Endpoint,
     /// What is to be spoken.
     pub protocol: Protocol,
     /// Whose circuit breakers count.
     pub priority: Priority,
+    /// The host of the request.
+    pub host: Option<&'a str>,
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    fn transport(&self) -> &'a Transport {
+        self.cluster.cluster.sockets.of(&self.endpoint.socket_labels)
+    }
+
+    /// The host, where the transport depends on it.
+    fn host(&self) -> Option<&'a str> {
+        self.host.filter(|_| self.transport().tls.as_ref().is_some_and(|tls| tls.depends_on_host()))
+    }
+
     fn key(&self) -> Key {
-        Key { cluster: Arc::clone(&self.cluster.cluster.name), endpoint: *self.endpoint }
+        Key {
+            cluster: Arc::clone(&self.cluster.cluster.name),
+            endpoint: self.endpoint.address,
+            transport: self.transport().clone(),
+            host: self.host().map(Into::into),
+        }
     }
 }
 
@@ -331,8 +353,8 @@ impl SessionPool {
     }
 
     /// Takes in an HTTP/1.1 session that was made elsewhere, as if its exchange were over: over a pipe, to measure without a network.
-    pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &EndpointAddress, session: ClientSession) {
-        let key = Key { cluster: Arc::clone(&cluster.cluster.name), endpoint: *endpoint };
+    pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &Endpoint, session: ClientSession) {
+        let key = Wanted { cluster, endpoint, protocol: Protocol::Http1, priority: Priority::default(), host: None }.key();
         let used = Used::now();
         self.give_back(Lease { session, key, is_reused: false, local_address: None, used, is_last: false, line: None });
     }
@@ -372,7 +394,12 @@ impl SessionPool {
         dialer: &Dialer,
         counted: Option<Counted>,
     ) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
-        let io = dial(wanted.endpoint, dialer, wanted.cluster.cluster.connect_timeout).await?;
+        let inside = match wanted.protocol {
+            Protocol::Http1 => Inside::Http1,
+            Protocol::Http2 => Inside::Http2,
+        };
+        let to = Destination { address: &wanted.endpoint.address, transport: wanted.transport(), inside, host: wanted.host() };
+        let io = dial(&to, dialer, wanted.cluster.cluster.connect_timeout).await?;
         let local_address = io.local_address();
         Ok((self.session(io, wanted.protocol, counted).await?, local_address))
     }

@@ -7,6 +7,8 @@ use super::rule::Site;
 
 /// Where an `envoy_internal_address` may lead: HBONE to the endpoint, and the plumbing of Envoy that we do without.
 const INTERNAL_LISTENERS: [&str; 2] = ["connect_originate", "main_internal"];
+/// Clusters through which an Envoy waypoint dials HBONE.
+const HBONE_CLUSTERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
 /// Secrets that mean our own certificate and our own roots.
 const OWN_SECRETS: [&str; 2] = ["default", "ROOTCA"];
 /// Filter state that an Envoy waypoint hands from one internal listener to the next, and where it comes from. We keep the same in a
@@ -99,6 +101,40 @@ pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
 /// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED with ORIGINAL_DST.
 pub(super) fn is_known_balance(value: &Value, site: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 3]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_originating(value, site))
+}
+
+/// In TLS that is spoken to an application; elsewhere TLS is the mesh's, and not negotiable.
+pub(super) fn is_to_application(_: &Value, site: &Site<'_>) -> bool {
+    const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
+    let mut at = Some(site);
+    let mut is_upstream = false;
+    while let Some(site) = at {
+        let descriptor = site.message.descriptor();
+        is_upstream |= matches!(descriptor.full_name(), UPSTREAM_TLS | SECRET);
+        at = site.holder;
+    }
+    is_upstream && !HBONE_CLUSTERS.contains(&resource_name(site).as_str())
+}
+
+/// As [`is_h2_only`], or to an application.
+pub(super) fn is_known_alpn(value: &Value, site: &Site<'_>) -> bool {
+    is_h2_only(value, site) || is_to_application(value, site)
+}
+
+/// As [`is_own_secret`], or to an application.
+pub(super) fn is_known_secret(value: &Value, site: &Site<'_>) -> bool {
+    is_own_secret(value, site) || is_to_application(value, site)
+}
+
+/// As [`is_tls_1_3`], or to an application.
+pub(super) fn is_known_version(value: &Value, site: &Site<'_>) -> bool {
+    is_tls_1_3(value, site) || is_to_application(value, site)
+}
+
+/// As [`is_uri_name`], or to an application: mail, DNS, URI, address.
+pub(super) fn is_known_name(value: &Value, site: &Site<'_>) -> bool {
+    is_uri_name(value, site) || (is_one_of(value, &[1, 2, 3, 4]) && is_to_application(value, site))
 }
 
 /// In the cluster through which an Envoy waypoint dials HBONE.
@@ -212,19 +248,4 @@ fn leads_inside(action: &DynamicMessage) -> bool {
 /// An escaped slash stays as it came (KEEP_UNCHANGED), or becomes one before anything looks at it (UNESCAPE_AND_FORWARD).
 pub(super) fn is_known_slash_action(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[1, 4])
-}
-
-/// Endpoint metadata that does not ask for a transport which is not spoken: Istio's mutual TLS outside HBONE.
-pub(super) fn is_reachable(value: &Value, _: &Site<'_>) -> bool {
-    let Some(metadata) = value.as_message().and_then(|metadata| field(metadata, "filter_metadata")) else { return true };
-    let Some(Value::Message(transport)) =
-        metadata.as_map().and_then(|keys| keys.get(&prost_reflect::MapKey::String("envoy.transport_socket_match".to_owned())))
-    else {
-        return true;
-    };
-    let has = |name: &str| {
-        field(transport, "fields")
-            .is_some_and(|fields| fields.as_map().is_some_and(|map| map.contains_key(&prost_reflect::MapKey::String(name.to_owned()))))
-    };
-    has("tunnel") || !has("tlsMode")
 }

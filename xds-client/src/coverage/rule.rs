@@ -106,10 +106,6 @@ pub(super) const fn walked(type_name: &'static str) -> Extension {
     Extension { type_name, rule: Rule::Honoured }
 }
 
-pub(super) const fn walked_when(type_name: &'static str, only: &'static str, check: Check, otherwise: &'static str) -> Extension {
-    Extension { type_name, rule: Rule::When { only, check, otherwise } }
-}
-
 pub(super) const fn listed(type_name: &'static str, missing: &'static str) -> Extension {
     Extension { type_name, rule: Rule::Listed(missing) }
 }

@@ -200,7 +200,7 @@ fn clusters_and_endpoints_of_a_plain_mesh_have_no_refusals() {
 }
 
 #[test]
-fn clusters_that_need_dns_tls_or_hashing_are_refused() {
+fn clusters_that_need_dns_or_hashing_are_refused() {
     let refused = |scenario: &str| {
         let clusters = recorded(scenario, "Cluster").into_iter().filter(|(_, json)| !walk_json(CLUSTER, json).refused.is_empty());
         let mut names: Vec<_> = clusters.map(|(name, _)| name).collect();
@@ -242,14 +242,37 @@ fn double_hbone_is_listed_and_an_endpoint_that_needs_it_is_refused() {
 }
 
 #[test]
-fn an_endpoint_that_needs_mutual_tls_outside_hbone_is_refused() {
-    let refused = |labels: Value| {
-        let metadata = json!({"filter_metadata": {"envoy.transport_socket_match": labels}});
-        walk_json("envoy.config.endpoint.v3.LbEndpoint", &json!({"metadata": metadata, "endpoint": {}})).refused.len()
+fn tls_to_applications_is_walked_and_the_mesh_s_own_is_not_negotiable() {
+    let socket = json!({
+        "name": "tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": "api.example.com",
+            "common_tls_context": {
+                "alpn_protocols": ["h2", "http/1.1"],
+                "tls_certificates": [{"certificate_chain": {"filename": "/a"}, "private_key": {"inline_string": "b"}}],
+                "validation_context": {
+                    "trusted_ca": {"filename": "/c"},
+                    "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "api.example.com"}}],
+                },
+            },
+        },
+    });
+    let walked = |name: &str, socket: &Value| {
+        reasons(&walk_json(CLUSTER, &json!({"name": name, "type": "EDS", "eds_cluster_config": {}, "transport_socket": socket})))
     };
-    assert_eq!(refused(json!({"tlsMode": "istio"})), 1);
-    assert_eq!(refused(json!({"tlsMode": "istio", "tunnel": "http"})), 0);
-    assert_eq!(refused(json!({})), 0);
+    assert_eq!(walked(WEB, &socket), [""; 0]);
+    assert_eq!(walked("connect_originate", &socket).len(), 4, "{:#?}", walked("connect_originate", &socket));
+    for (field, value) in [
+        ("crl", json!({"inline_string": "x"})),
+        ("verify_certificate_hash", json!(["x"])),
+        ("allow_expired_certificate", json!(true)),
+        ("trust_chain_verification", json!("ACCEPT_UNTRUSTED")),
+    ] {
+        let mut socket = socket.clone();
+        socket["typed_config"]["common_tls_context"]["validation_context"][field] = value;
+        assert_eq!(walked(WEB, &socket).len(), 1, "{field}");
+    }
 }
 
 /// An HTTP RBAC filter that allows one principal.

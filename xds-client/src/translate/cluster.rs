@@ -9,11 +9,10 @@ use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
 use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
-use super::{Problem, Translated, duration, endpoint, open, positive_duration, required};
+use super::{Problem, Translated, duration, endpoint, open, positive_duration, required, transport};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
-const UPSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 /// Envoy's retry budget where it is not said: a fifth of the requests, and three at least.
 const BUDGET_PERCENT_DEFAULT: f64 = 20.0;
 const BUDGET_RETRIES_MIN_DEFAULT: u32 = 3;
@@ -24,7 +23,6 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// # Errors
 /// The first thing that cannot be obeyed.
 pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
-    check_sockets(value)?;
     let name: Arc<str> = value.name.as_str().into();
     let options = http_options(value)?;
     let timeout = value.connect_timeout.as_ref().map(|timeout| duration(timeout, "connect_timeout")).transpose()?;
@@ -35,6 +33,7 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
         discovery: discovery(value)?,
         balance: balance(value)?,
         protocol: protocol(options.as_ref())?,
+        sockets: transport::sockets(value, options.as_ref())?,
         connect_timeout: timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT),
         limits,
         limits_high,
@@ -54,20 +53,6 @@ pub fn eds_name(value: &proto::Cluster) -> Option<&str> {
     let named = value.eds_cluster_config.as_ref().map(|config| config.service_name.as_str()).filter(|name| !name.is_empty());
     // The protocol has a meaning of its own for these, and one such cluster must not cost the others their endpoints.
     Some(named.unwrap_or(&value.name)).filter(|name| !matches!(*name, "" | "*"))
-}
-
-/// Which of several sockets an endpoint gets follows from its metadata. HBONE and plain ones are spoken; mesh TLS only where an
-/// endpoint asks for it by `tlsMode: istio`, and such endpoints are left out. TLS for all others must not become plain text.
-fn check_sockets(value: &proto::Cluster) -> Translated<()> {
-    for (at, one) in value.transport_socket_matches.iter().enumerate() {
-        let config = one.transport_socket.as_ref().and_then(|socket| socket.config_type.as_ref());
-        let Some(core::transport_socket::ConfigType::TypedConfig(config)) = config else { continue };
-        let for_mesh_tls = one.r#match.as_ref().is_some_and(|fields| super::text_of(fields, "tlsMode") == Some("istio"));
-        if super::type_name(config) == UPSTREAM_TLS && !for_mesh_tls {
-            return Err(Problem::new(format!("transport_socket_matches[{at}]"), "TLS for all endpoints is not spoken yet"));
-        }
-    }
-    Ok(())
 }
 
 fn discovery(value: &proto::Cluster) -> Translated<Discovery> {

@@ -7,8 +7,9 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as proto;
 use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
 use model::invalid::Invalid;
+use model::transport::SocketLabels;
 
-use super::{Problem, Translated, required, socket_address, text_of};
+use super::{Problem, Translated, required, socket_address, text_of, transport};
 
 const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
@@ -47,9 +48,6 @@ fn endpoint(value: &proto::LbEndpoint, priority: u32, path: &str) -> Translated<
     };
     let (address, host) = match address {
         core::address::Address::SocketAddress(socket) => {
-            if metadata(TRANSPORT_SOCKET_MATCH, "tlsMode") == Some("istio") {
-                return Err(Problem::new(path, "speaks mesh TLS without HBONE, which is not supported"));
-            }
             let address = socket_address(socket, path)?;
             (EndpointAddress::Plain(address), address.to_string())
         }
@@ -74,5 +72,7 @@ fn endpoint(value: &proto::LbEndpoint, priority: u32, path: &str) -> Translated<
     let health = core::HealthStatus::try_from(value.health_status).map_err(|_| Problem::new(path, "the health status is not known"))?;
     let healthy = matches!(health, core::HealthStatus::Unknown | core::HealthStatus::Healthy | core::HealthStatus::Degraded);
     let weight = value.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
-    Ok(Endpoint { address, host: host.into(), weight, priority, healthy })
+    let labels = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
+    let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
+    Ok(Endpoint { address, socket_labels, host: host.into(), weight, priority, healthy })
 }

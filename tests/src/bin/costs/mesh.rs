@@ -74,6 +74,8 @@ pub fn take(store: &mut Store, change: Change) {
         Change::WorkloadUpserted(workload) => store.upsert_workload(workload),
         // Nothing is taken back in these rows.
         Change::ClusterRefused(..) | Change::ClusterRemoved(_) | Change::EndpointsRemoved(_) | Change::WorkloadRemoved(_) => {}
+        // No cluster of these rows names a secret.
+        Change::SecretUpserted(..) | Change::SecretRemoved(_) => {}
     }
 }
 

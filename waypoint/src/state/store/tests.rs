@@ -30,7 +30,7 @@ fn cluster(name: &str) -> Arc<Cluster> {
 
 fn endpoint(address: &str, priority: u32, healthy: bool) -> Arc<Endpoint> {
     let address = EndpointAddress::Plain(address.parse().unwrap());
-    Arc::new(Endpoint { address, host: address.target().to_string().into(), weight: 1, priority, healthy })
+    Arc::new(Endpoint { address, socket_labels: Box::default(), host: address.target().to_string().into(), weight: 1, priority, healthy })
 }
 
 fn set(endpoints: Vec<Arc<Endpoint>>) -> Arc<EndpointSet> {

@@ -1,14 +1,13 @@
 //! Clusters, how they are balanced and reached, and their endpoints.
 use super::super::check;
-use super::super::rule::Kind::{Part, Routing, Tuning};
+use super::super::rule::Kind::{Part, Routing, Security, Tuning};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, walked_when, when, whole_when};
+use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
 
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
-const NO_TLS: &str = "TLS would be spoken to the application";
 const NO_PROXY_PROTOCOL: &str = "the PROXY protocol would be spoken to the application";
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -119,7 +118,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Routing,
         "envoy.config.cluster.v3.Cluster.TransportSocketMatch",
-        &[("name", Whole), ("match", Whole), ("transport_socket", Extension(MATCHED_SOCKETS))],
+        &[("name", Whole), ("match", Whole), ("transport_socket", Extension(TRANSPORT_SOCKETS))],
     ),
     entry(Part, "envoy.config.core.v3.TransportSocket", &[("name", Whole)]),
     entry(
@@ -127,7 +126,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         INTERNAL,
         &[
             ("passthrough_metadata", Unused("what endpoints say reaches the connection anyway")),
-            ("transport_socket", Extension(&[walked(RAW), refused(TLS, NO_TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)])),
+            ("transport_socket", Extension(&[walked(RAW), walked(TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)])),
         ],
     ),
     entry(Routing, RAW, &[]),
@@ -140,10 +139,19 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("use_downstream_protocol_config", Honoured),
             ("auto_config", Refused("the protocol would be agreed on in the TLS handshake")),
             ("common_http_protocol_options", Honoured),
-            ("upstream_http_protocol_options", Unused("belongs to TLS to the application, which is refused")),
+            ("upstream_http_protocol_options", Honoured),
             ("http_filters", Refused("requests would pass other filters")),
             ("outlier_detection", Listed("no endpoint is ejected")),
             ("header_validation_config", Refused("headers would be validated by an extension")),
+        ],
+    ),
+    entry(
+        Security,
+        "envoy.config.core.v3.UpstreamHttpProtocolOptions",
+        &[
+            ("auto_sni", Honoured),
+            ("auto_san_validation", Honoured),
+            ("override_auto_sni_header", Refused("another header would name the server")),
         ],
     ),
     entry(
@@ -200,19 +208,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Routing,
         "envoy.config.endpoint.v3.LbEndpoint",
-        &[
-            ("endpoint", Honoured),
-            ("health_status", Honoured),
-            ("load_balancing_weight", Honoured),
-            (
-                "metadata",
-                whole_when(
-                    "without tlsMode, or with tunnel",
-                    check::is_reachable,
-                    "Istio's mutual TLS would be spoken to a pod without HBONE",
-                ),
-            ),
-        ],
+        &[("endpoint", Honoured), ("health_status", Honoured), ("load_balancing_weight", Honoured), ("metadata", Whole)],
     ),
     entry(
         Routing,
@@ -231,16 +227,8 @@ const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.clusters.dns.v3.DnsCluster", "endpoints would be found by DNS"),
 ];
 
-const TRANSPORT_SOCKETS: &[super::super::rule::Extension] = &[
-    walked(INTERNAL),
-    walked(RAW),
-    walked_when(TLS, "connect_originate", check::is_originating, NO_TLS),
-    refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL),
-];
-
-/// Which one is used follows from an endpoint; endpoints that need TLS are refused one by one.
-const MATCHED_SOCKETS: &[super::super::rule::Extension] =
-    &[walked(INTERNAL), walked(RAW), listed(TLS, "Istio's mutual TLS outside HBONE is not spoken; endpoints that need it are refused")];
+const TRANSPORT_SOCKETS: &[super::super::rule::Extension] =
+    &[walked(INTERNAL), walked(RAW), walked(TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)];
 
 const UPSTREAM_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.tcp.metadataexchange.config.MetadataExchange"),

@@ -82,7 +82,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[
             ("inline_string", Honoured),
             ("inline_bytes", Honoured),
-            ("filename", Refused("the text would be read from a file")),
+            ("filename", whole_when("certificates and keys", check::is_to_application, "the text would be read from a file")),
             ("environment_variable", Refused("the text would be read from the environment")),
         ],
     ),

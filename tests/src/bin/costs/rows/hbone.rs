@@ -22,6 +22,7 @@ use waypoint::drain::drain;
 use waypoint::hbone::pool::{Pool, PoolOptions};
 use waypoint::hbone::server::{Connect, Server, ServerOptions};
 use waypoint::listen::tune;
+use waypoint::tls::originate::Originator;
 use waypoint::tls::verify::PeerMatcher;
 use waypoint::tls::{Identity, MeshTls};
 use waypoint::tunnel::serve_connect;
@@ -51,6 +52,7 @@ pub fn full(windows: &mut Windows) -> Result<()> {
         pool: Pool::new(PoolOptions::default(), Arc::new(())),
         tls: Arc::clone(&tls),
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
+        originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
     };
     let worker = Arc::new(Worker::new(published, dialer, sinks.telemetry.worker()));
     let (_drain, watch) = drain();

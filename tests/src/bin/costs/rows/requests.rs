@@ -21,6 +21,7 @@ use waypoint::hbone::pool::{Pool, PoolOptions};
 use waypoint::http::{ClientOptions, ClientSession, Protocol};
 use waypoint::request::{ChainOfTunnel, TunnelContext};
 use waypoint::state::published::{ClusterEntry, Published};
+use waypoint::tls::originate::Originator;
 use waypoint::tls::verify::PeerMatcher;
 use waypoint::tls::{MeshTls, TlsFacts};
 use waypoint::tunnel::serve_http;
@@ -83,14 +84,16 @@ fn in_memory(scenario: &Scenario, windows: &mut Windows, is_recorded: bool) -> R
 
 /// A tunnel to `web` with a client at one end, and an application behind the only endpoint. Nothing is dialled: the session is there.
 async fn start(published: &Arc<Published>, sinks: &Sinks) -> Result<(Drain, DuplexStream)> {
+    let tls = Arc::new(MeshTls::new());
     let dialer = Dialer {
         pool: Pool::new(PoolOptions::default(), Arc::new(())),
-        tls: Arc::new(MeshTls::new()),
+        originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
+        tls,
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
     };
     let worker = Arc::new(Worker::new(Arc::clone(published), dialer, sinks.telemetry.worker()));
     let Some(ClusterEntry::Served(cluster)) = published.cluster(WEB_CHAIN) else { bail!("no cluster of web") };
-    let endpoint = cluster.endpoints.load().entries.first().context("no endpoint")?.endpoint.address;
+    let endpoint = cluster.endpoints.load().entries.first().context("no endpoint")?.endpoint.clone();
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let (session, driver) = ClientSession::handshake(near, Protocol::Http1, &ClientOptions::default()).await?;
     tokio::spawn(driver);

@@ -1,0 +1,36 @@
+//! What is asked for in a handshake.
+
+use super::*;
+
+#[test]
+fn a_host_is_what_is_left_of_the_port() {
+    for (authority, host) in [
+        ("api.example.com", "api.example.com"),
+        ("api.example.com:8443", "api.example.com"),
+        ("[2001:db8::1]:80", "[2001:db8::1]"),
+        ("[2001:db8::1]", "[2001:db8::1]"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("api.example.com:", "api.example.com"),
+    ] {
+        assert_eq!(without_port(authority), host, "{authority}");
+    }
+}
+
+fn asked(tls: &TlsOrigination, host: Option<&str>) -> Option<ServerName<'static>> {
+    let address = EndpointAddress::Plain(SocketAddr::from(([192, 0, 2, 1], 443)));
+    let to = Destination { address: &address, transport: &Transport::default(), inside: Inside::Http1, host };
+    server_name(tls, &to).ok()
+}
+
+#[test]
+fn the_host_is_asked_for_only_where_the_rule_says_so() {
+    let name = |text: &str| ServerName::try_from(text.to_owned()).ok();
+    let fixed = TlsOrigination { server_name: Some("fixed.example.com".into()), ..TlsOrigination::default() };
+    let by_host = TlsOrigination { server_name_from_host: true, ..fixed.clone() };
+    assert_eq!(asked(&fixed, Some("web.shop")), name("fixed.example.com"));
+    assert_eq!(asked(&by_host, Some("web.shop:80")), name("web.shop"));
+    assert_eq!(asked(&by_host, Some("[2001:db8::1]:80")), name("2001:db8::1"), "an address is compared, and never sent");
+    assert_eq!(asked(&by_host, None), name("fixed.example.com"));
+    assert_eq!(asked(&TlsOrigination::default(), None), name("192.0.2.1"));
+    assert_eq!(asked(&by_host, Some("no name")), None);
+}
