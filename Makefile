@@ -1,6 +1,6 @@
 # Each target is readable by hand and prints a summary line last. See README.md.
 SHELL := /bin/bash
-.PHONY: help demo test test-controlplane bench bench-full costs oha fmt lint setup
+.PHONY: help demo test test-controlplane conformance bench bench-full costs oha fmt lint setup
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -17,6 +17,9 @@ test: setup ## formatting, lints, all tests, the real control plane, costs; prin
 test-controlplane: setup ## only the test beside a real istiod; STEP=word chooses steps
 	@tests/controlplane/build.sh
 	@cargo test --locked -p tests --test controlplane -- $(STEP)
+
+conformance: setup ## the Gateway API suite, beside a real API server and istiod; SUITE="gateway-api MeshBasic" chooses; target/conformance/report.json
+	@tests/conformance.sh $(SUITE)
 
 bench: setup ## beside a real Envoy in one run: ratios, their limits, target/bench/summary.json; BENCH="request scale" chooses parts
 	@tests/bench.sh $(BENCH)

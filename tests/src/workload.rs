@@ -53,6 +53,17 @@ pub enum App {
     Http,
     /// Says `ready\n` if `greets`; reads to the end, and then answers `echo:` and what it read.
     Tcp { greets: bool },
+    /// A program of its own that listens here; behind HBONE, on the port that was asked for inside.
+    Program(SocketAddr),
+}
+
+impl App {
+    fn at_port(self, port: u16) -> Self {
+        match self {
+            Self::Program(program) => Self::Program(SocketAddr::new(program.ip(), port)),
+            other => other,
+        }
+    }
 }
 
 /// What one CONNECT was.
@@ -305,13 +316,14 @@ async fn serve_hbone(record: Arc<Record>, tcp: TcpStream, layers: Layers) -> Res
         };
         let Some(next) = next else { break };
         let (request, respond) = next?;
+        let port = request.uri().port_u16().unwrap_or_default();
         if let Some(tunnel) = answer_connect(&record, request, respond, &identity)? {
-            let (record, layers) = (Arc::clone(&record), layers.clone());
+            let (record, inner, app) = (Arc::clone(&record), layers.inner.clone(), layers.app.at_port(port));
             streams.spawn(async move {
-                match layers.inner {
+                match inner {
                     // A handshake that fails is the test's business.
-                    Some(inner) => drop(serve_tls(record, tunnel, inner, layers.app).await),
-                    None => serve_app(record, tunnel, layers.app).await,
+                    Some(inner) => drop(serve_tls(record, tunnel, inner, app).await),
+                    None => serve_app(record, tunnel, app).await,
                 }
             });
         }
@@ -350,7 +362,15 @@ async fn serve_app(record: Arc<Record>, stream: impl AsyncRead + AsyncWrite + Un
     drop(match app {
         App::Http => serve_http(record, stream).await,
         App::Tcp { greets } => serve_tcp(stream, greets).await,
+        App::Program(program) => carry(stream, program).await,
     });
+}
+
+async fn carry(mut stream: impl AsyncRead + AsyncWrite + Unpin, program: SocketAddr) -> Result<()> {
+    let mut tcp = TcpStream::connect(program).await?;
+    tcp.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut stream, &mut tcp).await?;
+    Ok(())
 }
 
 async fn serve_tcp(mut stream: impl AsyncRead + AsyncWrite + Unpin, greets: bool) -> Result<()> {
