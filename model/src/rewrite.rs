@@ -1,6 +1,6 @@
-//! Rewrites: what becomes of a request's path and host, compiled.
+//! Rewrites and redirects: what becomes of a request's path and host, compiled.
 //!
-//! Not for: when they are done; `filters::rewrite` does them. Invariant: a substitution names no group that its expression
+//! Not for: when they are done; `filters::{rewrite, redirect}` do them. Invariant: a substitution names no group that its expression
 //! does not have, so that a rewrite cannot fail for its configuration.
 
 use std::fmt;
@@ -117,6 +117,39 @@ pub struct Rewrites {
     pub host: Option<HostRewrite>,
     /// `append_x_forwarded_host`: the host before its rewrite is kept in `x-forwarded-host`, too.
     pub keep_host: bool,
+}
+
+/// What a redirect makes of the path.
+#[derive(Clone, Debug)]
+pub enum RedirectPath {
+    /// Nothing.
+    Keep,
+    /// `path_redirect`. With a query of its own, the request's is dropped.
+    Full {
+        /// Path, and query if there is one.
+        path: Box<str>,
+        /// Whether there is one.
+        has_query: bool,
+    },
+    /// `prefix_rewrite`, `regex_rewrite`.
+    Rewrite(PathRewrite),
+}
+
+/// An answer that sends the client elsewhere.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    /// Its status.
+    pub status: u16,
+    /// `scheme_redirect`, or `https` by `https_redirect`.
+    pub scheme: Option<Box<str>>,
+    /// `host_redirect`.
+    pub host: Option<Box<str>>,
+    /// `port_redirect`.
+    pub port: Option<u16>,
+    /// The path.
+    pub path: RedirectPath,
+    /// Whether the request's query is left out.
+    pub strip_query: bool,
 }
 
 #[cfg(test)]

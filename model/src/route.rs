@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue};
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
-use crate::rewrite::Rewrites;
+use crate::rewrite::{Redirect, Rewrites};
 use crate::timeout::RouteTimeouts;
 
 /// How a path is matched. Paths are matched without their query.
@@ -151,6 +151,8 @@ pub struct DirectResponse {
 pub enum RouteAction {
     /// Send it on.
     Forward(Box<Forward>),
+    /// Send the client elsewhere.
+    Redirect(Box<Redirect>),
     /// Answer it.
     Direct(DirectResponse),
 }

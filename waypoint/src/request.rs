@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, judge};
 use filters::rbac::RbacInput;
+use filters::redirect::{has_location, location};
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Version};
@@ -25,6 +26,7 @@ use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
+use model::rewrite::RedirectPath;
 use model::route::{Route, RouteAction, VirtualHost};
 use model::stream_view::RequestHead;
 use model::workload::Workload;
@@ -36,7 +38,7 @@ use self::reply::LocalReply;
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
-use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
+use crate::http::normalize::{Malformed, PathOptions, RequestScheme, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
@@ -318,7 +320,12 @@ impl Run {
         }
     }
 
-    fn route<'a>(&mut self, parts: &http::request::Parts, http: &'a HttpChain, chosen: (&'a VirtualHost, &'a Arc<Route>)) -> Decided<'a> {
+    fn route<'a>(
+        &mut self,
+        parts: &mut http::request::Parts,
+        http: &'a HttpChain,
+        chosen: (&'a VirtualHost, &'a Arc<Route>),
+    ) -> Decided<'a> {
         let (host, route) = chosen;
         let is_grpc = self.is_grpc;
         let record = self.recording.record();
@@ -331,10 +338,21 @@ impl Run {
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
             return LocalReply::upgrade_refused().into();
         }
+        let levels = || [&route.response_headers, &host.response_headers, &http.routes.response_headers].into_iter().collect();
         match &route.action {
             RouteAction::Direct(direct) => {
-                let levels = [&route.response_headers, &host.response_headers, &http.routes.response_headers];
-                Decided::Answer(LocalReply::direct(direct), levels.into_iter().collect())
+                let location = has_location(direct.status).then(|| location(None, &head_of(parts)));
+                Decided::Answer(LocalReply::direct(direct).leading_to(location), levels())
+            }
+            RouteAction::Redirect(redirect) => {
+                if let RedirectPath::Rewrite(rewrite) = &redirect.path {
+                    if edits::rewrite_path(parts, rewrite, &route.matches.path).is_err() {
+                        return LocalReply::no_path().into();
+                    }
+                    edits::note(self, parts);
+                }
+                let location = location(Some(redirect), &head_of(parts));
+                Decided::Answer(LocalReply::redirect(redirect.status).leading_to(Some(location)), levels())
             }
             RouteAction::Forward(forward) => Decided::Forward(attempt::Forwarding { route, host, http, forward }),
         }
@@ -367,13 +385,24 @@ fn allows_upgrade(http: &HttpChain, protocol: &HeaderValue) -> bool {
     http.options.websocket && protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
 }
 
+/// `:scheme`: HTTP/2 says it; of an HTTP/1.1 request it is what `x-forwarded-proto` says, if that is a scheme (Envoy).
+fn scheme_of(parts: &http::request::Parts) -> &str {
+    if parts.version == Version::HTTP_2 {
+        return parts.extensions.get::<RequestScheme>().map_or("http", |RequestScheme(scheme)| scheme.as_str());
+    }
+    match parts.headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+        Some(b"https") => "https",
+        _ => "http",
+    }
+}
+
 /// A uniform request as rules see it.
 fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
     RequestHead {
         method: parts.method.as_str(),
         path: parts.uri.path_and_query().map_or("", PathAndQuery::as_str),
         authority: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
-        scheme: "http",
+        scheme: scheme_of(parts),
         headers: &parts.headers,
     }
 }

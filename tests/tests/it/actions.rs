@@ -1,14 +1,15 @@
 //! What routes do with requests: the waypoint and a stock Envoy, given the same routes, are asked the same and compared.
 
+mod redirects;
 mod rewrites;
 
 use std::time::Duration;
 
 use anyhow::Result;
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
-use tests::peer::{Answer, Http, empty};
+use tests::peer::{Answer, Http, RequestBody, empty};
 use tests::process::Lines;
 use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
@@ -31,8 +32,10 @@ struct Both {
 }
 
 /// One request.
+#[derive(Debug, Clone)]
 struct Ask<'a> {
     method: Method,
+    host: &'a str,
     path: &'a str,
     headers: &'a [(&'a str, &'a str)],
     is_http2: bool,
@@ -40,7 +43,19 @@ struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     fn get(path: &'a str) -> Self {
-        Self { method: Method::GET, path, headers: &[], is_http2: false }
+        Self { method: Method::GET, host: "web.shop", path, headers: &[], is_http2: false }
+    }
+
+    fn request(&self, agent: &str) -> Result<Request<RequestBody>> {
+        let target = if self.is_http2 { format!("http://{}{}", self.host, self.path) } else { self.path.to_owned() };
+        let mut request = Request::builder().method(self.method.clone()).uri(target).header("user-agent", agent);
+        if !self.is_http2 {
+            request = request.header("host", self.host);
+        }
+        for (name, value) in self.headers {
+            request = request.header(*name, *value);
+        }
+        Ok(request.body(empty())?)
     }
 
     fn with(self, headers: &'a [(&'a str, &'a str)]) -> Self {
@@ -75,6 +90,12 @@ impl Seen {
             fields.retain(|name, _| !OWN_FIELDS.contains(&name.as_str()));
         }
         Self { status: answer.status, headers, body, line }
+    }
+
+    /// A header of the answer; empty if there is none.
+    fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find_map(|header| header.strip_prefix(name)?.strip_prefix(": "));
+        found.unwrap_or_default()
     }
 
     /// A header that the pod got; empty if it got none.
@@ -115,35 +136,45 @@ impl Both {
 
     /// What the waypoint makes of a request; Envoy makes the same of it.
     async fn same(&mut self, ask: Ask<'_>) -> Result<Seen> {
-        let what = format!("{} {}", ask.method, ask.path);
-        let (ours, theirs) = self.ask(ask).await?;
-        assert_eq!(ours, theirs, "{what}: ours is on the left, Envoy's on the right");
+        Ok(self.all_same(&[ask]).await?.remove(0))
+    }
+
+    /// What the waypoint makes of some requests; Envoy makes the same of them.
+    async fn all_same(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Seen>> {
+        let (ours, theirs) = self.ask(asks).await?;
+        for ((ask, ours), theirs) in asks.iter().zip(&ours).zip(&theirs) {
+            assert_eq!(ours, theirs, "{ask:?}: ours is on the left, Envoy's on the right");
+        }
         Ok(ours)
     }
 
-    /// What both make of a request, the waypoint first.
-    async fn ask(&mut self, ask: Ask<'_>) -> Result<(Seen, Seen)> {
-        let mut seen = Vec::new();
-        for (proxy, output) in [(self.mesh.hbone(), self.mesh.waypoint.output_lines()), (self.envoy.hbone(), self.envoy.output())] {
-            self.n_asked += 1;
-            let agent = format!("ask/{:05}", self.n_asked);
-            let connection = self.mesh.peer("frontend-0")?.connect(proxy).await?;
-            let mut http: Http = if ask.is_http2 { connection.http2(WEB).await? } else { connection.http1(WEB).await? };
-            let mut request = http.request(ask.method.clone(), ask.path).header("user-agent", &agent);
-            for (name, value) in ask.headers {
-                request = request.header(*name, *value);
+    /// What both make of some requests, the waypoint first. Lines are waited for at the end, since they come once a second.
+    async fn ask(&mut self, asks: &[Ask<'_>]) -> Result<(Vec<Seen>, Vec<Seen>)> {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for ask in asks {
+            for (proxy, answers) in [(self.mesh.hbone(), &mut ours), (self.envoy.hbone(), &mut theirs)] {
+                self.n_asked += 1;
+                let agent = format!("ask/{:05}", self.n_asked);
+                let connection = self.mesh.peer("frontend-0")?.connect(proxy).await?;
+                let mut http: Http = if ask.is_http2 { connection.http2(WEB).await? } else { connection.http1(WEB).await? };
+                let mut answer = http.send(ask.request(&agent)?).await?;
+                // The number of the request is the only difference between the two.
+                answer.body = answer.text().replace(&agent, "ask").into();
+                answers.push((answer, agent));
             }
-            let mut answer = http.send(request.body(empty())?).await?;
-            // The number of the request is the only difference between the two.
-            answer.body = answer.text().replace(&agent, "ask").into();
-            let mut line = access_line(output, &agent).await?;
-            line["user_agent"] = "ask".into();
-            seen.push(Seen::of(&answer, line));
         }
-        let theirs = seen.pop().unwrap_or_else(|| unreachable!("two proxies were asked"));
-        let ours = seen.pop().unwrap_or_else(|| unreachable!("two proxies were asked"));
-        Ok((ours, theirs))
+        Ok((seen(ours, self.mesh.waypoint.output_lines()).await?, seen(theirs, self.envoy.output()).await?))
     }
+}
+
+async fn seen(answers: Vec<(Answer, String)>, output: &Lines) -> Result<Vec<Seen>> {
+    let mut all = Vec::new();
+    for (answer, agent) in answers {
+        let mut line = access_line(output, &agent).await?;
+        line["user_agent"] = "ask".into();
+        all.push(Seen::of(&answer, line));
+    }
+    Ok(all)
 }
 
 async fn access_line(output: &Lines, agent: &str) -> Result<Value> {

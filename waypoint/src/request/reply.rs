@@ -27,6 +27,7 @@ pub(super) struct LocalReply {
     bytes: Option<Bytes>,
     flag: Option<ResponseFlag>,
     details: Cow<'static, str>,
+    location: Option<HeaderValue>,
     is_grpc: bool,
     /// Whether it was not even tried, since a circuit breaker is open.
     is_overload: bool,
@@ -34,7 +35,8 @@ pub(super) struct LocalReply {
 
 impl LocalReply {
     fn new(status: u16, body: impl Into<Cow<'static, str>>, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), bytes: None, flag: None, details: details.into(), is_grpc: false, is_overload: false }
+        let (body, details) = (body.into(), details.into());
+        Self { status, body, bytes: None, flag: None, details, location: None, is_grpc: false, is_overload: false }
     }
 
     fn flagged(mut self, flag: ResponseFlag) -> Self {
@@ -79,6 +81,16 @@ impl LocalReply {
         Self { bytes: Some(Bytes::copy_from_slice(&direct.body)), ..Self::new(direct.status, "", "direct_response") }
     }
 
+    /// A redirect; where to is said by [`Self::leading_to`].
+    pub(super) fn redirect(status: u16) -> Self {
+        Self::new(status, "", "direct_response")
+    }
+
+    /// Says where to go. Parts of a request and of a checked configuration are a header's value.
+    pub(super) fn leading_to(self, location: Option<String>) -> Self {
+        Self { location: location.and_then(|location| HeaderValue::try_from(location).ok()), ..self }
+    }
+
     /// A failure of the upstream. `was_retried`: after more than one try.
     pub(super) fn failure(failure: &UpstreamFailure, cluster_not_found: u16, was_retried: bool) -> Self {
         let is_overload = *failure == UpstreamFailure::Overflow;
@@ -100,6 +112,9 @@ impl LocalReply {
         if self.is_overload {
             response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
+        if let Some(location) = self.location {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
         if let Some(server) = server {
             response.headers_mut().insert(header::SERVER, server);
         }
@@ -115,10 +130,11 @@ fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>) -> R
     let length = body.len();
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
+    // Without a body Envoy says nothing about it; HTTP/1.1's codec adds the length of none.
     if length > 0 {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     response
 }
 

@@ -58,7 +58,7 @@ fn route(value: &proto::Route, path: &str) -> Translated<Route> {
     let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
         Action::Route(action) => RouteAction::Forward(Box::new(forward(action, path)?)),
         Action::DirectResponse(direct) => RouteAction::Direct(direct_response(direct, path)?),
-        Action::Redirect(_) => return Err(Problem::new(format!("{path}.redirect"), "is not supported yet")),
+        Action::Redirect(redirect) => RouteAction::Redirect(Box::new(rewrite::redirect(redirect, &format!("{path}.redirect"))?)),
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
     };
     if let Some(name) = value.typed_per_filter_config.keys().min() {
