@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | 1 | the route is chosen, so that a refusal still names its cluster | Envoy's filter manager |
 //! | 2 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
-//! | 3 | the route's action | `envoy.filters.http.router` |
+//! | 3 | `envoy.filters.http.fault`, then `envoy.filters.http.cors`, as the route says: [`model::route::RouteFilter`] | istiod |
+//! | 4 | the route's action | `envoy.filters.http.router` |
 //!
 //! Not for: steps that need another server's answer.
 

@@ -8,6 +8,8 @@ pub mod headers;
 pub mod route;
 pub mod rewrite;
 pub mod redirect;
+pub mod cors;
+pub mod fault;
 pub mod rbac;
 pub mod retry;
 pub mod timeout;

@@ -176,6 +176,7 @@ mod tests {
             Arc::new(Route {
                 name: Some(name.into()),
                 matches: any(PathMatcher::Prefix(prefix.into())),
+                filters: Box::default(),
                 action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
                 request_headers: HeaderEdits::default(),
                 response_headers: HeaderEdits::default(),

@@ -3,9 +3,12 @@
 //! Not for: choosing; `filters::route` does. Order of routes is match order (Envoy).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::cors::CorsPolicy;
+use crate::fraction::Fraction;
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
@@ -157,6 +160,35 @@ pub enum RouteAction {
     Direct(DirectResponse),
 }
 
+/// How a request is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// With this status.
+    Http(u16),
+    /// With this gRPC status, and 200 for those who do not speak gRPC.
+    Grpc(u32),
+}
+
+/// `HTTPFault`: to see how callers take it. Delays and aborts are drawn apart.
+#[derive(Clone, Debug, Default)]
+pub struct Fault {
+    /// How long some requests wait; never zero.
+    pub delay: Option<(Duration, Fraction)>,
+    /// How some requests end.
+    pub abort: Option<(Abort, Fraction)>,
+    /// Only requests that meet all of these.
+    pub headers: Vec<HeaderMatcher>,
+}
+
+/// What a route says of a filter of its chain.
+#[derive(Clone, Debug)]
+pub enum RouteFilter {
+    /// `envoy.filters.http.fault`.
+    Fault(Box<Fault>),
+    /// `envoy.filters.http.cors`; of routes that forward.
+    Cors(Box<CorsPolicy>),
+}
+
 /// One route.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -164,6 +196,8 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// For which requests.
     pub matches: RouteMatch,
+    /// Filters that it meets after the chain's policies, in the chain's order, as table, virtual host and route say together.
+    pub filters: Box<[RouteFilter]>,
     /// What to do.
     pub action: RouteAction,
     /// Changes to the request.

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, judge};
+use filters::cors::CorsOutcome;
 use filters::rbac::RbacInput;
 use filters::redirect::{has_location, location};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use model::authority::Authority as Target;
@@ -27,10 +28,9 @@ use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
-use model::route::{Route, RouteAction, VirtualHost};
+use model::route::{Route, RouteAction, RouteFilter, VirtualHost};
 use model::stream_view::RequestHead;
 use model::workload::Workload;
-use smallvec::SmallVec;
 use telemetry::record::{Head, RequestRecord};
 
 use self::recording::Recording;
@@ -156,7 +156,7 @@ impl Exchange for TunnelExchange {
         let Begun { served, is_gone } = begun;
         let recording = self.record(&served, protocol);
         let (tunnel, worker) = (Arc::clone(&self.tunnel), Arc::clone(&self.worker));
-        let run = Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None };
+        let run = Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None, told: HeaderMap::new() };
         run.answer(request)
     }
 
@@ -216,39 +216,43 @@ struct Run {
     is_grpc: bool,
     /// What the answer says of the operation; nothing if the client named it.
     decorator: Option<HeaderValue>,
+    /// Headers that filters set on the answer, whoever makes it.
+    told: HeaderMap,
 }
 
-/// What becomes of a request.
-enum Decided<'a> {
-    Forward(attempt::Forwarding<'a>),
-    /// It is answered here, with a route's changes to the answer.
-    Answer(LocalReply, SmallVec<[&'a HeaderEdits; 3]>),
-}
-
-impl From<LocalReply> for Decided<'_> {
-    fn from(reply: LocalReply) -> Self {
-        Self::Answer(reply, SmallVec::new())
-    }
+/// The route of a request that may take it.
+#[derive(Clone, Copy)]
+struct Routed<'a> {
+    http: &'a HttpChain,
+    host: &'a VirtualHost,
+    route: &'a Arc<Route>,
 }
 
 impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
         let (mut parts, body) = request.into_parts();
         let served = Arc::clone(&self.served);
-        match self.decide(&served.chain, &mut parts) {
-            Decided::Forward(to) => attempt::forward(self, parts, body, &to).await,
-            Decided::Answer(reply, levels) => Ok(self.reply_edited(reply, &levels)),
+        let routed = match self.decide(&served.chain, &mut parts) {
+            Ok(routed) => routed,
+            Err(reply) => return Ok(self.reply(*reply)),
+        };
+        // Boxed, so that requests of routes without filters do not carry the room for them.
+        if !routed.route.filters.is_empty()
+            && let Some(reply) = Box::pin(self.filter(routed.route, &parts)).await
+        {
+            return Ok(self.reply(reply));
         }
+        self.act(routed, parts, body).await
     }
 
-    fn decide<'a>(&mut self, chain: &'a Chain, parts: &mut http::request::Parts) -> Decided<'a> {
-        let ChainKind::Http(http) = &chain.kind else { return LocalReply::config_rejected().into() };
+    fn decide<'a>(&mut self, chain: &'a Chain, parts: &mut http::request::Parts) -> Result<Routed<'a>, Box<LocalReply>> {
+        let ChainKind::Http(http) = &chain.kind else { return Err(LocalReply::config_rejected().into()) };
         if self.is_gone {
-            return LocalReply::config_rejected().into();
+            return Err(LocalReply::config_rejected().into());
         }
         self.note_head(parts, http);
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
-            return LocalReply::low_version().into();
+            return Err(LocalReply::low_version().into());
         }
         let input = RbacInput {
             head: Some(head_of(parts)),
@@ -257,18 +261,22 @@ impl Run {
             destination: self.tunnel.target.address(),
         };
         match judge(chain, &input) {
-            Outcome::Route(host, route) => self.route(parts, http, (host, route)),
+            Outcome::Route(host, route) => {
+                self.recording.record().stream.route_name.clone_from(&route.name);
+                self.note_operation(route);
+                Ok(Routed { http, host, route })
+            }
             Outcome::NoRoute => {
                 self.recording.record().is_grpc = self.is_grpc;
-                LocalReply::no_route().into()
+                Err(LocalReply::no_route().into())
             }
             Outcome::Denied { policy, route } => {
                 if let Some(route) = route {
                     self.note_route(route);
                 }
-                LocalReply::denied(policy.as_deref()).into()
+                Err(LocalReply::denied(policy.as_deref()).into())
             }
-            Outcome::Rejected => LocalReply::config_rejected().into(),
+            Outcome::Rejected => Err(LocalReply::config_rejected().into()),
         }
     }
 
@@ -320,42 +328,63 @@ impl Run {
         }
     }
 
-    fn route<'a>(
-        &mut self,
-        parts: &mut http::request::Parts,
-        http: &'a HttpChain,
-        chosen: (&'a VirtualHost, &'a Arc<Route>),
-    ) -> Decided<'a> {
-        let (host, route) = chosen;
+    /// Passes the filters that a route configures; an answer if one of them makes it.
+    async fn filter(&mut self, route: &Arc<Route>, parts: &http::request::Parts) -> Option<LocalReply> {
+        self.note_route(route);
+        for filter in &route.filters {
+            match filter {
+                RouteFilter::Fault(fault) => {
+                    let injected = filters::fault::draw(fault, &head_of(parts), || self.worker.draw());
+                    if let Some(delay) = injected.delay {
+                        self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
+                        tokio::time::sleep(delay).await;
+                    }
+                    if let Some(abort) = injected.abort {
+                        return Some(LocalReply::fault(abort));
+                    }
+                }
+                RouteFilter::Cors(policy) => match filters::cors::decide(policy, &parts.method, &parts.headers, self.worker.draw()) {
+                    CorsOutcome::Pass => {}
+                    CorsOutcome::Tell(headers) => self.told = headers,
+                    CorsOutcome::Preflight(headers) => return Some(LocalReply::preflight(headers)),
+                },
+            }
+        }
+        None
+    }
+
+    /// Does what the route says.
+    async fn act(mut self, routed: Routed<'_>, mut parts: http::request::Parts, body: Body) -> Result<Response<Body>, Abort> {
+        let Routed { http, host, route } = routed;
         let is_grpc = self.is_grpc;
         let record = self.recording.record();
-        record.stream.route_name.clone_from(&route.name);
         record.is_grpc = is_grpc;
         if record.is_grpc && http.count_grpc_messages {
             record.grpc_messages = Some(telemetry::record::GrpcMessages::default());
         }
-        self.note_operation(route);
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
-            return LocalReply::upgrade_refused().into();
+            return Ok(self.reply(LocalReply::upgrade_refused()));
         }
-        let levels = || [&route.response_headers, &host.response_headers, &http.routes.response_headers].into_iter().collect();
-        match &route.action {
+        let reply = match &route.action {
+            RouteAction::Forward(forward) => {
+                return attempt::forward(self, parts, body, &attempt::Forwarding { route, host, http, forward }).await;
+            }
             RouteAction::Direct(direct) => {
-                let location = has_location(direct.status).then(|| location(None, &head_of(parts)));
-                Decided::Answer(LocalReply::direct(direct).leading_to(location), levels())
+                let location = has_location(direct.status).then(|| location(None, &head_of(&parts)));
+                LocalReply::direct(direct).leading_to(location)
             }
             RouteAction::Redirect(redirect) => {
                 if let RedirectPath::Rewrite(rewrite) = &redirect.path {
-                    if edits::rewrite_path(parts, rewrite, &route.matches.path).is_err() {
-                        return LocalReply::no_path().into();
+                    if edits::rewrite_path(&mut parts, rewrite, &route.matches.path).is_err() {
+                        return Ok(self.reply(LocalReply::no_path()));
                     }
-                    edits::note(self, parts);
+                    edits::note(&mut self, &parts);
                 }
-                let location = location(Some(redirect), &head_of(parts));
-                Decided::Answer(LocalReply::redirect(redirect.status).leading_to(Some(location)), levels())
+                let location = location(Some(redirect), &head_of(&parts));
+                LocalReply::redirect(redirect.status).leading_to(Some(location))
             }
-            RouteAction::Forward(forward) => Decided::Forward(attempt::Forwarding { route, host, http, forward }),
-        }
+        };
+        Ok(self.reply_edited(reply, &[&route.response_headers, &host.response_headers, &http.routes.response_headers]))
     }
 
     /// Answers here.
@@ -376,8 +405,16 @@ impl Run {
         for edits in levels {
             filters::headers::apply(edits, response.headers_mut(), self.recording.record());
         }
+        tell(&mut self.told, response.headers_mut());
         self.recording.answered_here(&response);
         response
+    }
+}
+
+/// Sets what filters set on an answer.
+fn tell(told: &mut HeaderMap, headers: &mut HeaderMap) {
+    if !told.is_empty() {
+        headers.extend(std::mem::take(told));
     }
 }
 

@@ -17,6 +17,7 @@ mod matcher;
 mod rbac;
 mod rewrite;
 mod route;
+mod route_filters;
 mod stats;
 mod timeout;
 mod tracing;

@@ -1,5 +1,6 @@
 //! What routes do with requests: the waypoint and a stock Envoy, given the same routes, are asked the same and compared.
 
+mod filters;
 mod redirects;
 mod rewrites;
 
@@ -81,7 +82,10 @@ impl Seen {
         headers.sort();
         let mut body = answer.json();
         if let Some(told) = body["headers"].as_array_mut() {
-            told.retain(|pair| !own(pair[0].as_str().unwrap_or_default()));
+            // Envoy tells an HTTP/1.1 pod the length of no body, of some methods; its answer is longer then.
+            told.retain(|pair| !own(pair[0].as_str().unwrap_or_default()) && pair[0] != "content-length");
+            headers.retain(|header| !header.starts_with("content-length:"));
+            line["bytes_sent"] = Value::Null;
             told.sort_by_key(ToString::to_string);
         } else {
             body = answer.text().into();

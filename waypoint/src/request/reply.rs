@@ -5,10 +5,10 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use model::flags::ResponseFlag;
-use model::route::DirectResponse;
+use model::route::{Abort, DirectResponse};
 use telemetry::grpc::GrpcStatus;
 use telemetry::record::RequestRecord;
 
@@ -27,7 +27,11 @@ pub(super) struct LocalReply {
     bytes: Option<Bytes>,
     flag: Option<ResponseFlag>,
     details: Cow<'static, str>,
-    location: Option<HeaderValue>,
+    headers: HeaderMap,
+    /// In place of the one that the status gives.
+    grpc_status: Option<u32>,
+    /// Not even for a gRPC client is it a gRPC answer.
+    is_plain: bool,
     is_grpc: bool,
     /// Whether it was not even tried, since a circuit breaker is open.
     is_overload: bool,
@@ -35,8 +39,18 @@ pub(super) struct LocalReply {
 
 impl LocalReply {
     fn new(status: u16, body: impl Into<Cow<'static, str>>, details: impl Into<Cow<'static, str>>) -> Self {
-        let (body, details) = (body.into(), details.into());
-        Self { status, body, bytes: None, flag: None, details, location: None, is_grpc: false, is_overload: false }
+        Self {
+            status,
+            body: body.into(),
+            bytes: None,
+            flag: None,
+            details: details.into(),
+            headers: HeaderMap::new(),
+            grpc_status: None,
+            is_plain: false,
+            is_grpc: false,
+            is_overload: false,
+        }
     }
 
     fn flagged(mut self, flag: ResponseFlag) -> Self {
@@ -46,7 +60,7 @@ impl LocalReply {
 
     /// Whether the request came as gRPC.
     pub(super) fn for_grpc(mut self, is_grpc: bool) -> Self {
-        self.is_grpc = is_grpc;
+        self.is_grpc = is_grpc && !self.is_plain;
         self
     }
 
@@ -87,8 +101,25 @@ impl LocalReply {
     }
 
     /// Says where to go. Parts of a request and of a checked configuration are a header's value.
-    pub(super) fn leading_to(self, location: Option<String>) -> Self {
-        Self { location: location.and_then(|location| HeaderValue::try_from(location).ok()), ..self }
+    pub(super) fn leading_to(mut self, location: Option<String>) -> Self {
+        if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+            self.headers.insert(header::LOCATION, location);
+        }
+        self
+    }
+
+    /// A fault that the route injects.
+    pub(super) fn fault(abort: Abort) -> Self {
+        let (status, grpc_status) = match abort {
+            Abort::Http(status) => (status, None),
+            Abort::Grpc(grpc_status) => (200, Some(grpc_status)),
+        };
+        Self { grpc_status, ..Self::new(status, "fault filter abort", "fault_filter_abort") }.flagged(ResponseFlag::FaultInjected)
+    }
+
+    /// The answer to a preflight of CORS.
+    pub(super) fn preflight(headers: HeaderMap) -> Self {
+        Self { headers, is_plain: true, ..Self::new(200, "", "cors_response") }
     }
 
     /// A failure of the upstream. `was_retried`: after more than one try.
@@ -108,13 +139,11 @@ impl LocalReply {
         }
         record.stream.details = Some(self.details);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = if self.is_grpc { grpc(status, &self.body) } else { plain(status, self.bytes, self.body) };
+        let mut response = if self.is_grpc { grpc(status, self.grpc_status, &self.body) } else { plain(status, self.bytes, self.body) };
         if self.is_overload {
             response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
-        if let Some(location) = self.location {
-            response.headers_mut().insert(header::LOCATION, location);
-        }
+        response.headers_mut().extend(self.headers);
         if let Some(server) = server {
             response.headers_mut().insert(header::SERVER, server);
         }
@@ -139,12 +168,12 @@ fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>) -> R
 }
 
 /// Trailers-only: the status in the headers of a 200 (gRPC over HTTP/2, "Responses"). Statuses map as Envoy maps them.
-fn grpc(status: StatusCode, text: &str) -> Response<Body> {
-    let code = GrpcStatus::from_http(status.as_u16()).unwrap_or(GrpcStatus::UNKNOWN).number();
+fn grpc(status: StatusCode, grpc_status: Option<u32>, text: &str) -> Response<Body> {
+    let code = grpc_status.unwrap_or_else(|| u32::from(GrpcStatus::from_http(status.as_u16()).unwrap_or(GrpcStatus::UNKNOWN).number()));
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
+    headers.insert(GRPC_STATUS, HeaderValue::from(code));
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)).map_err(drop)
         && !text.is_empty()
     {
@@ -172,10 +201,10 @@ mod tests {
 
     #[test]
     fn grpc_clients_get_a_trailers_only_answer() {
-        let response = grpc(StatusCode::FORBIDDEN, "RBAC: access denied");
+        let response = grpc(StatusCode::FORBIDDEN, None, "RBAC: access denied");
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()[GRPC_STATUS], "7");
         assert_eq!(response.headers()[GRPC_MESSAGE], "RBAC: access denied");
-        assert_eq!(grpc(StatusCode::SERVICE_UNAVAILABLE, "a%\u{e9}").headers()[GRPC_MESSAGE], "a%25%C3%A9");
+        assert_eq!(grpc(StatusCode::SERVICE_UNAVAILABLE, None, "a%\u{e9}").headers()[GRPC_MESSAGE], "a%25%C3%A9");
     }
 }

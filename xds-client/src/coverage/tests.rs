@@ -393,7 +393,10 @@ fn a_message_in_json_form_is_opened_as_what_it_is() {
     let partly = filter("io.istio.http.peer_metadata.Config", json!({"downstream_discovery": [{"baggage": {}}]}));
     assert_eq!((partly.refused.len(), partly.listed.len()), (0, 1));
     let numbers = filter("envoy.extensions.filters.http.fault.v3.HTTPFault", json!({"max_active_faults": 5}));
-    assert_eq!(reasons(&numbers), ["filters[0].typed_config.http_filters[0].typed_config.max_active_faults: not obeyed"]);
+    assert_eq!(
+        reasons(&numbers),
+        ["filters[0].typed_config.http_filters[0].typed_config.max_active_faults: faults would be limited in number"]
+    );
     let garbled = filter("io.istio.http.peer_metadata.Config", json!({"surprise": 1}));
     assert_eq!(garbled.refused.len(), 1);
     assert!(garbled.refused[0].reason.contains("surprise"), "{}", garbled.refused[0].reason);

@@ -15,6 +15,7 @@ use model::metrics::Stats;
 use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
+use super::route_filters::{CORS, FAULT, Slots};
 use super::{
     PLUMBING, Problem, Translated, access_log, extension_type, open, positive_duration, rbac, required, route, stats, timeout, tracing,
     type_name,
@@ -26,12 +27,7 @@ const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const STATS: &str = "stats.PluginConfig";
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
-/// HTTP filters whose place in the chain is all that their configuration here says.
-const HTTP_FILTERS_WITHOUT_EFFECT: [&str; 3] = [
-    "envoy.extensions.filters.http.fault.v3.HTTPFault",
-    "envoy.extensions.filters.http.cors.v3.Cors",
-    "envoy.extensions.filters.http.router.v3.Router",
-];
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 /// Prefix of the shadow rules that choose whether an external service is asked.
 const EXTERNAL_SHADOW_PREFIX: &str = "istio_ext_authz_";
 /// Envoy's default of `max_request_headers_kb`.
@@ -160,11 +156,8 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
 
 fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
-    let routes = match required(value.route_specifier.as_ref(), path)? {
-        RouteSpecifier::RouteConfig(table) => route::table(table, &format!("{path}.route_config"))?,
-        _ => return Err(Problem::new(path, "routes have to be inline")),
-    };
     let mut filters = Vec::new();
+    let mut slots = Slots::default();
     let (mut chain_stats, mut count_grpc_messages) = (None, false);
     for (at, filter) in value.http_filters.iter().enumerate() {
         let path = format!("{path}.http_filters[{at}]");
@@ -172,6 +165,9 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
         };
         match extension_type(config)?.as_str() {
+            HTTP_RBAC if !slots.is_empty() => {
+                return Err(Problem::new(path, "a policy behind the filters for faults or CORS is not supported"));
+            }
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
                 refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), &path)?;
@@ -180,10 +176,16 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
             GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
             known if PLUMBING.contains(&known) => {}
-            known if HTTP_FILTERS_WITHOUT_EFFECT.contains(&known) => {}
+            FAULT => slots.add_fault(&filter.name, config, &path)?,
+            CORS => slots.add_cors(&filter.name),
+            ROUTER => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
     }
+    let routes = match required(value.route_specifier.as_ref(), path)? {
+        RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
+        _ => return Err(Problem::new(path, "routes have to be inline")),
+    };
     let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
     Ok(HttpParts {
         chain: HttpChain { options: options(value, path)?, filters, count_grpc_messages, routes },

@@ -14,13 +14,23 @@ use model::route::{
     RouteTable, VirtualHost, WeightedCluster,
 };
 
+use super::route_filters::{Configs, Slots};
 use super::{Problem, Translated, matcher, positive_duration, required, rewrite, timeout};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
 
-pub(super) fn table(value: &proto::RouteConfiguration, path: &str) -> Translated<RouteTable> {
-    let hosts = value.virtual_hosts.iter().map(|host| virtual_host(host, &format!("{path}.virtual_hosts[{}]", host.name)));
+/// What routes inherit from those that hold them, nearest first.
+struct Outer<'a> {
+    slots: &'a Slots,
+    configs: Vec<&'a Configs>,
+}
+
+pub(super) fn table(value: &proto::RouteConfiguration, slots: &Slots, path: &str) -> Translated<RouteTable> {
+    let hosts = value.virtual_hosts.iter().map(|host| {
+        let outer = Outer { slots, configs: vec![&host.typed_per_filter_config, &value.typed_per_filter_config] };
+        virtual_host(host, &outer, &format!("{path}.virtual_hosts[{}]", host.name))
+    });
     Ok(RouteTable {
         name: value.name.as_str().into(),
         virtual_hosts: hosts.collect::<Translated<_>>()?,
@@ -29,10 +39,10 @@ pub(super) fn table(value: &proto::RouteConfiguration, path: &str) -> Translated
     })
 }
 
-fn virtual_host(value: &proto::VirtualHost, path: &str) -> Translated<VirtualHost> {
+fn virtual_host(value: &proto::VirtualHost, outer: &Outer<'_>, path: &str) -> Translated<VirtualHost> {
     let routes = value.routes.iter().enumerate().map(|(at, one)| {
         let name = if one.name.is_empty() { at.to_string() } else { one.name.clone() };
-        route(one, &format!("{path}.routes[{name}]")).map(Arc::new)
+        route(one, outer, &format!("{path}.routes[{name}]")).map(Arc::new)
     });
     Ok(VirtualHost {
         name: value.name.as_str().into(),
@@ -53,7 +63,7 @@ fn domain(text: &str) -> Domain {
     }
 }
 
-fn route(value: &proto::Route, path: &str) -> Translated<Route> {
+fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Route> {
     use proto::route::Action;
     let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
         Action::Route(action) => RouteAction::Forward(Box::new(forward(action, path)?)),
@@ -61,12 +71,11 @@ fn route(value: &proto::Route, path: &str) -> Translated<Route> {
         Action::Redirect(redirect) => RouteAction::Redirect(Box::new(rewrite::redirect(redirect, &format!("{path}.redirect"))?)),
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
     };
-    if let Some(name) = value.typed_per_filter_config.keys().min() {
-        return Err(Problem::new(format!("{path}.typed_per_filter_config[{name}]"), "is not supported yet"));
-    }
+    let levels: Vec<_> = std::iter::once(&value.typed_per_filter_config).chain(outer.configs.iter().copied()).collect();
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
         matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
+        filters: outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?,
         action,
         request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
         response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,

@@ -231,7 +231,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("cluster_header", Refused("a header would name the cluster")),
             ("metadata_match", Refused("only some endpoints would be chosen")),
             ("host_rewrite_literal", Honoured),
-            ("typed_per_filter_config", Extension(PER_ROUTE)),
+            ("typed_per_filter_config", Refused("filters would be configured for a share of requests")),
         ],
     ),
     entry(
@@ -282,8 +282,8 @@ pub(super) const ENTRIES: &[Entry] = &[
 
 /// By the type that a route gives a filter.
 const PER_ROUTE: &[super::super::rule::Extension] = &[
-    refused("envoy.extensions.filters.http.fault.v3.HTTPFault", "requests would be delayed or aborted"),
-    refused("envoy.extensions.filters.http.cors.v3.CorsPolicy", "CORS would be answered"),
+    walked("envoy.extensions.filters.http.fault.v3.HTTPFault"),
+    walked("envoy.extensions.filters.http.cors.v3.CorsPolicy"),
     listed("envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "a waypoint's chain has no such filter"),
     listed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", "a waypoint's chain has no such filter"),
 ];

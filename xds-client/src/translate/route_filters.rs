@@ -1,0 +1,166 @@
+//! What routes say of filters of their chain: faults and CORS.
+//!
+//! Invariant: a filter that is not in the chain does nothing, whatever routes say of it (Envoy).
+
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3 as cors;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3 as fault;
+use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
+use http::HeaderValue;
+use model::cors::{CorsList, CorsPolicy};
+use model::fraction::Fraction;
+use model::route::{Abort, Fault, RouteFilter};
+
+use super::{Problem, Translated, matcher, open, positive_duration, type_name};
+
+pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+pub(super) const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+
+/// Per-route configuration, by the name of the filter.
+pub(super) type Configs = HashMap<String, Any>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Fault,
+    Cors,
+}
+
+/// A chain's filters that routes configure, in the chain's order.
+#[derive(Debug, Default)]
+pub(super) struct Slots(Vec<(String, Kind)>);
+
+impl Slots {
+    /// The chain has a fault filter of this name, with this configuration.
+    pub(super) fn add_fault(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
+        if open::<fault::HttpFault>(config, path)? != fault::HttpFault::default() {
+            return Err(Problem::new(path, "faults of the filter itself are not supported; routes have theirs"));
+        }
+        self.0.push((name.to_owned(), Kind::Fault));
+        Ok(())
+    }
+
+    /// The chain has a CORS filter of this name.
+    pub(super) fn add_cors(&mut self, name: &str) {
+        self.0.push((name.to_owned(), Kind::Cors));
+    }
+
+    /// Whether a policy may still come: what stands behind these filters would be asked later than here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The filters of a route, whose levels come most specific first.
+    pub(super) fn filters(&self, levels: &[&Configs], forwards: bool, path: &str) -> Translated<Box<[RouteFilter]>> {
+        let mut filters = Vec::new();
+        for (name, kind) in &self.0 {
+            let path = format!("{path}.typed_per_filter_config[{name}]");
+            let mut configs = levels.iter().filter_map(|level| level.get(name));
+            match kind {
+                Kind::Fault => {
+                    if let Some(config) = configs.next() {
+                        filters.push(RouteFilter::Fault(Box::new(fault(&typed(config, FAULT, &path)?, &path)?)));
+                    }
+                }
+                Kind::Cors if forwards => {
+                    let policies = configs.map(|config| typed(config, CORS_POLICY, &path)).collect::<Translated<Vec<_>>>()?;
+                    filters.extend(cors(&policies, &path)?.map(|policy| RouteFilter::Cors(Box::new(policy))));
+                }
+                // Envoy answers no CORS for routes that do not forward.
+                Kind::Cors => {}
+            }
+        }
+        Ok(filters.into())
+    }
+}
+
+fn typed<M: prost::Message + Default>(config: &Any, expected: &str, path: &str) -> Translated<M> {
+    if type_name(config) != expected {
+        return Err(Problem::new(path, format!("{} is not {expected}", type_name(config))));
+    }
+    open(config, path)
+}
+
+fn fault(value: &fault::HttpFault, path: &str) -> Translated<Fault> {
+    use envoy_types::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+    use fault::fault_abort::ErrorType;
+    if !value.upstream_cluster.is_empty() || !value.downstream_nodes.is_empty() {
+        return Err(Problem::new(path, "faults by cluster or node are not supported"));
+    }
+    if value.max_active_faults.is_some() || value.response_rate_limit.is_some() {
+        return Err(Problem::new(path, "max_active_faults and response_rate_limit are not supported"));
+    }
+    let delay = match value.delay.as_ref() {
+        None => None,
+        Some(delay) => match &delay.fault_delay_secifier {
+            Some(FaultDelaySecifier::FixedDelay(fixed)) => {
+                positive_duration(Some(fixed), &format!("{path}.delay"))?.map(|fixed| (fixed, percent(delay.percentage.as_ref())))
+            }
+            _ => return Err(Problem::new(format!("{path}.delay"), "only a fixed_delay is supported")),
+        },
+    };
+    let abort = match value.abort.as_ref() {
+        None => None,
+        Some(abort) => {
+            let at = format!("{path}.abort");
+            let how = match &abort.error_type {
+                Some(ErrorType::HttpStatus(status)) => {
+                    let status = u16::try_from(*status).ok().filter(|status| (200..600).contains(status));
+                    Abort::Http(status.ok_or_else(|| Problem::new(&at, "the http_status is none"))?)
+                }
+                Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
+                _ => return Err(Problem::new(at, "only a http_status or grpc_status is supported")),
+            };
+            if !abort.response_body.is_empty() {
+                return Err(Problem::new(at, "a response_body is not supported"));
+            }
+            Some((how, percent(abort.percentage.as_ref())))
+        }
+    };
+    let headers = value.headers.iter().enumerate().map(|(at, one)| matcher::header(one, &format!("{path}.headers[{at}]")));
+    Ok(Fault { delay, abort, headers: headers.collect::<Translated<_>>()? })
+}
+
+/// One policy of several levels, most specific first: each field is that of the first level which sets it (Envoy).
+fn cors(levels: &[cors::CorsPolicy], path: &str) -> Translated<Option<CorsPolicy>> {
+    let Some(first) = levels.first() else { return Ok(None) };
+    let text = |of: fn(&cors::CorsPolicy) -> &str| levels.iter().map(of).find(|text| !text.is_empty());
+    let value = |of: fn(&cors::CorsPolicy) -> &str| {
+        let value = |text| HeaderValue::from_str(text).map_err(|_| Problem::new(path, format!("{text:?} cannot be a header's value")));
+        text(of).map(value).transpose()
+    };
+    let list = |of| value(of).map(|list| list.map(|list| if list == "*" { CorsList::Asked } else { CorsList::These(list) }));
+    let flag = |of: fn(&cors::CorsPolicy) -> &Option<BoolValue>| levels.iter().find_map(|level| of(level).as_ref()).map(|flag| flag.value);
+    let origins = levels.iter().map(|level| &level.allow_origin_string_match).find(|origins| !origins.is_empty());
+    let origins = origins.into_iter().flatten().map(|origin| matcher::string(origin, &format!("{path}.allow_origin_string_match")));
+    Ok(Some(CorsPolicy {
+        enabled: first.filter_enabled.as_ref().map_or(Fraction::ALL, runtime_fraction),
+        origins: origins.collect::<Translated<_>>()?,
+        methods: list(|level| &level.allow_methods)?,
+        headers: list(|level| &level.allow_headers)?,
+        exposed: value(|level| &level.expose_headers)?,
+        max_age: value(|level| &level.max_age)?,
+        credentials: flag(|level| &level.allow_credentials).unwrap_or(false),
+        private_network: flag(|level| &level.allow_private_network_access).unwrap_or(false),
+        forwards_others: flag(|level| &level.forward_not_matching_preflights).unwrap_or(true),
+    }))
+}
+
+/// A share that a runtime could change, which there is none of.
+pub(super) fn runtime_fraction(value: &RuntimeFractionalPercent) -> Fraction {
+    percent(value.default_value.as_ref())
+}
+
+fn percent(value: Option<&FractionalPercent>) -> Fraction {
+    let Some(value) = value else { return Fraction::NONE };
+    let denominator = match DenominatorType::try_from(value.denominator) {
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Ok(DenominatorType::Hundred) | Err(_) => 100,
+    };
+    Fraction { numerator: value.numerator, denominator }
+}
