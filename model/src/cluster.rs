@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::dns::Named;
 use crate::endpoint::EndpointSet;
 use crate::service::ServiceRef;
 use crate::transport::Sockets;
@@ -43,6 +44,8 @@ pub enum Discovery {
     Eds(Arc<str>),
     /// Given with the cluster.
     Static(Arc<EndpointSet>),
+    /// Given with the cluster, by names that are looked up.
+    Named(Arc<Named>),
 }
 
 /// Retries in proportion to the requests at the moment.

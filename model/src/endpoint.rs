@@ -52,6 +52,15 @@ pub struct Endpoint {
     pub healthy: bool,
 }
 
+impl Endpoint {
+    /// One of which nothing is known but where it is.
+    #[must_use]
+    pub fn at(address: EndpointAddress) -> Self {
+        let host = address.target().to_string().into();
+        Self { address, socket_labels: SocketLabels::default(), host, weight: 1, priority: 0, healthy: true }
+    }
+}
+
 /// All endpoints of one cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {

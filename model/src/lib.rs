@@ -25,6 +25,7 @@ pub mod route;
 pub mod rbac;
 pub mod transport;
 pub mod endpoint;
+pub mod dns;
 pub mod cluster;
 pub mod chain;
 pub mod dispatch;

@@ -38,6 +38,7 @@ use crate::state::published::Published;
 use crate::tls::MeshTls;
 use crate::tls::originate::Originator;
 use crate::tls::secrets::{Keeper, Secrets};
+use crate::upstream::dns::Resolver;
 
 /// How long flushing logs and spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -136,6 +137,7 @@ impl Process {
             addresses,
             flush: workers.flush(),
             secrets,
+            resolver: Arc::new(Resolver::new(&settings.dns)),
         };
         let discovery = Discovery::new(start);
         tokio::spawn(rest(discovery.applied()));

@@ -89,6 +89,15 @@ pub struct LocalAddresses {
     pub admin: SocketAddr,
 }
 
+/// Which name servers are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// `resolv.conf`, as it is; empty if there is none.
+    pub resolv_conf: Vec<u8>,
+    /// Name servers, instead of those in it.
+    pub servers: Vec<SocketAddr>,
+}
+
 /// Everything the process is told from outside.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -122,6 +131,8 @@ pub struct Settings {
     pub local: LocalAddresses,
     /// Ready although a chain is refused without a last good version.
     pub ready_with_refused: bool,
+    /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
+    pub dns: DnsSettings,
     /// `log_output_level` of the process's own log.
     pub log_level: String,
     /// The process's own log as JSON.
@@ -208,6 +219,7 @@ impl Settings {
             drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
+            dns: reader.dns(),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
             log_as_json: args.log_as_json,
             unknown_flags: args.unknown.clone(),
@@ -285,6 +297,14 @@ impl Reader<'_> {
             Some(root) => Path::new(&root).join(absolute.trim_start_matches('/')),
             None => PathBuf::from(absolute),
         }
+    }
+
+    /// The system's settings, which are outside of `WAYPOINT_ROOT`; without any, names cannot be looked up, and all else works.
+    fn dns(&mut self) -> DnsSettings {
+        let resolv_conf = (self.read_file)(Path::new("/etc/resolv.conf")).unwrap_or_default();
+        let parse = |text: &str| text.split(',').map(|one| one.trim().parse().ok()).collect();
+        let servers = self.parsed("WAYPOINT_DNS_SERVERS", "addresses with ports, such as 10.96.0.10:53, joined by commas", parse);
+        DnsSettings { resolv_conf: resolv_conf.into_bytes(), servers: servers.unwrap_or_default() }
     }
 
     fn headers(&self, prefix: &str) -> Vec<(String, String)> {

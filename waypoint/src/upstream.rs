@@ -5,4 +5,5 @@
 pub mod balance;
 pub mod connect;
 pub mod pool;
+pub mod dns;
 pub mod failure;

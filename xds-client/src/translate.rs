@@ -13,6 +13,7 @@ pub mod workload;
 
 mod access_log;
 mod dispatch;
+mod dns;
 mod matcher;
 mod rbac;
 mod rewrite;

@@ -6,6 +6,7 @@ mod actions;
 mod bad_input;
 mod control_plane;
 mod differential;
+mod dns;
 mod envoy_oracle;
 mod harness;
 mod life_cycle;

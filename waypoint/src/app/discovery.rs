@@ -26,6 +26,7 @@ use crate::state::published::{ClusterEntry, Published};
 use crate::state::store::Store;
 use crate::tls::secrets::{Keeper, Secrets};
 use crate::tls::verify::PeerMatcher;
+use crate::upstream::dns::{DnsKeeper, Resolver};
 
 /// What discovery needs of the process.
 pub(super) struct DiscoveryStart {
@@ -37,6 +38,7 @@ pub(super) struct DiscoveryStart {
     pub(super) addresses: watch::Sender<Vec<SocketAddr>>,
     pub(super) flush: broadcast::Sender<IpAddr>,
     pub(super) secrets: Arc<Secrets>,
+    pub(super) resolver: Arc<Resolver>,
 }
 
 /// What is not obeyed, as metrics.
@@ -84,7 +86,8 @@ impl Gauges {
 pub(super) struct Discovery {
     start: DiscoveryStart,
     applier: Applier,
-    store: Store,
+    store: Arc<Mutex<Store>>,
+    names: DnsKeeper,
     keeper: Arc<Mutex<Keeper>>,
     report: Arc<Mutex<Report>>,
     applied: Arc<Notify>,
@@ -93,10 +96,15 @@ pub(super) struct Discovery {
 
 impl Discovery {
     pub(super) fn new(start: DiscoveryStart) -> Self {
-        let store = Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry));
+        let store = Arc::new(Mutex::new(Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry))));
+        let found = Arc::clone(&store);
+        let names = DnsKeeper::new(
+            Arc::clone(&start.resolver),
+            Arc::new(move |cluster, named, set| found.lock().set_resolved(cluster, named, set)),
+        );
         let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
-        Self { start, applier: Applier::default(), store, keeper, report: Arc::default(), applied: Arc::default(), gauges }
+        Self { start, applier: Applier::default(), store, names, keeper, report: Arc::default(), applied: Arc::default(), gauges }
     }
 
     /// What is not obeyed, as metrics; to be refreshed before they are read.
@@ -167,19 +175,19 @@ impl Discovery {
                     self.start.accepted.store(Arc::new(accepted));
                 }
                 let addresses = listeners.terminate.addresses.clone();
-                self.store.set_listeners(listeners);
+                self.store.lock().set_listeners(listeners);
                 self.listen(addresses);
             }
-            Change::ClusterUpserted(cluster) => self.store.upsert_cluster(cluster),
-            Change::ClusterRefused(name, reasons) => self.store.refuse_cluster(&name, &reasons),
-            Change::ClusterRemoved(name) => self.store.remove_cluster(&name),
-            Change::EndpointsUpserted(name, set) => self.store.set_endpoints(&name, set),
-            Change::EndpointsRemoved(name) => self.store.remove_endpoints(&name),
+            Change::ClusterUpserted(cluster) => self.store.lock().upsert_cluster(cluster),
+            Change::ClusterRefused(name, reasons) => self.store.lock().refuse_cluster(&name, &reasons),
+            Change::ClusterRemoved(name) => self.store.lock().remove_cluster(&name),
+            Change::EndpointsUpserted(name, set) => self.store.lock().set_endpoints(&name, set),
+            Change::EndpointsRemoved(name) => self.store.lock().remove_endpoints(&name),
             Change::SecretUpserted(name, secret) => self.keeper.lock().hold(&name, secret),
             Change::SecretRemoved(name) => self.keeper.lock().forget(&name),
-            Change::WorkloadUpserted(workload) => self.store.upsert_workload(workload),
+            Change::WorkloadUpserted(workload) => self.store.lock().upsert_workload(workload),
             Change::WorkloadRemoved(uid) => {
-                for address in self.store.remove_workload(&uid) {
+                for address in self.store.lock().remove_workload(&uid) {
                     // Nobody listens while there are no workers.
                     let _ = self.start.flush.send(address);
                 }
@@ -209,19 +217,20 @@ impl AdsObserver for Discovery {
         let Outcome { applied, changes } = on_a_thread_of_its_own(|| applier.apply(update));
         let changed = changes.len();
         if of == ResourceType::Cluster {
-            self.store.note_clusters();
+            self.store.lock().note_clusters();
         }
         for change in changes {
             self.change(change);
         }
         if of == ResourceType::Cluster {
             // Before anybody dials by them.
-            let clusters = self.store.clusters();
-            self.keeper.lock().want(clusters.flat_map(|cluster| cluster.sockets.tls()));
+            let store = self.store.lock();
+            self.keeper.lock().want(store.clusters().flat_map(|cluster| cluster.sockets.tls()));
+            self.names.want(store.clusters());
         }
-        self.store.publish();
-        self.store.free_retired();
-        self.start.readiness.config(self.store.status());
+        self.store.lock().publish();
+        self.store.lock().free_retired();
+        self.start.readiness.config(self.store.lock().status());
         let report = self.applier.report();
         self.gauges.note(&report);
         *self.report.lock() = report;

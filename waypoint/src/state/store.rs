@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use model::chain::ChainKind;
 use model::cluster::{Cluster, Discovery};
+use model::dns::Named;
 use model::endpoint::EndpointSet;
 use model::invalid::Invalid;
 use model::listener::Listeners;
@@ -42,6 +43,8 @@ pub struct Store {
     clusters: Clusters,
     clusters_changed: bool,
     endpoints: HashMap<Arc<str>, Arc<EndpointSet>>,
+    /// What the names of clusters stand for, and of which names that was said.
+    resolved: HashMap<Arc<str>, (Arc<Named>, Arc<EndpointSet>)>,
     /// Clusters by the EDS name that they take their endpoints from.
     users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     memories: HashMap<Arc<str>, ClusterMemory>,
@@ -62,6 +65,7 @@ impl Store {
             clusters: Clusters::new(),
             clusters_changed: false,
             endpoints: HashMap::new(),
+            resolved: HashMap::new(),
             users: HashMap::new(),
             memories: HashMap::new(),
             workloads_by_uid: HashMap::new(),
@@ -158,6 +162,7 @@ impl Store {
     pub fn remove_cluster(&mut self, name: &str) {
         self.forget_user(name);
         self.clusters_changed |= self.clusters.remove(name).is_some();
+        self.resolved.remove(name);
         self.memories.remove(name);
     }
 
@@ -177,6 +182,11 @@ impl Store {
         match &cluster.discovery {
             Discovery::Eds(service) => self.endpoints.get(service).cloned().unwrap_or_default(),
             Discovery::Static(set) => Arc::clone(set),
+            // By value: a cluster that is sent again keeps what was found.
+            Discovery::Named(named) => match self.resolved.get(&cluster.name) {
+                Some((of, set)) if of == named => Arc::clone(set),
+                _ => Arc::new(named.resolved(&[])),
+            },
         }
     }
 
@@ -184,6 +194,17 @@ impl Store {
     pub fn set_endpoints(&mut self, service: &Arc<str>, set: Arc<EndpointSet>) {
         self.endpoints.insert(Arc::clone(service), set);
         self.refresh_endpoints(service);
+    }
+
+    /// What the names of a cluster stand for: published at once, unless the cluster has other names meanwhile.
+    pub fn set_resolved(&mut self, cluster: &Arc<str>, named: &Arc<Named>, set: EndpointSet) {
+        let Some(ClusterEntry::Served(served)) = self.clusters.get(cluster) else { return };
+        if !matches!(&served.cluster.discovery, Discovery::Named(current) if current == named) {
+            return;
+        }
+        let served = Arc::clone(served);
+        self.resolved.insert(Arc::clone(cluster), (Arc::clone(named), Arc::new(set)));
+        self.refresh(&served);
     }
 
     /// Nobody asks for this EDS name any more.
@@ -202,10 +223,15 @@ impl Store {
             })
             .collect();
         for served in users {
-            let set = self.endpoints_of(&served.cluster);
-            let memory = self.memories.entry(Arc::clone(&served.cluster.name)).or_default();
-            served.endpoints.store(Arc::new(EndpointTable::new(&set.endpoints, &mut memory.loads)));
+            self.refresh(&served);
         }
+    }
+
+    /// Publishes what a cluster's endpoints are now.
+    fn refresh(&mut self, served: &ServedCluster) {
+        let set = self.endpoints_of(&served.cluster);
+        let memory = self.memories.entry(Arc::clone(&served.cluster.name)).or_default();
+        served.endpoints.store(Arc::new(EndpointTable::new(&set.endpoints, &mut memory.loads)));
     }
 
     /// A new or changed workload.

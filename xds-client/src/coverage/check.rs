@@ -93,9 +93,9 @@ pub(super) fn is_hundred_percent(value: &Value, _: &Site<'_>) -> bool {
     share.is_some_and(|share| share >= 100.0)
 }
 
-/// `type`: EDS and STATIC everywhere, ORIGINAL_DST where Envoy's plumbing has it.
+/// `type`: EDS, STATIC, STRICT_DNS and LOGICAL_DNS everywhere, ORIGINAL_DST where Envoy's plumbing has it.
 pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
-    is_one_of(value, &[0, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))
+    is_one_of(value, &[0, 1, 2, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))
 }
 
 /// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED with ORIGINAL_DST.

@@ -200,14 +200,14 @@ fn clusters_and_endpoints_of_a_plain_mesh_have_no_refusals() {
 }
 
 #[test]
-fn clusters_that_need_dns_or_hashing_are_refused() {
+fn clusters_that_need_forwarding_by_name_or_hashing_are_refused() {
     let refused = |scenario: &str| {
         let clusters = recorded(scenario, "Cluster").into_iter().filter(|(_, json)| !walk_json(CLUSTER, json).refused.is_empty());
         let mut names: Vec<_> = clusters.map(|(name, _)| name).collect();
         names.sort();
         names
     };
-    assert_eq!(refused("istiod-1.31/08-egress"), ["inbound-vip|80|http|*.wild.example.com", "inbound-vip|80|http|api.example.com"]);
+    assert_eq!(refused("istiod-1.31/08-egress"), ["inbound-vip|80|http|*.wild.example.com"]);
     assert_eq!(
         refused("istiod-1.31/04-virtualservice"),
         [

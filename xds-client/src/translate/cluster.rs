@@ -1,4 +1,4 @@
-//! Clusters: EDS and static ones; the plumbing between Envoy's internal listeners is recognised by name.
+//! Clusters: by EDS, by name, and static ones; the plumbing between Envoy's internal listeners is recognised by name.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
 use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
-use super::{Problem, Translated, duration, endpoint, open, positive_duration, required, transport};
+use super::{Problem, Translated, dns, duration, endpoint, open, positive_duration, required, transport};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
@@ -77,6 +77,8 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
             let assignment = required(value.load_assignment.as_ref(), "load_assignment")?;
             Ok(Discovery::Static(Arc::new(endpoint::assignment(assignment, |_, _| Vec::new()))))
         }
+        DiscoveryType::StrictDns => Ok(Discovery::Named(Arc::new(dns::named(value, false)?))),
+        DiscoveryType::LogicalDns => Ok(Discovery::Named(Arc::new(dns::named(value, true)?))),
         other => Err(Problem::new("type", format!("{} is not supported yet", other.as_str_name()))),
     }
 }

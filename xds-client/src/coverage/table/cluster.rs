@@ -20,9 +20,9 @@ pub(super) const ENTRIES: &[Entry] = &[
             (
                 "type",
                 when(
-                    "EDS, STATIC; ORIGINAL_DST of connect_originate",
+                    "EDS, STATIC, STRICT_DNS, LOGICAL_DNS; ORIGINAL_DST of connect_originate",
                     check::is_known_discovery,
-                    "endpoints would be found by DNS or be where the client wanted to go",
+                    "endpoints would be where the client wanted to go",
                 ),
             ),
             ("cluster_type", Extension(CLUSTER_TYPES)),
@@ -66,12 +66,12 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("wait_for_warm_on_init", Unused("clusters wait for nothing")),
             ("track_cluster_stats", Unused("Envoy's own statistics")),
             ("track_timeout_budgets", Unused("Envoy's own statistics")),
-            ("dns_refresh_rate", Unused("belongs to discovery by DNS, which is refused by type")),
-            ("dns_failure_refresh_rate", Unused("belongs to discovery by DNS, which is refused by type")),
-            ("dns_jitter", Unused("belongs to discovery by DNS, which is refused by type")),
-            ("dns_lookup_family", Unused("belongs to discovery by DNS, which is refused by type")),
-            ("respect_dns_ttl", Unused("belongs to discovery by DNS, which is refused by type")),
-            ("typed_dns_resolver_config", Unused("belongs to discovery by DNS, which is refused by type")),
+            ("dns_refresh_rate", Whole),
+            ("dns_failure_refresh_rate", Whole),
+            ("dns_jitter", Whole),
+            ("dns_lookup_family", Honoured),
+            ("respect_dns_ttl", Honoured),
+            ("typed_dns_resolver_config", Extension(DNS_RESOLVERS)),
             ("upstream_bind_config", Refused("connections would come from another address")),
         ],
     ),
@@ -172,6 +172,21 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("http3_protocol_options", Unused("no client speaks HTTP/3 to a waypoint")),
         ],
     ),
+    // Names.
+    entry(
+        Routing,
+        "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        &[
+            ("resolvers", Refused("other name servers would be asked")),
+            ("use_resolvers_as_fallback", Refused("other name servers would be asked")),
+            ("dns_resolver_options", Listed("TCP is used where an answer is cut; search domains as the system says")),
+            ("filter_unroutable_families", Listed("families count whatever addresses the pod has")),
+            ("udp_max_queries", Unused("each query has a socket of its own")),
+            ("query_timeout_seconds", Listed("as the system says")),
+            ("query_tries", Listed("as the system says")),
+            ("rotate_nameservers", Listed("the faster one is asked")),
+        ],
+    ),
     // Endpoints.
     entry(
         Routing,
@@ -221,6 +236,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         ],
     ),
 ];
+
+const DNS_RESOLVERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig")];
 
 const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig", "the host would be resolved when asked for"),

@@ -1,0 +1,162 @@
+//! Clusters whose endpoints are known by name: STRICT_DNS and LOGICAL_DNS.
+//!
+//! Not for: looking names up. An endpoint with a name is translated as one at a placeholder, so that all that is said of endpoints is
+//! read in one place.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::cluster::v3 as proto;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
+use model::dns::{Family, Named, Refresh, placeholder};
+
+use super::{Problem, Translated, duration, endpoint, required};
+
+/// Envoy's `dns_refresh_rate`.
+const REFRESH_DEFAULT: std::time::Duration = std::time::Duration::from_secs(5);
+/// The first wait after a failure where the cluster does not say.
+const AFTER_FAILURE_DEFAULT: std::time::Duration = std::time::Duration::from_secs(1);
+/// A name in DNS [RFC 1035 §2.3.4].
+const NAME_BYTES_MAX: usize = 253;
+
+/// The endpoints of a cluster of this kind.
+pub(super) fn named(value: &proto::Cluster, first_only: bool) -> Translated<Named> {
+    let mut assignment = required(value.load_assignment.as_ref(), "load_assignment")?.clone();
+    let mut hosts: Vec<Box<str>> = Vec::new();
+    let mut n_endpoints = 0;
+    for one in assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints) {
+        n_endpoints += 1;
+        let Some(address) = socket_address(one) else { continue };
+        if address.address.parse::<std::net::IpAddr>().is_ok() {
+            continue;
+        }
+        let position = hosts.iter().position(|host| **host == *address.address).unwrap_or_else(|| {
+            hosts.push(address.address.as_str().into());
+            hosts.len() - 1
+        });
+        if address.address.is_empty() || address.address.len() > NAME_BYTES_MAX {
+            return Err(Problem::new("load_assignment", format!("{:?} is no name", address.address)));
+        }
+        let stands_in = placeholder(position).ok_or_else(|| Problem::new("load_assignment", "names too many hosts"))?;
+        address.address = stands_in.to_string();
+    }
+    if first_only && n_endpoints != 1 {
+        return Err(Problem::new("load_assignment", format!("LOGICAL_DNS has one endpoint, not {n_endpoints}")));
+    }
+    // It was walked with its cluster.
+    let endpoints = Arc::new(endpoint::assignment(&assignment, |_, _| Vec::new()));
+    Ok(Named { endpoints, hosts: hosts.into(), first_only, family: family(value.dns_lookup_family)?, refresh: refresh(value)? })
+}
+
+fn socket_address(value: &mut endpoint_proto::LbEndpoint) -> Option<&mut core::SocketAddress> {
+    let endpoint_proto::lb_endpoint::HostIdentifier::Endpoint(inner) = value.host_identifier.as_mut()? else { return None };
+    match inner.address.as_mut()?.address.as_mut()? {
+        core::address::Address::SocketAddress(address) => Some(address),
+        _ => None,
+    }
+}
+
+/// Which addresses count.
+pub(super) fn family(number: i32) -> Translated<Family> {
+    use proto::cluster::DnsLookupFamily;
+    match DnsLookupFamily::try_from(number) {
+        Ok(DnsLookupFamily::Auto) => Ok(Family::Ipv6ElseIpv4),
+        Ok(DnsLookupFamily::V4Only) => Ok(Family::Ipv4),
+        Ok(DnsLookupFamily::V6Only) => Ok(Family::Ipv6),
+        Ok(DnsLookupFamily::V4Preferred) => Ok(Family::Ipv4ElseIpv6),
+        Ok(DnsLookupFamily::All) => Ok(Family::Both),
+        Err(_) => Err(Problem::new("dns_lookup_family", format!("{number} is not known"))),
+    }
+}
+
+#[expect(deprecated, reason = "istiod does not use the cluster type that replaces the fields")]
+fn refresh(value: &proto::Cluster) -> Translated<Refresh> {
+    let read = |value: Option<&_>, path: &str| value.map(|value| duration(value, path)).transpose();
+    let every = read(value.dns_refresh_rate.as_ref(), "dns_refresh_rate")?.unwrap_or(REFRESH_DEFAULT);
+    let failure = value.dns_failure_refresh_rate.as_ref();
+    let base = read(failure.and_then(|rate| rate.base_interval.as_ref()), "dns_failure_refresh_rate.base_interval")?;
+    let max = read(failure.and_then(|rate| rate.max_interval.as_ref()), "dns_failure_refresh_rate.max_interval")?;
+    let after_failure = base.unwrap_or(AFTER_FAILURE_DEFAULT.min(every));
+    Ok(Refresh {
+        every,
+        respects_lifetime: value.respect_dns_ttl,
+        jitter: read(value.dns_jitter.as_ref(), "dns_jitter")?.unwrap_or_default(),
+        after_failure,
+        // Envoy: ten times the base where only that is given.
+        after_failure_max: max.unwrap_or(base.map_or(every, |base| base * 10)).max(after_failure),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::time::Duration;
+
+    use model::cluster::Discovery;
+    use prost::Message;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::translate::cluster::cluster;
+
+    fn read(json: &Value) -> Translated<Arc<Named>> {
+        let bytes = xds_proto::message_from_json("envoy.config.cluster.v3.Cluster", json).unwrap();
+        match cluster(&proto::Cluster::decode(&bytes[..]).unwrap())?.discovery {
+            Discovery::Named(named) => Ok(named),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn with_hosts(kind: &str, hosts: &[&str]) -> Value {
+        let endpoint = |host: &&str| json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": 443}}}});
+        json!({"name": "c", "type": kind, "load_assignment": {"cluster_name": "c", "endpoints": [
+            {"lb_endpoints": hosts.iter().map(endpoint).collect::<Vec<_>>()},
+        ]}})
+    }
+
+    #[test]
+    fn a_service_entry_of_dns_is_read_as_istiod_sends_it() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/istiod-1.31/08-egress/Cluster.json");
+        let recorded: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let name = "inbound-vip|80|http|api.example.com";
+        let found = recorded["resources"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
+        let named = read(&found["resource"]).unwrap();
+        assert_eq!((&*named.hosts, named.first_only, named.family), (&["api.example.com".into()][..], false, Family::Ipv4));
+        let refresh = Refresh {
+            every: Duration::from_secs(60),
+            respects_lifetime: true,
+            jitter: Duration::from_millis(100),
+            after_failure: Duration::from_secs(1),
+            after_failure_max: Duration::from_secs(60),
+        };
+        assert_eq!(named.refresh, refresh);
+        assert_eq!(named.resolved(&[vec!["192.0.2.1".parse().unwrap()]]).endpoints[0].host.as_ref(), "192.0.2.1:443");
+    }
+
+    #[test]
+    fn a_name_is_looked_up_once_for_all_its_endpoints_and_addresses_are_not() {
+        let named = read(&with_hosts("STRICT_DNS", &["a.example.com", "192.0.2.1", "b.example.com", "a.example.com"])).unwrap();
+        assert_eq!(*named.hosts, ["a.example.com".into(), "b.example.com".into()]);
+        assert_eq!(named.endpoints.endpoints.len(), 4);
+        assert_eq!(named.family, Family::Ipv6ElseIpv4, "Envoy's AUTO");
+    }
+
+    #[test]
+    fn logical_dns_has_one_name() {
+        assert!(read(&with_hosts("LOGICAL_DNS", &["a.example.com"])).unwrap().first_only);
+        assert!(read(&with_hosts("LOGICAL_DNS", &["a.example.com", "b.example.com"])).is_err());
+        assert!(read(&with_hosts("STRICT_DNS", &["a".repeat(254).as_str()])).is_err());
+        assert!(read(&json!({"name": "c", "type": "STRICT_DNS"})).is_err());
+    }
+
+    #[test]
+    fn failures_are_tried_again_as_the_cluster_says() {
+        let mut json = with_hosts("STRICT_DNS", &["a.example.com"]);
+        json["dns_failure_refresh_rate"] = json!({"base_interval": "2s"});
+        let refresh = read(&json).unwrap().refresh;
+        assert_eq!((refresh.after_failure, refresh.after_failure_max), (Duration::from_secs(2), Duration::from_secs(20)));
+        json["dns_failure_refresh_rate"]["max_interval"] = "7s".into();
+        assert_eq!(read(&json).unwrap().refresh.after_failure_max, Duration::from_secs(7));
+    }
+}
