@@ -18,7 +18,7 @@ test-controlplane: setup ## only the test beside a real istiod; STEP=word choose
 	@tests/controlplane/build.sh
 	@cargo test --locked -p tests --test controlplane -- $(STEP)
 
-conformance: setup ## the Gateway API suite, beside a real API server and istiod; SUITE="gateway-api MeshBasic" chooses; target/conformance/report.json
+conformance: setup ## the Gateway API suite and two of ours, on a real API server and istiod; SUITE="gateway-api MeshBasic" chooses; target/conformance/report.json
 	@tests/conformance.sh $(SUITE)
 
 bench: setup ## beside a real Envoy in one run: ratios, their limits, target/bench/summary.json; BENCH="request scale" chooses parts

@@ -1,9 +1,10 @@
 //! The called side of a mesh: pods with an HBONE server in front (as ztunnel is) or plain, and an app that tells what it was asked.
 //!
 //! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/cut` ends in the middle of a body, `/reset` before the
-//! answer, `/stream/N` sends N chunks, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what
-//! follows; everything else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's
-//! get `grpc-status: 0` in trailers. A request body is read to its end before the answer.
+//! answer, `/fail/N/COUNT[/DELAYms][/…]` answers N to the first COUNT requests of that path, after the delay (where N is `connection`, it
+//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what follows; everything
+//! else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's get `grpc-status: 0`
+//! in trailers. A request body is read to its end before the answer; `x-answer-with: NAME=VALUE` adds a header to that.
 //!
 //! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use h2::server::SendResponse;
@@ -440,8 +441,15 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
     let mut parts = path.trim_start_matches('/').splitn(2, '/');
     let (verb, argument) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let number = argument.split('/').next().unwrap_or_default().parse::<u64>().unwrap_or(0);
-    let response = Response::builder().header("server", record.name.as_str()).header("x-pod", record.name.as_str());
+    let response = asked_headers(&head, Response::builder())?.header("server", record.name.as_str()).header("x-pod", record.name.as_str());
     Ok(match verb {
+        "fail" if fails(&record, &head, argument) => {
+            let delay = argument.split('/').nth(2).and_then(|delay| delay.strip_suffix("ms")).and_then(|delay| delay.parse().ok());
+            tokio::time::sleep(Duration::from_millis(delay.unwrap_or(0))).await;
+            let status = argument.split('/').next().unwrap_or_default();
+            ensure!(status != "connection", "told to break the connection");
+            response.status(status).body(whole(format!("status {status}\n")))?
+        }
         "status" => response.status(argument).body(whole(format!("status {argument}\n")))?,
         "cut" => response.header("content-length", "1000").body(cut_body())?,
         "stream" => response.body(chunks(number))?,
@@ -459,6 +467,21 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
             }
         }
     })
+}
+
+/// Whether this is one of the first requests of its path, which `/fail/N/COUNT` makes fail.
+fn fails(record: &Record, head: &http::request::Parts, argument: &str) -> bool {
+    let count = argument.split('/').nth(1).and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+    record.requests(&format!("{} {}", head.method, head.uri.path())) <= count
+}
+
+/// Adds the headers that the request names by `x-answer-with: NAME=VALUE`.
+fn asked_headers(head: &http::request::Parts, mut response: http::response::Builder) -> Result<http::response::Builder> {
+    for asked in head.headers.get_all("x-answer-with") {
+        let (name, value) = asked.to_str()?.split_once('=').context("x-answer-with without a value")?;
+        response = response.header(name, value);
+    }
+    Ok(response)
 }
 
 /// 101 in the protocol that was asked for, and an echo of what comes then.

@@ -1,12 +1,13 @@
 //! Conformance to the Gateway API, against a real API server and istiod, with the real waypoint binary: see docs/conformance.md.
 //!
 //! ```text
-//! conformance [--out FOLDER] [SUITE] [TEST]     SUITE is `gateway-api`; TEST is one of its tests; without, all
+//! conformance [--out FOLDER] [SUITE] [TEST]     SUITE is `gateway-api` (the official one), `mesh` or `gateway` (ours)
 //! ```
 //!
 //! Not a certified report: there is no cluster. Each test says whether it passed; a failing one does not stop the others.
 
 mod objects;
+mod own;
 mod report;
 mod stage;
 mod upstream;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use report::Suite;
 use stage::Stage;
 use tests::{istiod, net, process};
@@ -33,6 +34,9 @@ fn asked() -> Result<Asked> {
         folder = PathBuf::from(words.get(at + 1).context("--out needs a folder")?);
         words.drain(at..=at + 1);
     }
+    if let Some(word) = words.first() {
+        ensure!(word == upstream::NAME || own::SUITES.iter().any(|(name, _)| name == word), "there is no suite {word}");
+    }
     std::fs::create_dir_all(&folder)?;
     Ok(Asked { folder: folder.canonicalize()?, words })
 }
@@ -42,13 +46,17 @@ async fn run(asked: &Asked) -> Result<bool> {
     let since = Instant::now();
     let mut objects = objects::foundation(upstream::KUBELET_PORT)?;
     objects.extend(upstream::objects());
+    objects.extend(own::objects());
     let stage = Stage::start(run.path(), &objects).await.context("setting the stage")?;
     println!("ready    etcd, kube-apiserver, istiod and the waypoint in {:.1} s", since.elapsed().as_secs_f64());
     let mut suites: Vec<Suite> = Vec::new();
     let wanted = |suite: &str| asked.words.first().is_none_or(|word| word == suite);
     let tests = asked.words.get(1..).unwrap_or_default();
-    if wanted("gateway-api") {
+    if wanted(upstream::NAME) {
         suites.push(upstream::run(&stage, &asked.folder, tests).await?);
+    }
+    for suite in own::SUITES.into_iter().filter(|(name, _)| wanted(name)) {
+        suites.push(own::run(&stage, suite, tests).await?);
     }
     std::fs::write(asked.folder.join("waypoint.log"), stage.waypoint.stderr()?)?;
     std::fs::copy(stage.plane.run().join("istiod.log"), asked.folder.join("istiod.log"))?;
