@@ -77,6 +77,9 @@ fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> b
         Permission::UrlPath(matcher) => url_path(matcher, input),
         Permission::DestinationIp(range) => input.destination.is_some_and(|address| range.contains(&address.ip())),
         Permission::DestinationPort(port) => input.destination.is_some_and(|address| address.port() == *port),
+        Permission::DestinationPortRange(ports) => input.destination.is_some_and(|address| ports.contains(&i32::from(address.port()))),
+        Permission::UriTemplate(template) => input.head.is_some_and(|head| template.matches(path_only(head.path))),
+        Permission::ServerName(matcher) => matcher.matches(b""),
     }
 }
 

@@ -1,9 +1,16 @@
 //! Matching of single texts: what `envoy.type.matcher.v3.StringMatcher` means, compiled once.
 //!
 //! Not for: which text is matched; routes and policies decide that.
-//! Invariant: a regular expression matches the whole text (RE2 full match), and its compiled size is bounded.
+//! Invariant: a regular expression matches the whole text (RE2 full match) and means what RE2 means by it; its compiled size is bounded.
+
+mod glob;
+mod re2;
+mod uri_template;
 
 use regex::bytes::{Regex, RegexBuilder};
+
+pub use self::glob::Globs;
+pub use self::uri_template::UriTemplate;
 
 /// Compiled size above which an expression is refused: bounds memory and time for hostile configuration.
 pub const REGEX_BYTES_MAX: usize = 1 << 20;
@@ -27,6 +34,8 @@ pub enum StringMatcher {
     SuffixIgnoreCase(Box<[u8]>),
     /// Anywhere in it, letters of either case alike. Kept in lower case.
     ContainsIgnoreCase(Box<[u8]>),
+    /// The whole text matches an expression that is text with gaps.
+    Globs(Globs),
     /// The whole text matches the expression.
     Regex(Regex),
 }
@@ -42,6 +51,7 @@ impl PartialEq for StringMatcher {
             | (Self::PrefixIgnoreCase(one), Self::PrefixIgnoreCase(other))
             | (Self::SuffixIgnoreCase(one), Self::SuffixIgnoreCase(other))
             | (Self::ContainsIgnoreCase(one), Self::ContainsIgnoreCase(other)) => one == other,
+            (Self::Globs(one), Self::Globs(other)) => one == other,
             (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
             _ => false,
         }
@@ -56,7 +66,7 @@ impl StringMatcher {
     /// # Errors
     /// The expression does not parse or is larger than [`REGEX_BYTES_MAX`]; the text says which.
     pub fn regex(expression: &str) -> Result<Self, String> {
-        full_regex(expression).map(Self::Regex)
+        Globs::of(expression).map_or_else(|| full_regex(expression).map(Self::Regex), |globs| Ok(Self::Globs(globs)))
     }
 
     /// Whether `text` matches.
@@ -73,6 +83,7 @@ impl StringMatcher {
                 text.len().checked_sub(wanted.len()).is_some_and(|at| text[at..].eq_ignore_ascii_case(wanted))
             }
             Self::ContainsIgnoreCase(wanted) => contains(text, wanted, |a, b| a.eq_ignore_ascii_case(b)),
+            Self::Globs(globs) => globs.matches(text),
             Self::Regex(regex) => regex.is_match(text),
         }
     }
@@ -83,9 +94,8 @@ impl StringMatcher {
 /// # Errors
 /// As [`StringMatcher::regex`].
 pub fn full_regex(expression: &str) -> Result<Regex, String> {
-    // Checked alone first, so that an unbalanced parenthesis cannot escape the anchors.
-    part_regex(expression)?;
-    part_regex(&format!("^(?:{expression})$"))
+    // Translated alone first, so that an unbalanced parenthesis cannot escape the anchors.
+    built(&format!("^(?:{})$", re2::translated(expression)?))
 }
 
 /// Compiles an RE2 expression that may match anywhere in a text.
@@ -93,7 +103,11 @@ pub fn full_regex(expression: &str) -> Result<Regex, String> {
 /// # Errors
 /// As [`StringMatcher::regex`].
 pub fn part_regex(expression: &str) -> Result<Regex, String> {
-    let builder = RegexBuilder::new(expression).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build();
+    built(&re2::translated(expression)?)
+}
+
+fn built(translated: &str) -> Result<Regex, String> {
+    let builder = RegexBuilder::new(translated).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build();
     builder.map_err(|error| error.to_string())
 }
 

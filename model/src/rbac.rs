@@ -4,11 +4,12 @@
 //! Invariants: policies are kept in name order, in which Envoy evaluates them; what could not be compiled is not here
 //! (its chain was refused), so evaluating fails closed by construction.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::matcher::StringMatcher;
+use crate::matcher::{StringMatcher, UriTemplate};
 use crate::route::HeaderMatcher;
 
 /// What a matched policy does.
@@ -41,6 +42,12 @@ pub enum Permission {
     DestinationIp(IpNet),
     /// The port asked for.
     DestinationPort(u16),
+    /// The port asked for, from the first up to the last, which is left out.
+    DestinationPortRange(Range<i32>),
+    /// The path without query and fragment.
+    UriTemplate(UriTemplate),
+    /// The name in a ClientHello: an empty one where HTTP is spoken in plain, and no other is known.
+    ServerName(StringMatcher),
 }
 
 /// Who asks.

@@ -97,6 +97,30 @@ fn methods_hosts_ports_and_addresses_are_seen() {
 }
 
 #[test]
+fn ports_are_seen_in_ranges_whose_end_is_left_out() {
+    let ask = Ask::new(&[]);
+    let range = |ports| Permission::DestinationPortRange(ports);
+    assert!(allows(range(80..81), &ask) && allows(range(-1..70_000), &ask));
+    assert!(!allows(range(79..80), &ask) && !allows(range(81..90), &ask) && !allows(range(80..80), &ask));
+}
+
+#[test]
+fn path_templates_see_no_query() {
+    let ask = Ask::new(&[]);
+    let template = |text| Permission::UriTemplate(model::matcher::UriTemplate::new(text).unwrap());
+    assert!(allows(template("/reviews/*"), &ask) && allows(template("/**"), &ask));
+    assert!(!allows(template("/reviews/*/x"), &ask) && !denies(template("/*"), &ask));
+}
+
+#[test]
+fn inside_http_nobody_asks_for_a_server_by_name() {
+    let ask = Ask::new(&[]);
+    assert!(!allows(Permission::ServerName(text("a.example")), &ask));
+    assert!(!allows(Permission::ServerName(StringMatcher::regex(".+").unwrap()), &ask));
+    assert!(denies(Permission::Not(Box::new(Permission::ServerName(text("a.example")))), &ask));
+}
+
+#[test]
 fn no_second_line_of_a_header_hides_the_first() {
     let is_evil = || Permission::Header(named("x-role", text("evil")));
     let is_good = || Permission::Header(named("x-role", text("good")));

@@ -184,6 +184,12 @@ pub(super) fn is_dry_run(_: &Value, site: &Site<'_>) -> bool {
     !text(site.message, "shadow_rules_stat_prefix").starts_with("istio_ext_authz_")
 }
 
+/// Somewhere below a filter of HTTP requests.
+pub(super) fn is_in_http_filter(_: &Value, site: &Site<'_>) -> bool {
+    std::iter::successors(Some(site), |site| site.holder)
+        .any(|site| site.message.descriptor().full_name().starts_with("envoy.extensions.filters.http."))
+}
+
 /// Filter state that we keep in another way; see [`FILTER_STATE`].
 pub(super) fn is_connection_context(value: &Value, _: &Site<'_>) -> bool {
     let known = |value: &Value| {

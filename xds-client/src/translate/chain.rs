@@ -114,7 +114,7 @@ impl Network {
             NETWORK_RBAC => {
                 let value: NetworkRbac = open(config, path)?;
                 refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), path)?;
-                self.rbac.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, path)).transpose()?);
+                self.rbac.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Tcp, path)).transpose()?);
             }
             STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
             known if PLUMBING.contains(&known) => {}
@@ -171,7 +171,9 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
                 refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), &path)?;
-                filters.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, &path)).transpose()?.map(HttpFilter::Rbac));
+                filters.extend(
+                    value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Http, &path)).transpose()?.map(HttpFilter::Rbac),
+                );
             }
             STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
             GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Part, Security};
 use super::super::rule::Rule::{Extension, Honoured, Listed, ListedWhen, Refused, Unused};
-use super::super::rule::{Entry, entry, refused, when};
+use super::super::rule::{Entry, entry, walked, when};
 
 const SHADOW_RULES: super::super::rule::Rule = ListedWhen {
     only: "dry runs (any prefix but istio_ext_authz_)",
@@ -71,14 +71,19 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("url_path", Honoured),
             ("destination_ip", Honoured),
             ("destination_port", Honoured),
-            ("destination_port_range", Refused("the policy would hold for a range of ports")),
-            ("requested_server_name", Refused("the policy would hold by the name in a ClientHello")),
-            ("uri_template", Extension(&[refused(URI_TEMPLATE, "the policy would hold for paths by template")])),
+            ("destination_port_range", Honoured),
+            (
+                "requested_server_name",
+                when("in HTTP chains, where there is none", check::is_in_http_filter, "the policy would hold by the name in a ClientHello"),
+            ),
+            ("uri_template", Extension(&[walked(URI_TEMPLATE)])),
             ("metadata", Refused("the policy would hold by metadata of another filter")),
             ("sourced_metadata", Refused("the policy would hold by metadata of another filter")),
             ("matcher", Refused("the policy would hold by an extension")),
         ],
     ),
+    entry(Part, "envoy.type.v3.Int32Range", &[("start", Honoured), ("end", Honoured)]),
+    entry(Security, URI_TEMPLATE, &[("path_template", Honoured)]),
     entry(Security, "envoy.config.rbac.v3.Permission.Set", &[("rules", Honoured)]),
     entry(
         Security,
