@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -144,6 +144,7 @@ pub struct Waypoint {
     output: Lines,
     log: Lines,
     tells_at_end: bool,
+    environment: BTreeMap<String, String>,
 }
 
 /// The waypoint's binary, built in the profile and target folder of whoever asks.
@@ -234,12 +235,13 @@ impl Waypoint {
         let root = tempfile::tempdir()?;
         let container = launch.container()?;
         launch.write_files(&container, root.path())?;
+        let environment = launch.environment(&container, root.path());
         let mut words = launch.runner.iter().map(PathBuf::from).chain([binary.clone()]);
         let mut child = Command::new(words.next().unwrap_or_default())
             .args(words)
             .args(&container.arguments)
             .env_clear()
-            .envs(launch.environment(&container, root.path()))
+            .envs(&environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -253,7 +255,15 @@ impl Waypoint {
             output.follow(standard_output)
         }
         log.follow(child.stderr.take().context("no standard error")?);
-        Ok(Self { child, exit: None, address: launch.address, root, output, log, tells_at_end: launch.tells_at_end })
+        Ok(Self { child, exit: None, address: launch.address, root, output, log, tells_at_end: launch.tells_at_end, environment })
+    }
+
+    /// Runs the binary once more in this pod, with other arguments, to its end.
+    pub async fn run_beside(&self, arguments: &[&str]) -> Result<Output> {
+        let binary = tokio::task::spawn_blocking(binary).await??;
+        let mut command = Command::new(binary);
+        command.args(arguments).env_clear().envs(&self.environment).stdin(Stdio::null());
+        Ok(tokio::task::spawn_blocking(move || command.output()).await??)
     }
 
     /// A port of it.

@@ -6,6 +6,7 @@
 
 mod collector;
 mod discovery;
+pub mod parity;
 mod workers;
 
 use std::io;
@@ -106,7 +107,7 @@ impl Process {
             .as_str()])));
         let secrets = Arc::new(Secrets::default());
         let originator = Arc::new(Originator::new(Arc::clone(&tls), Arc::clone(&secrets)));
-        let node = Node::new(discovery::node_settings(&settings.node)).map_err(|error| AppError::Setting(error.to_string()))?;
+        let node = node_of(&settings)?;
         let telemetry = Telemetry::new(
             telemetry_settings(&settings, node.id()),
             tokio::runtime::Handle::current(),
@@ -233,6 +234,10 @@ fn ca_settings(settings: &Settings) -> Result<CaSettings, AppError> {
         request_timeout: CA_REQUEST_TIMEOUT,
         backoff: CaSettings::default_backoff(),
     })
+}
+
+fn node_of(settings: &Settings) -> Result<Node, AppError> {
+    Node::new(discovery::node_settings(&settings.node)).map_err(|error| AppError::Setting(error.to_string()))
 }
 
 fn ads_settings(settings: &Settings, node: Node) -> Result<AdsSettings, AppError> {

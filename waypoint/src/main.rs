@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use tikv_jemallocator::Jemalloc;
 use waypoint::app;
-use waypoint::config::args::{self, Command};
+use waypoint::app::parity::Question;
+use waypoint::config::args::{self, Command, ParityArgs, ProxyArgs};
 use waypoint::config::{SettingError, Settings, Sources, interface_addresses};
 
 /// What a configuration push needs goes back to the system soon after it.
@@ -15,9 +16,14 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 const HELP: &str = "waypoint: the L7 proxy of an Istio ambient mesh
 
 usage: waypoint proxy waypoint [--domain D] [--serviceCluster S] [--log_output_level L] [--log_as_json] [--concurrency N]
+       waypoint parity [--json] [DUMP]
 
 It takes the arguments, environment and files of the Deployment that istiod renders for a Gateway of class istio-waypoint.
 docs/configuration.md lists what it reads.
+
+parity says what of a configuration would be obeyed, listed or refused, and by which object: DUMP is an Envoy waypoint's configuration
+(istioctl proxy-config all POD -o json; - reads it from standard input); without it istiod is asked, as the pod that this runs in.
+It exits with 0 if nothing is refused, with 1 if something is, with 2 if there is no answer.
 ";
 
 fn main() -> ExitCode {
@@ -25,15 +31,44 @@ fn main() -> ExitCode {
     match args::parse(&given) {
         Ok(Command::Help) => print(HELP),
         Ok(Command::Version) => print(concat!("waypoint ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::Proxy(proxy)) => {
-            let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
-            let sources = Sources { env: std::env::vars().collect(), interface_addresses: interface_addresses(), read_file: &read_file };
-            match Settings::read(&proxy, sources) {
-                Ok(settings) => run(settings),
-                Err(errors) => refuse(&errors),
-            }
-        }
+        Ok(Command::Proxy(proxy)) => match settings(&proxy) {
+            Ok(settings) => run(settings),
+            Err(errors) => refuse(&errors),
+        },
+        Ok(Command::Parity(asked)) => parity(&asked),
         Err(errors) => refuse(&errors),
+    }
+}
+
+fn settings(args: &ProxyArgs) -> Result<Settings, Vec<SettingError>> {
+    let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
+    Settings::read(args, Sources { env: std::env::vars().collect(), interface_addresses: interface_addresses(), read_file: &read_file })
+}
+
+/// What there is no answer to ends with this; 1 means that something is refused.
+const NO_ANSWER: u8 = 2;
+
+fn parity(asked: &ParityArgs) -> ExitCode {
+    let question = Question { as_json: asked.as_json };
+    let answer = match &asked.dump {
+        Some(path) => app::parity::of_dump(std::path::Path::new(path), &question),
+        None => match settings(&asked.proxy) {
+            Ok(settings) => app::parity::of_istiod(&settings, &question),
+            Err(errors) => {
+                let _ = refuse(&errors);
+                return ExitCode::from(NO_ANSWER);
+            }
+        },
+    };
+    match answer {
+        Ok(answer) => match (print(&answer.text), answer.is_served) {
+            (printed, true) => printed,
+            (_, false) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "waypoint parity: {error}");
+            ExitCode::from(NO_ANSWER)
+        }
     }
 }
 

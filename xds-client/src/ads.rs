@@ -136,6 +136,12 @@ impl Wanted {
             None => Ok(Self { of, names }),
         }
     }
+
+    /// The names.
+    #[must_use]
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
 }
 
 /// What came of an [`Update`].

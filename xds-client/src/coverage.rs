@@ -84,6 +84,12 @@ pub enum CoverageError {
     },
 }
 
+/// What is missing where a field is listed, or an extension of this type; none if it is not.
+#[must_use]
+pub fn missing(type_name: &str, field: &str) -> Option<&'static str> {
+    table::missing(type_name, field)
+}
+
 /// Walks a resource, or any message that the table has: a filter chain, an endpoint.
 pub fn walk(resource: &DynamicMessage) -> Findings {
     walk_without(resource, &[])

@@ -12,6 +12,7 @@ mod harness;
 mod life_cycle;
 mod limits;
 mod origination;
+mod parity;
 mod policy;
 mod requests;
 mod retries;

@@ -28,6 +28,8 @@ const WITHOUT_VALUE: [&str; 2] = ["log_as_json", "log_caller"];
 pub enum Command {
     /// Be a waypoint.
     Proxy(ProxyArgs),
+    /// Say what of a configuration would be obeyed.
+    Parity(ParityArgs),
     /// Print how to use it.
     Help,
     /// Print what it is.
@@ -53,6 +55,17 @@ pub struct ProxyArgs {
     pub unknown: Vec<String>,
 }
 
+/// What the command line of `parity` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParityArgs {
+    /// An Envoy's configuration dump, `-` for standard input; none: what istiod sends to this pod.
+    pub dump: Option<String>,
+    /// `--json`.
+    pub as_json: bool,
+    /// The rest, as of `proxy waypoint`; counts for what istiod sends.
+    pub proxy: ProxyArgs,
+}
+
 /// Reads the command line, the program's name left out.
 ///
 /// # Errors
@@ -61,15 +74,37 @@ pub fn parse(args: &[String]) -> Result<Command, Vec<SettingError>> {
     match args.first().map(String::as_str) {
         Some("-h" | "--help" | "help") => return Ok(Command::Help),
         Some("-V" | "--version" | "version") => return Ok(Command::Version),
+        Some("parity") => return parity(&args[1..]).map(Command::Parity),
         Some("proxy") => {}
         other => {
-            return Err(vec![SettingError::new("command", other.unwrap_or_default(), "proxy waypoint, as istiod's template passes it")]);
+            return Err(vec![SettingError::new(
+                "command",
+                other.unwrap_or_default(),
+                "parity, or proxy waypoint as istiod's template passes it",
+            )]);
         }
     }
+    proxy(&args[1..]).map(Command::Proxy)
+}
+
+fn parity(args: &[String]) -> Result<ParityArgs, Vec<SettingError>> {
+    let (own, rest): (Vec<_>, Vec<_>) = args.iter().cloned().partition(|arg| arg == "--json");
+    let (dump, rest) = match rest.split_first() {
+        Some((first, rest)) if !first.starts_with("--") => (Some(first.clone()), rest.to_vec()),
+        _ => (None, rest),
+    };
+    if let (Some(_), Some(more)) = (&dump, rest.first()) {
+        return Err(vec![SettingError::new("parity", more, "one configuration dump, or none and the flags of proxy waypoint")]);
+    }
+    let proxy = proxy(&[vec!["waypoint".to_owned()], rest].concat())?;
+    Ok(ParityArgs { dump, as_json: !own.is_empty(), proxy })
+}
+
+fn proxy(args: &[String]) -> Result<ProxyArgs, Vec<SettingError>> {
     let mut parsed = ProxyArgs::default();
     let mut errors = Vec::new();
     let mut role = None;
-    let mut rest = args[1..].iter().peekable();
+    let mut rest = args.iter().peekable();
     while let Some(arg) = rest.next() {
         let Some(flag) = arg.strip_prefix("--") else {
             if role.is_none() && !arg.starts_with('-') {
@@ -97,7 +132,7 @@ pub fn parse(args: &[String]) -> Result<Command, Vec<SettingError>> {
     if role != Some("waypoint") {
         errors.push(SettingError::new("role", role.unwrap_or_default(), "waypoint; this program is no sidecar, router or ztunnel"));
     }
-    if errors.is_empty() { Ok(Command::Proxy(parsed)) } else { Err(errors) }
+    if errors.is_empty() { Ok(parsed) } else { Err(errors) }
 }
 
 fn set(parsed: &mut ProxyArgs, name: &str, value: String) {
@@ -138,6 +173,15 @@ mod tests {
         let Command::Proxy(parsed) = parse(&args(line)).unwrap() else { panic!("a proxy") };
         assert_eq!(parsed.unknown, ["--new-flag", "--other", "--third"]);
         assert_eq!(parsed.domain.as_deref(), Some("a.svc.b"));
+    }
+
+    #[test]
+    fn parity_is_asked_of_a_dump_or_of_istiod() {
+        let Command::Parity(dump) = parse(&args("parity dump.json --json")).unwrap() else { panic!("parity") };
+        assert_eq!((dump.dump.as_deref(), dump.as_json), (Some("dump.json"), true));
+        let Command::Parity(live) = parse(&args("parity --domain shop.svc.cluster.local")).unwrap() else { panic!("parity") };
+        assert_eq!((live.dump, live.as_json, live.proxy.domain.as_deref()), (None, false, Some("shop.svc.cluster.local")));
+        assert_eq!(parse(&args("parity a.json b.json")).unwrap_err()[0].value, "b.json");
     }
 
     #[test]

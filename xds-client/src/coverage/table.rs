@@ -41,6 +41,24 @@ pub(super) fn entry(message: &str) -> Option<&'static Entry> {
     by_message.get(message).copied()
 }
 
+/// What is missing where a field is listed, or an extension in it.
+pub(super) fn missing(message: &str, field: &str) -> Option<&'static str> {
+    let extension = |extensions: &'static [super::rule::Extension]| extensions.iter().find(|one| one.type_name == message);
+    let rule = match entry(message).and_then(|entry| entry.rule(field)) {
+        Some(rule) => *rule,
+        // A finding about an extension has the extension's own type.
+        None => {
+            let rules = SECTIONS.iter().flat_map(|section| section.entries).flat_map(|entry| entry.fields);
+            rules.filter_map(|(_, rule)| if let Rule::Extension(all) = rule { extension(all) } else { None }).next()?.rule
+        }
+    };
+    match rule {
+        Rule::Listed(missing) | Rule::ListedWhen { missing, .. } => Some(missing),
+        Rule::When { otherwise, .. } | Rule::WholeWhen { otherwise, .. } => Some(otherwise),
+        _ => None,
+    }
+}
+
 impl Entry {
     /// The rule of a field; none if the table does not name it.
     pub(super) fn rule(&self, field: &str) -> Option<&'static Rule> {
