@@ -95,6 +95,8 @@ pub struct TcpChain {
     pub clusters: Vec<TcpCluster>,
     /// After which silence in both directions the connection is closed; none is never.
     pub idle_timeout: Option<Duration>,
+    /// The longest a connection may last, whatever moves; none is for ever.
+    pub duration_max: Option<Duration>,
     /// How often a failed connect is tried in all.
     pub connect_attempts_max: u32,
 }

@@ -43,6 +43,7 @@ pub struct TcpReady {
     upstream: Replay<UpstreamIo>,
     active: ActiveRequest,
     idle_timeout: Option<Duration>,
+    duration_max: Option<Duration>,
     reporting_interval: Duration,
 }
 
@@ -97,7 +98,7 @@ pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Work
     let upstream = Replay::new(upstream);
     let reporting_interval =
         record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
-    Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, reporting_interval })
+    Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, duration_max: chain.duration_max, reporting_interval })
 }
 
 async fn connect(
@@ -208,6 +209,8 @@ impl TcpReady {
             tokio::try_join!(up, down)
         };
         tokio::pin!(copying);
+        let too_long = past(self.duration_max);
+        tokio::pin!(too_long);
         let mut report = tokio::time::interval(self.reporting_interval);
         report.tick().await;
         let (mut moved, mut moved_at) = (0, Instant::now());
@@ -215,6 +218,10 @@ impl TcpReady {
             tokio::select! {
                 biased;
                 ended = &mut copying => break Some(ended),
+                () = &mut too_long => {
+                    self.record.record.stream.flags.insert(ResponseFlag::DurationTimeout);
+                    break None;
+                }
                 _ = report.tick() => {}
             }
             let Recorded { record, worker, .. } = &mut self.record;
@@ -237,6 +244,14 @@ impl TcpReady {
         note(&mut self.record.record, &counts);
         drop(self.record);
         drop(self.active);
+    }
+}
+
+/// Ends after a limit; never if there is none.
+async fn past(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::peer::{Connection, empty};
 use tests::process::Lines;
-use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -265,6 +265,37 @@ async fn an_answer_that_takes_too_long_is_cut_and_a_grpc_upstream_is_told_its_ti
             let (_, _, headers) = asked_of(&answer.text()).context("the pod did not tell")?;
             assert_eq!(headers.get("grpc-timeout"), Some(&vec![told.to_owned()]), "{asked}");
         }
+    }
+    Ok(())
+}
+
+const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tcp_connection_that_lasts_too_long_is_cut_alike() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        scenario.keep_endpoints(DB_CHAIN, 1)?;
+        let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("no filters")?;
+        let proxy = filters.last_mut().context("no proxy")?;
+        proxy["typed_config"]["max_downstream_connection_duration"] = json!("0.3s");
+        Ok(())
+    };
+    let mesh = Mesh::builder("07-telemetry")?.edit(edit)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+        let mut stream = peer.connect(proxy).await?.tunnel(DB).await?;
+        let mut heard = Vec::new();
+        // It ends, or is reset; either way it does not last.
+        let _end = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut heard)).await.context("it lasts")?;
+        assert_eq!(heard, b"ready\n");
+        until("its line", DEADLINE, async || {
+            let lines = output.all();
+            let found = lines.iter().any(|line| line.contains("\"response_flags\":\"DT\""));
+            Ok(if found { Look::Done(()) } else { Look::NotYet(lines.join("\n")) })
+        })
+        .await?;
     }
     Ok(())
 }

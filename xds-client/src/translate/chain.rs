@@ -150,7 +150,9 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         some => positive_duration(some, &format!("{path}.idle_timeout"))?,
     };
     let attempts = value.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value);
-    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, connect_attempts_max: attempts };
+    let duration_max =
+        positive_duration(value.max_downstream_connection_duration.as_ref(), &format!("{path}.max_downstream_connection_duration"))?;
+    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, duration_max, connect_attempts_max: attempts };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
 

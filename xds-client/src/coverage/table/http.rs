@@ -223,7 +223,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("weighted_clusters", Honoured),
             ("idle_timeout", Honoured),
             ("max_connect_attempts", Honoured),
-            ("max_downstream_connection_duration", Listed("connections are not closed by age")),
+            ("max_downstream_connection_duration", Honoured),
             ("hash_policy", Listed("counts only for clusters that hash, and those are refused")),
             ("tunneling_config", whole_when("to connect_originate", check::is_hbone_tunnel, "connections would be tunnelled elsewhere")),
             ("access_log", Extension(super::telemetry::ACCESS_LOGS)),
