@@ -123,6 +123,21 @@ pub enum Priority {
     High,
 }
 
+/// A cluster that gets copies of requests.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    /// Its name.
+    pub cluster: Arc<str>,
+    /// For which share of requests.
+    pub share: Fraction,
+    /// `host_rewrite_literal`.
+    pub host: Option<HeaderValue>,
+    /// The host gets `-shadow` appended.
+    pub adds_suffix: bool,
+    /// `trace_sampled: false`: spans of the copy are not to be sampled.
+    pub is_unsampled: bool,
+}
+
 /// A route that forwards.
 #[derive(Clone, Debug)]
 pub struct Forward {
@@ -136,6 +151,8 @@ pub struct Forward {
     pub retry: Option<RetryPolicy>,
     /// What becomes of path and host.
     pub rewrites: Rewrites,
+    /// Who gets copies: the route's, or those of its virtual host, or of the table.
+    pub mirrors: Box<[Mirror]>,
     /// Whose circuit breakers count.
     pub priority: Priority,
 }

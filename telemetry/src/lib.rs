@@ -77,6 +77,16 @@ pub struct Telemetry {
     store: Arc<Store>,
     writers: Arc<Writers>,
     exporters: Arc<Exporters>,
+    mirrors: MirrorCounters,
+}
+
+/// Copies of requests that were not sent, or not to their end.
+#[derive(Clone, Debug)]
+pub struct MirrorCounters {
+    /// There were too many at a time.
+    pub too_many: IntCounter,
+    /// The copy fell too far behind the body of its request.
+    pub too_slow: IntCounter,
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
@@ -105,6 +115,10 @@ impl Telemetry {
             dropped_export: dropped.with_label_values(&["export_failed"]),
             dropped_provider: dropped.with_label_values(&["no_exporter"]),
         };
+        let mirrors = Opts::new("waypoint_mirrors_dropped_total", "Copies of requests that were given up, by reason.");
+        let mirrors = register(&registry, IntCounterVec::new(mirrors, &["reason"]).expect("a well-formed name"));
+        let mirrors =
+            MirrorCounters { too_many: mirrors.with_label_values(&["too_many"]), too_slow: mirrors.with_label_values(&["too_slow"]) };
         let folded = counter(
             &registry,
             "waypoint_metric_series_folded_total",
@@ -121,6 +135,7 @@ impl Telemetry {
             store: Arc::new(Store::new(settings.series_max, folded)),
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
             exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),
+            mirrors,
             settings,
         })
     }
@@ -156,6 +171,7 @@ impl Telemetry {
             logs: WorkerLogs::new(Arc::clone(&self.writers)),
             spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
             random: fastrand::Rng::new(),
+            mirrors: self.mirrors.clone(),
             not_sync: PhantomData,
         }
     }
@@ -205,6 +221,8 @@ impl Telemetry {
 /// One worker's telemetry. It may move to the worker's thread, and is used by one thread at a time.
 #[derive(Debug)]
 pub struct WorkerTelemetry {
+    /// Copies of requests that were given up.
+    pub mirrors: MirrorCounters,
     metrics: WorkerMetrics,
     logs: WorkerLogs,
     spans: WorkerSpans,

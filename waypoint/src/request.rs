@@ -7,6 +7,7 @@
 mod attempt;
 mod edits;
 mod limits;
+mod mirror;
 mod recording;
 mod replay;
 mod reply;

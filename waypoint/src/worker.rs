@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use telemetry::WorkerTelemetry;
+use tokio::sync::Semaphore;
 
 use crate::state::published::Published;
 use crate::upstream::connect::Dialer;
 use crate::upstream::pool::SessionPool;
+
+/// Copies of requests that one worker has under way; more are not sent, and counted.
+const MIRRORS_MAX: usize = 1024;
 
 /// One worker.
 pub struct Worker {
@@ -19,6 +23,8 @@ pub struct Worker {
     pub sessions: SessionPool,
     /// Connections to endpoints.
     pub dialer: Dialer,
+    /// Copies of requests that may be under way.
+    pub mirrors: Arc<Semaphore>,
     telemetry: Mutex<WorkerTelemetry>,
     random: Mutex<fastrand::Rng>,
 }
@@ -37,6 +43,7 @@ impl Worker {
             published,
             sessions: SessionPool::default(),
             dialer,
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),
         }

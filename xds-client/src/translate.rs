@@ -15,6 +15,7 @@ mod access_log;
 mod dispatch;
 mod dns;
 mod matcher;
+mod mirror;
 mod rbac;
 mod rewrite;
 mod route;

@@ -1,6 +1,7 @@
 //! What routes do with requests: the waypoint and a stock Envoy, given the same routes, are asked the same and compared.
 
 mod filters;
+mod mirrors;
 mod redirects;
 mod rewrites;
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use ::h2::Reason;
 use ::h2::server::SendResponse;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use model::cluster::UpstreamProtocol;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -32,6 +33,19 @@ pub const STREAMS_MAX: u32 = 1024;
 pub enum Protocol {
     Http1,
     Http2,
+}
+
+impl Protocol {
+    /// What is spoken with the endpoints of a cluster, for a request that came by `downstream`.
+    #[must_use]
+    pub fn of(cluster: UpstreamProtocol, downstream: Version) -> Self {
+        match cluster {
+            UpstreamProtocol::Http1 => Self::Http1,
+            UpstreamProtocol::Http2 => Self::Http2,
+            UpstreamProtocol::Downstream if downstream == Version::HTTP_2 => Self::Http2,
+            UpstreamProtocol::Downstream => Self::Http1,
+        }
+    }
 }
 
 /// What a downstream connection calls for each request.

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use filters::retry::{TryResult, back_off, wants_retry};
 use filters::timeout::{self, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, request};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use model::chain::{HttpChain, ServerHeader};
-use model::cluster::UpstreamProtocol;
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
@@ -22,6 +21,7 @@ use smallvec::SmallVec;
 
 use super::edits;
 use super::limits::{self, Expiry};
+use super::mirror;
 use super::recording::{Held, RecordedBody};
 use super::replay::Replay;
 use super::reply::LocalReply;
@@ -70,6 +70,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let limits = time_limits(&parts, to, run.is_grpc);
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
     let activity = limits.idle.map(|_| run.recording.watch_activity());
+    let body = mirror::start(&run, &parts, body, to.forward, limits.request);
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
@@ -147,12 +148,7 @@ enum Source {
 
 impl<'a> Tries<'a> {
     fn new(run: &'a mut Run, cluster: &'a Arc<ServedCluster>, parts: request::Parts, body: Body, policy: Policy<'a>) -> Self {
-        let protocol = match cluster.cluster.protocol {
-            UpstreamProtocol::Http1 => Protocol::Http1,
-            UpstreamProtocol::Http2 => Protocol::Http2,
-            UpstreamProtocol::Downstream if parts.version == Version::HTTP_2 => Protocol::Http2,
-            UpstreamProtocol::Downstream => Protocol::Http1,
-        };
+        let protocol = Protocol::of(cluster.cluster.protocol, parts.version);
         let body = match (body.is_end_stream(), policy.retry) {
             (true, _) => Source::Empty,
             (false, None) => Source::Once(Some(body)),

@@ -153,7 +153,7 @@ fn every_recorded_scenario_loads_and_what_is_not_obeyed_is_named() {
     let http = |name: &str, port: u16| format!("inbound-vip|{port}|http|{name}.shop.svc.cluster.local");
     for (scenario, refused) in [
         ("istiod-1.31/01-plain", vec![]),
-        ("istiod-1.31/02-httproute", vec![http("reviews", 9080)]),
+        ("istiod-1.31/02-httproute", vec![]),
         ("istiod-1.31/03-grpcroute", vec![]),
         ("istiod-1.31/04-virtualservice", vec![http("auto", 7000), http("reviews", 9080), http("web", 80)]),
         ("istiod-1.31/05-authz", vec![http("auto", 7000), http("web", 80)]),

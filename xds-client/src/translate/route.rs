@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
+use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use http::{HeaderName, HeaderValue};
 use model::format::TextFormat;
 use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
@@ -15,7 +16,7 @@ use model::route::{
 };
 
 use super::route_filters::{Configs, Slots};
-use super::{Problem, Translated, matcher, positive_duration, required, rewrite, timeout};
+use super::{Problem, Translated, matcher, mirror, positive_duration, required, rewrite, timeout};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -24,11 +25,13 @@ const BACK_OFF_FACTOR: u32 = 10;
 struct Outer<'a> {
     slots: &'a Slots,
     configs: Vec<&'a Configs>,
+    mirrors: [&'a [RequestMirrorPolicy]; 2],
 }
 
 pub(super) fn table(value: &proto::RouteConfiguration, slots: &Slots, path: &str) -> Translated<RouteTable> {
     let hosts = value.virtual_hosts.iter().map(|host| {
-        let outer = Outer { slots, configs: vec![&host.typed_per_filter_config, &value.typed_per_filter_config] };
+        let configs = vec![&host.typed_per_filter_config, &value.typed_per_filter_config];
+        let outer = Outer { slots, configs, mirrors: [&host.request_mirror_policies, &value.request_mirror_policies] };
         virtual_host(host, &outer, &format!("{path}.virtual_hosts[{}]", host.name))
     });
     Ok(RouteTable {
@@ -66,7 +69,7 @@ fn domain(text: &str) -> Domain {
 fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Route> {
     use proto::route::Action;
     let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
-        Action::Route(action) => RouteAction::Forward(Box::new(forward(action, path)?)),
+        Action::Route(action) => RouteAction::Forward(Box::new(forward(action, outer, path)?)),
         Action::DirectResponse(direct) => RouteAction::Direct(direct_response(direct, path)?),
         Action::Redirect(redirect) => RouteAction::Redirect(Box::new(rewrite::redirect(redirect, &format!("{path}.redirect"))?)),
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
@@ -136,7 +139,7 @@ fn query(value: &proto::QueryParameterMatcher, path: &str) -> Translated<QueryMa
     Ok(QueryMatcher { name: value.name.as_str().into(), value: test })
 }
 
-fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
+fn forward(value: &proto::RouteAction, outer: &Outer<'_>, path: &str) -> Translated<Forward> {
     use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier};
     let clusters = match required(value.cluster_specifier.as_ref(), &format!("{path}.route"))? {
         ClusterSpecifier::Cluster(name) => ClusterChoice::One(name.as_str().into()),
@@ -150,13 +153,16 @@ fn forward(value: &proto::RouteAction, path: &str) -> Translated<Forward> {
         Err(_) => return Err(Problem::new(path, "the cluster_not_found_response_code is not known")),
     };
     let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
+    // The nearest level that has any counts (Envoy).
+    let mirrors = std::iter::once(&value.request_mirror_policies[..]).chain(outer.mirrors).find(|policies| !policies.is_empty());
+    let mirrors = mirror::mirrors(mirrors.unwrap_or_default(), path)?;
     let (timeouts, rewrites) = (timeout::route(value, path)?, rewrite::rewrites(value, path)?);
     let priority = match core::RoutingPriority::try_from(value.priority) {
         Ok(core::RoutingPriority::Default) => Priority::Default,
         Ok(core::RoutingPriority::High) => Priority::High,
         Err(_) => return Err(Problem::new(format!("{path}.priority"), format!("{} is not known", value.priority))),
     };
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority })
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {

@@ -1,0 +1,304 @@
+//! Copies of requests for other clusters: sent beside the request, their answers read and dropped.
+//!
+//! Not for: recording them; Envoy has no line and no metric for a copy. Invariants: a copy never makes its request wait; copies at a
+//! time and bytes of a body kept for one are bounded; a copy whose request broke off breaks off too.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, request};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use model::route::{Forward, Mirror, Priority};
+use smallvec::SmallVec;
+use telemetry::MirrorCounters;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::Run;
+use crate::http::body::{Body, BodyError};
+use crate::http::normalize::UpgradeRequested;
+use crate::http::session::Protocol;
+use crate::state::breaker::Resource;
+use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
+use crate::upstream::balance;
+use crate::upstream::pool::Wanted;
+use crate::worker::Worker;
+
+/// Bytes of a body that its copy may be behind; beyond, the copy is given up and counted.
+const MIRROR_BYTES_MAX: usize = 256 * 1024;
+/// The longest that a copy may take when its route has no time limit.
+const MIRROR_TIME_MAX: Duration = Duration::from_secs(300);
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Sends the copies that a route asks for. The body is to be read in place of the one that came: the copies' bytes come from it.
+pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &Forward, timeout: Option<Duration>) -> Body {
+    // What follows an upgrade is no request.
+    if forward.mirrors.is_empty() || parts.extensions.get::<UpgradeRequested>().is_some() {
+        return body;
+    }
+    let mut copies = SmallVec::<[Writer; 2]>::new();
+    for mirror in &forward.mirrors {
+        if !mirror.share.includes(run.worker.draw()) {
+            continue;
+        }
+        let Some(ClusterEntry::Served(cluster)) = run.worker.published.cluster(&mirror.cluster) else { continue };
+        let counters = run.worker.with_telemetry(|telemetry| telemetry.mirrors.clone());
+        let Ok(permit) = Arc::clone(&run.worker.mirrors).try_acquire_owned() else {
+            counters.too_many.inc();
+            continue;
+        };
+        let copied = if body.is_end_stream() {
+            Body::empty()
+        } else {
+            let (copy, copied) = copy_of(counters);
+            copies.push(copy);
+            Body::wrap(copied)
+        };
+        let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.is_some()), copied);
+        let (worker, priority) = (Arc::clone(&run.worker), forward.priority);
+        tokio::spawn(async move {
+            let sent = send(&worker, &cluster, request, priority);
+            // Nobody waits for what became of it.
+            drop(tokio::time::timeout(timeout.unwrap_or(MIRROR_TIME_MAX), sent).await);
+            drop(permit);
+        });
+    }
+    if copies.is_empty() { body } else { Body::wrap(Original { body, copies }) }
+}
+
+/// The head of a copy.
+fn head(mirror: &Mirror, parts: &request::Parts, is_traced: bool) -> request::Parts {
+    let mut parts = parts.clone();
+    parts.headers.remove(header::EXPECT);
+    let host = match (&mirror.host, parts.headers.get(header::HOST)) {
+        (Some(host), _) => Some(host.clone()),
+        (None, Some(host)) if mirror.adds_suffix => with_suffix(host),
+        _ => None,
+    };
+    if let Some(host) = host {
+        parts.headers.insert(header::HOST, host);
+    }
+    if mirror.is_unsampled && is_traced {
+        unsample(&mut parts.headers);
+    }
+    parts
+}
+
+/// `web.shop:80` becomes `web.shop-shadow:80`.
+fn with_suffix(host: &HeaderValue) -> Option<HeaderValue> {
+    let text = host.to_str().ok()?;
+    let (name, port) = text.rsplit_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+    let host = port.map_or_else(|| format!("{name}-shadow"), |port| format!("{name}-shadow:{port}"));
+    HeaderValue::try_from(host).ok()
+}
+
+fn unsample(headers: &mut HeaderMap) {
+    let flags_off = headers.get(TRACEPARENT).and_then(|value| {
+        let (context, _) = value.to_str().ok()?.rsplit_once('-')?;
+        HeaderValue::try_from(format!("{context}-00")).ok()
+    });
+    if let Some(value) = flags_off {
+        headers.insert(TRACEPARENT, value);
+    }
+}
+
+/// One try, and once more where an idle connection turns out to have ended.
+async fn send(worker: &Worker, cluster: &ServedCluster, mut request: Request<Body>, priority: Priority) {
+    let Some(entry) = balance::choose(cluster, &[], 1, || worker.draw()) else { return };
+    let mut active = ActiveRequest::begin(&entry.load);
+    let protocol = Protocol::of(cluster.cluster.protocol, request.version());
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let mut is_fresh = false;
+    loop {
+        let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority, host: host.as_deref() };
+        let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
+            Some(lease) => lease,
+            None => match worker.sessions.make(wanted, &worker.dialer).await {
+                Ok(lease) => lease,
+                Err(_) => return,
+            },
+        };
+        let Ok(permit) = cluster.breakers.take(Resource::Request, priority) else { return };
+        active.hold(permit);
+        match lease.session.send(request, None).await {
+            Ok(response) => {
+                let mut body = response.into_body();
+                while let Some(frame) = body.frame().await {
+                    if frame.is_err() {
+                        return;
+                    }
+                }
+                return worker.sessions.give_back(lease);
+            }
+            Err(mut error) => match error.request.take() {
+                Some(again) if lease.is_reused && error.nothing_sent && !is_fresh => {
+                    request = *again;
+                    is_fresh = true;
+                }
+                _ => return,
+            },
+        }
+    }
+}
+
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+    End,
+}
+
+/// The writing side of a copied body.
+struct Writer {
+    pieces: UnboundedSender<Piece>,
+    /// Bytes that were not read yet; bounds the pieces, of which none is empty.
+    ahead: Arc<AtomicUsize>,
+    counters: MirrorCounters,
+}
+
+/// The reading side.
+struct Reader {
+    pieces: UnboundedReceiver<Piece>,
+    ahead: Arc<AtomicUsize>,
+    has_ended: bool,
+}
+
+fn copy_of(counters: MirrorCounters) -> (Writer, Reader) {
+    let (sender, pieces) = unbounded_channel();
+    let ahead = Arc::new(AtomicUsize::new(0));
+    (Writer { pieces: sender, ahead: Arc::clone(&ahead), counters }, Reader { pieces, ahead, has_ended: false })
+}
+
+impl Writer {
+    /// Whether the copy goes on.
+    fn write(&self, frame: &Frame<Bytes>) -> bool {
+        if let Some(trailers) = frame.trailers_ref() {
+            return self.pieces.send(Piece::Trailers(trailers.clone())).is_ok();
+        }
+        let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) else { return true };
+        if self.ahead.fetch_add(data.len(), Ordering::Relaxed).saturating_add(data.len()) > MIRROR_BYTES_MAX {
+            self.counters.too_slow.inc();
+            return false;
+        }
+        self.pieces.send(Piece::Data(data.clone())).is_ok()
+    }
+}
+
+/// A request's body that is copied as it is read.
+struct Original {
+    body: Body,
+    copies: SmallVec<[Writer; 2]>,
+}
+
+impl HttpBody for Original {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => this.copies.retain(|copy| copy.write(frame)),
+            // Dropped without an end, they break off.
+            Some(Err(_)) => this.copies.clear(),
+            None => {}
+        }
+        if frame.is_none() || this.body.is_end_stream() {
+            for copy in this.copies.drain(..) {
+                // A copy that was given up needs no end.
+                drop(copy.pieces.send(Piece::End));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl HttpBody for Reader {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match ready!(self.pieces.poll_recv(context)) {
+            Some(Piece::Data(data)) => {
+                self.ahead.fetch_sub(data.len(), Ordering::Relaxed);
+                Some(Ok(Frame::data(data)))
+            }
+            Some(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Some(Piece::End) => {
+                self.has_ended = true;
+                None
+            }
+            None => Some(Err(BodyError::Abandoned)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use http_body_util::StreamBody;
+    use prometheus::IntCounter;
+
+    use super::*;
+
+    fn counters() -> MirrorCounters {
+        let counter = || IntCounter::new("c", "c").unwrap();
+        MirrorCounters { too_many: counter(), too_slow: counter() }
+    }
+
+    fn original(frames: Vec<Result<Frame<Bytes>, BodyError>>, copy: Writer) -> Original {
+        let body = Body::wrap(StreamBody::new(futures_util::stream::iter(frames)));
+        Original { body, copies: std::iter::once(copy).collect() }
+    }
+
+    #[tokio::test]
+    async fn a_copy_has_the_bytes_and_trailers_of_its_request() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        let (copy, copied) = copy_of(counters());
+        let frames = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Ok(Frame::trailers(trailers.clone()))];
+        assert_eq!(original(frames, copy).collect().await.unwrap().to_bytes(), "ab");
+        let copied = copied.collect().await.unwrap();
+        assert_eq!(copied.trailers(), Some(&trailers));
+        assert_eq!(copied.to_bytes(), "ab");
+    }
+
+    #[tokio::test]
+    async fn a_copy_breaks_off_with_its_request_or_when_it_is_too_slow() {
+        let (copy, copied) = copy_of(counters());
+        let broken = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Err(BodyError::Truncated)];
+        assert!(original(broken, copy).collect().await.is_err());
+        assert_eq!(copied.collect().await.err(), Some(BodyError::Abandoned));
+        let counters = counters();
+        let (copy, copied) = copy_of(counters.clone());
+        let chunk = || Ok(Frame::data(Bytes::from(vec![7; MIRROR_BYTES_MAX / 2 + 1])));
+        assert!(original(vec![chunk(), chunk(), chunk()], copy).collect().await.is_ok());
+        assert_eq!((copied.collect().await.err(), counters.too_slow.get()), (Some(BodyError::Abandoned), 1));
+    }
+
+    #[test]
+    fn a_host_gets_its_suffix_before_the_port() {
+        let suffixed = |host| with_suffix(&HeaderValue::from_static(host)).unwrap();
+        assert_eq!(
+            (suffixed("web.shop"), suffixed("web.shop:80")),
+            ("web.shop-shadow".parse().unwrap(), "web.shop-shadow:80".parse().unwrap())
+        );
+    }
+}
