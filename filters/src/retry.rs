@@ -95,6 +95,7 @@ mod tests {
             back_off_base: BACK_OFF_BASE_DEFAULT,
             back_off_max: BACK_OFF_BASE_DEFAULT * 10,
             avoid_previous_hosts: true,
+            avoid_previous_priorities_every: None,
             host_attempts_max: 5,
         }
     }

@@ -7,22 +7,47 @@ use std::time::Duration;
 
 use crate::dns::Named;
 use crate::endpoint::EndpointSet;
+use crate::outlier::OutlierDetection;
 use crate::service::ServiceRef;
 use crate::transport::Sockets;
 
 /// Envoy's connect timeout when istiod names none.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
+/// Envoy's panic threshold where istiod names none.
+pub const PANIC_THRESHOLD_PERCENT_DEFAULT: f64 = 50.0;
+/// How many endpoints least request compares where istiod does not say.
+pub const LEAST_REQUEST_CHOICES_DEFAULT: u32 = 2;
+
 /// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balance {
-    /// The less busy one of two drawn at random.
-    #[default]
-    LeastRequest,
+    /// The least busy one of so many drawn at random.
+    LeastRequest {
+        /// How many.
+        choices: u32,
+    },
     /// One after the other.
     RoundRobin,
     /// Any.
     Random,
+}
+
+impl Default for Balance {
+    fn default() -> Self {
+        Self::LeastRequest { choices: LEAST_REQUEST_CHOICES_DEFAULT }
+    }
+}
+
+/// An endpoint that is new gets less at first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// How long.
+    pub window: Duration,
+    /// Above one it gets more sooner, below later.
+    pub aggression: f64,
+    /// What it gets at least, in percent of its weight.
+    pub weight_min_percent: f64,
 }
 
 /// What is spoken to the application.
@@ -117,6 +142,14 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// How one is chosen.
     pub balance: Balance,
+    /// Whether new endpoints get less at first.
+    pub slow_start: Option<SlowStart>,
+    /// Below this share of usable endpoints a priority uses all it has.
+    pub panic_threshold_percent: f64,
+    /// Localities get shares by their weights.
+    pub weighs_localities: bool,
+    /// Which endpoints are left out because of how they answer.
+    pub outlier: Option<OutlierDetection>,
     /// What is spoken to it.
     pub protocol: UpstreamProtocol,
     /// What its streams wear.
@@ -141,6 +174,10 @@ impl Cluster {
             service: None,
             discovery,
             balance: Balance::default(),
+            slow_start: None,
+            panic_threshold_percent: PANIC_THRESHOLD_PERCENT_DEFAULT,
+            weighs_localities: false,
+            outlier: None,
             protocol: UpstreamProtocol::default(),
             sockets: Sockets::default(),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,

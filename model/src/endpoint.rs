@@ -10,6 +10,8 @@ use crate::transport::SocketLabels;
 
 /// The port on which ambient pods take HBONE.
 pub const HBONE_PORT: u16 = 15008;
+/// Envoy's overprovisioning where EDS does not say.
+pub const OVERPROVISIONING_PERCENT_DEFAULT: u32 = 140;
 
 /// How an endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +37,17 @@ impl EndpointAddress {
     }
 }
 
+/// Whether an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Healthy,
+    /// For what healthy ones cannot take.
+    Degraded,
+    /// Only where too few are well (`UNHEALTHY`, `DRAINING`).
+    Unhealthy,
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -48,8 +61,10 @@ pub struct Endpoint {
     pub weight: u32,
     /// Lower is preferred.
     pub priority: u32,
-    /// False: never chosen (`UNHEALTHY`, `DRAINING`).
-    pub healthy: bool,
+    /// As EDS sees it.
+    pub health: Health,
+    /// Its locality's position in what EDS sent.
+    pub locality: usize,
 }
 
 impl Endpoint {
@@ -57,15 +72,33 @@ impl Endpoint {
     #[must_use]
     pub fn at(address: EndpointAddress) -> Self {
         let host = address.target().to_string().into();
-        Self { address, socket_labels: SocketLabels::default(), host, weight: 1, priority: 0, healthy: true }
+        Self { address, socket_labels: SocketLabels::default(), host, weight: 1, priority: 0, health: Health::Healthy, locality: 0 }
     }
 }
 
 /// All endpoints of one cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSet {
     /// In the order in which they were sent.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Weights of localities, in the order in which they were sent; zero where there is none.
+    pub locality_weights: Vec<u32>,
+    /// How much more than their share endpoints can take, in percent of it.
+    pub overprovisioning_percent: u32,
+    /// The health of a priority is that of its weights, not of its endpoints.
+    pub weighted_priority_health: bool,
     /// Those that were left out, and why.
     pub refused: Vec<Invalid>,
+}
+
+impl Default for EndpointSet {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            locality_weights: Vec::new(),
+            overprovisioning_percent: OVERPROVISIONING_PERCENT_DEFAULT,
+            weighted_priority_health: false,
+            refused: Vec::new(),
+        }
+    }
 }

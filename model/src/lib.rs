@@ -26,6 +26,7 @@ pub mod rbac;
 pub mod transport;
 pub mod endpoint;
 pub mod dns;
+pub mod outlier;
 pub mod cluster;
 pub mod chain;
 pub mod dispatch;

@@ -85,6 +85,8 @@ pub struct RetryPolicy {
     pub back_off_max: Duration,
     /// `previous_hosts`: choose again, up to `host_attempts_max` times, when a tried endpoint comes up.
     pub avoid_previous_hosts: bool,
+    /// `previous_priorities`: from every so many tries on, priorities that were tried get no more.
+    pub avoid_previous_priorities_every: Option<u32>,
     /// Choices per try at most.
     pub host_attempts_max: u32,
 }

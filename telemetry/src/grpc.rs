@@ -62,6 +62,25 @@ impl GrpcStatus {
         }))
     }
 
+    /// The HTTP status that says the same (`envoy:source/common/grpc/status.cc`).
+    #[must_use]
+    pub fn to_http(self) -> u16 {
+        match self.0 {
+            0 => 200,
+            1 => 499,
+            3 | 9 | 11 => 400,
+            4 => 504,
+            5 => 404,
+            6 | 10 => 409,
+            7 => 403,
+            8 => 429,
+            12 => 501,
+            14 => 503,
+            16 => 401,
+            _ => 500,
+        }
+    }
+
     /// Its number.
     #[must_use]
     pub fn number(self) -> u8 {

@@ -130,7 +130,7 @@ impl Process {
         let workers = Workers::start(&settings, share)?;
         let identities = Arc::new(Identities::new(tls, &settings.node.trust_domain));
         let start = DiscoveryStart {
-            published,
+            published: Arc::clone(&published),
             telemetry: Arc::clone(&telemetry),
             readiness: Arc::clone(&readiness),
             identities: Arc::clone(&identities),
@@ -143,6 +143,7 @@ impl Process {
         let discovery = Discovery::new(start);
         tokio::spawn(rest(discovery.applied()));
         tokio::spawn(watch_files(discovery.keeper()));
+        tokio::spawn(crate::state::outlier::run(published));
         let admin = Arc::new(admin_of(&discovery, &telemetry, &readiness, &quit));
         listen_locally(&settings, &admin).await?;
         tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));

@@ -3,5 +3,9 @@
 //! Not for: protobuf; changes arrive compiled. Invariant: workers never wait for the owner, nor free what it retires.
 
 pub mod breaker;
+pub mod health;
+mod loads;
+pub mod table;
+pub mod outlier;
 pub mod published;
 pub mod store;

@@ -21,9 +21,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::request::TunnelContext;
 use crate::sniff::Replay;
 use crate::state::breaker::Resource;
-use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
+use crate::state::health::{ActiveRequest, Verdict};
+use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::tls::originate::Inside;
-use crate::upstream::balance;
+use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, UpstreamIo, dial};
 use crate::worker::Worker;
 
@@ -150,7 +151,7 @@ async fn dial_any(
     };
     let mut avoid: Vec<EndpointAddress> = Vec::new();
     for _ in 0..attempts_max.max(1) {
-        let Some(entry) = balance::choose(cluster, &avoid, attempts_max, || worker.draw()) else {
+        let Some(entry) = balance::choose(cluster, &Wish { avoid: &avoid, attempts_max, ..Wish::default() }, || worker.draw()) else {
             record.stream.flags.insert(ResponseFlag::NoHealthyUpstream);
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };
@@ -159,16 +160,20 @@ async fn dial_any(
         record.stream.attempts += 1;
         record.stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         record.stream.destination = worker.published.workload(address.target().ip());
-        let mut active = ActiveRequest::begin(&entry.load);
+        let mut active = ActiveRequest::begin(&entry.state);
         let transport = cluster.cluster.sockets.of(&entry.endpoint.socket_labels);
         let to = Destination { address: &address, transport, inside: Inside::Tcp, host: None };
         match dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await {
             Ok(upstream) => {
+                cluster.note(&entry, Verdict::Reached);
                 active.hold(permit);
                 record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
                 return Ok((upstream, active));
             }
-            Err(failure) => record.stream.failure_reason = Some(failure.reason),
+            Err(failure) => {
+                cluster.note(&entry, Verdict::NoAnswer);
+                record.stream.failure_reason = Some(failure.reason);
+            }
         }
     }
     record.stream.flags.insert(ResponseFlag::UpstreamConnectionFailure);

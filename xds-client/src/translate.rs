@@ -12,10 +12,12 @@ pub mod transport;
 pub mod workload;
 
 mod access_log;
+mod balance;
 mod dispatch;
 mod dns;
 mod matcher;
 mod mirror;
+mod outlier;
 mod rbac;
 mod rewrite;
 mod route;

@@ -9,6 +9,7 @@ mod differential;
 mod dns;
 mod envoy_oracle;
 mod harness;
+mod health;
 mod life_cycle;
 mod limits;
 mod origination;

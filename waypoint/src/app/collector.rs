@@ -13,7 +13,7 @@ use crate::state::published::{ClusterEntry, Published};
 use crate::tls::MeshTls;
 use crate::tls::originate::{Inside, Originator};
 use crate::tls::verify::PeerMatcher;
-use crate::upstream::balance;
+use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, Dialer, dial};
 
 struct Silent;
@@ -40,7 +40,7 @@ pub(super) fn connector(
             let Some(ClusterEntry::Served(served)) = entry else {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cluster {name}")));
             };
-            let chosen = balance::choose(&served, &[], 1, || fastrand::u64(..));
+            let chosen = balance::choose(&served, &Wish::default(), || fastrand::u64(..));
             let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
             let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
             let to = Destination { address: &entry.endpoint.address, transport, inside: Inside::Http2, host: None };

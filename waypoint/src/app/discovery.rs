@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use model::endpoint::Health;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
@@ -24,6 +25,7 @@ use crate::config;
 use crate::identity::Identities;
 use crate::state::published::{ClusterEntry, Published};
 use crate::state::store::Store;
+use crate::state::table::EndpointEntry;
 use crate::tls::secrets::{Keeper, Secrets};
 use crate::tls::verify::PeerMatcher;
 use crate::upstream::dns::{DnsKeeper, Resolver};
@@ -150,14 +152,10 @@ impl Discovery {
                     ClusterEntry::Refused(reasons) => {
                         writeln!(text, "{name}::refused::{}", reasons.first().map_or(String::new(), ToString::to_string))
                     }
-                    ClusterEntry::Served(served) => served.endpoints.load().entries.iter().try_for_each(|entry| {
-                        writeln!(
-                            text,
-                            "{name}::{}::weight::{}::active::{}",
-                            entry.endpoint.host,
-                            entry.endpoint.weight,
-                            entry.load.active()
-                        )
+                    ClusterEntry::Served(served) => served.hosts().iter().try_for_each(|entry| {
+                        let (endpoint, active) = (&entry.endpoint, entry.state.active());
+                        let (host, weight, health) = (&endpoint.host, endpoint.weight, health(entry));
+                        writeln!(text, "{name}::{host}::weight::{weight}::active::{active}::{health}")
                     }),
                 };
                 line.expect("writing to a text cannot fail");
@@ -207,6 +205,16 @@ impl Discovery {
             }
             false
         });
+    }
+}
+
+/// Why an endpoint is chosen or not.
+fn health(entry: &EndpointEntry) -> &'static str {
+    match entry.endpoint.health {
+        _ if entry.state.is_ejected() => "ejected",
+        Health::Healthy => "healthy",
+        Health::Degraded => "degraded",
+        Health::Unhealthy => "unhealthy",
     }
 }
 

@@ -18,6 +18,7 @@ use model::headers::HeaderEdits;
 use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, VirtualHost, WeightedCluster};
 use smallvec::SmallVec;
+use telemetry::grpc::GrpcStatus;
 
 use super::edits;
 use super::limits::{self, Expiry};
@@ -30,8 +31,10 @@ use crate::http::body::Body;
 use crate::http::session::{Abort, Protocol};
 use crate::http::upgrade;
 use crate::state::breaker::{Permit, Resource};
-use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
-use crate::upstream::balance;
+use crate::state::health::{ActiveRequest, Verdict};
+use crate::state::published::{ClusterEntry, ServedCluster};
+use crate::state::table::EndpointEntry;
+use crate::upstream::balance::{self, Wish};
 use crate::upstream::failure::UpstreamFailure;
 use crate::upstream::pool::{Lease, Wanted};
 
@@ -84,6 +87,10 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
             expired = expiry => Err(expired.failure(upload.is_none_or(|upload| upload.has_ended()))),
         },
     };
+    if let Err(failure) = &outcome {
+        // A limit on the whole passed during a try.
+        tries.note(failure.verdict());
+    }
     let was_retried = tries.retries > 0;
     match outcome {
         Ok(answered) => Ok(pass_on(run, answered, to, share, expiry)),
@@ -134,6 +141,10 @@ struct Tries<'a> {
     host: Option<Box<str>>,
     body: Source,
     avoid: SmallVec<[EndpointAddress; 4]>,
+    /// Priorities of the endpoints tried.
+    priorities: SmallVec<[u32; 4]>,
+    /// The endpoint of a try that has not ended, where it matters how it ends.
+    trying: Option<EndpointEntry>,
     retries: u32,
     /// Counts the retry until there is an answer.
     retry_permit: Option<Permit>,
@@ -167,6 +178,8 @@ impl<'a> Tries<'a> {
             host,
             body,
             avoid: SmallVec::new(),
+            priorities: SmallVec::new(),
+            trying: None,
             retries: 0,
             retry_permit: None,
         }
@@ -185,6 +198,10 @@ impl<'a> Tries<'a> {
                     }
                 }
             };
+            self.note(match &outcome {
+                Ok(answered) => Some(verdict_of(&answered.response)),
+                Err(failure) => failure.verdict(),
+            });
             let result = match &outcome {
                 Ok(answered) => Some(answer_of(&answered.response)),
                 Err(failure) => failure.try_result(),
@@ -221,19 +238,40 @@ impl<'a> Tries<'a> {
             }
     }
 
+    /// Tells how the try went, once.
+    fn note(&mut self, verdict: Option<Verdict>) {
+        if let Some(entry) = self.trying.take()
+            && let Some(verdict) = verdict
+        {
+            self.cluster.note(&entry, verdict);
+        }
+    }
+
+    fn wish(&self) -> Wish<'_> {
+        let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else { return Wish::default() };
+        let mut wish = Wish { attempts_max: policy.host_attempts_max, ..Wish::default() };
+        if policy.avoid_previous_hosts {
+            wish.avoid = &self.avoid;
+        }
+        if let Some(frequency) = policy.avoid_previous_priorities_every.and_then(|every| usize::try_from(every).ok()) {
+            // Those of the tries since the last update count from the next on.
+            let tried = self.priorities.len();
+            wish.excluded = &self.priorities[..tried - tried % frequency.max(1)];
+        }
+        wish
+    }
+
     /// One try, on an endpoint not tried before if there is one.
     async fn once(&mut self) -> Result<Answered, UpstreamFailure> {
-        let (avoid, attempts_max): (&[_], _) = match self.policy.retry {
-            Some(policy) if policy.avoid_previous_hosts => (&self.avoid, policy.host_attempts_max),
-            _ => (&[], 1),
-        };
         let worker = Arc::clone(&self.run.worker);
-        let entry = balance::choose(self.cluster, avoid, attempts_max, || worker.draw()).ok_or(UpstreamFailure::NoEndpoint)?;
+        let entry = balance::choose(self.cluster, &self.wish(), || worker.draw()).ok_or(UpstreamFailure::NoEndpoint)?;
         let address = entry.endpoint.address;
         self.avoid.push(address);
+        self.priorities.push(entry.endpoint.priority);
+        self.trying = self.cluster.cluster.outlier.is_some().then(|| entry.clone());
         self.run.recording.note_endpoint(&entry);
         self.run.recording.record().stream.attempts += 1;
-        let mut active = ActiveRequest::begin(&entry.load);
+        let mut active = ActiveRequest::begin(&entry.state);
         let mut is_fresh = false;
         loop {
             let host = self.host.as_deref();
@@ -247,7 +285,14 @@ impl<'a> Tries<'a> {
                     made?
                 }
             };
-            active.hold(self.cluster.breakers.take(Resource::Request, self.policy.priority)?);
+            match self.cluster.breakers.take(Resource::Request, self.policy.priority) {
+                Ok(permit) => active.hold(permit),
+                Err(overflow) => {
+                    worker.sessions.give_back(lease);
+                    return Err(overflow.into());
+                }
+            }
+            self.cluster.note(&entry, Verdict::Connected);
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sent_at = Instant::now();
@@ -261,6 +306,7 @@ impl<'a> Tries<'a> {
                         return Err(UpstreamFailure::from_send(error.kind, nothing_sent));
                     }
                     is_fresh = true;
+                    active.hold(None);
                 }
             }
         }
@@ -319,6 +365,12 @@ fn answer_of(response: &Response<Body>) -> TryResult {
 
 fn grpc_status(response: &Response<Body>) -> Option<u32> {
     response.headers().get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// What an answer says about its endpoint: its status, or what gRPC's is in HTTP.
+fn verdict_of(response: &Response<Body>) -> Verdict {
+    let status = response.status().as_u16();
+    Verdict::Answered(grpc_status(response).map_or(status, |number| GrpcStatus::new(number).to_http()))
 }
 
 /// The answer's head on its way to the client.

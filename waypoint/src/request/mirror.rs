@@ -24,8 +24,9 @@ use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
 use crate::http::session::Protocol;
 use crate::state::breaker::Resource;
-use crate::state::published::{ActiveRequest, ClusterEntry, ServedCluster};
-use crate::upstream::balance;
+use crate::state::health::ActiveRequest;
+use crate::state::published::{ClusterEntry, ServedCluster};
+use crate::upstream::balance::{self, Wish};
 use crate::upstream::pool::Wanted;
 use crate::worker::Worker;
 
@@ -110,8 +111,8 @@ fn unsample(headers: &mut HeaderMap) {
 
 /// One try, and once more where an idle connection turns out to have ended.
 async fn send(worker: &Worker, cluster: &ServedCluster, mut request: Request<Body>, priority: Priority) {
-    let Some(entry) = balance::choose(cluster, &[], 1, || worker.draw()) else { return };
-    let mut active = ActiveRequest::begin(&entry.load);
+    let Some(entry) = balance::choose(cluster, &Wish::default(), || worker.draw()) else { return };
+    let mut active = ActiveRequest::begin(&entry.state);
     let protocol = Protocol::of(cluster.cluster.protocol, request.version());
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let mut is_fresh = false;

@@ -21,7 +21,9 @@ use tokio::sync::Notify;
 use super::head_bytes;
 use super::limits::{Activity, Expired, Expiry};
 use crate::http::body::{Body, BodyError};
-use crate::state::published::{ActiveRequest, ClusterEntry, EndpointEntry};
+use crate::state::health::ActiveRequest;
+use crate::state::published::ClusterEntry;
+use crate::state::table::EndpointEntry;
 use crate::upstream::pool::Lease;
 use crate::worker::Worker;
 

@@ -2,21 +2,27 @@
 //!
 //! Not for: changing any of it. Invariant: a reader sees whole values; load counters outlive updates of endpoints.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use model::chain::Chain;
 use model::cluster::Cluster;
-use model::endpoint::{Endpoint, EndpointAddress};
+use model::endpoint::{EndpointAddress, EndpointSet};
 use model::invalid::Invalid;
 use model::listener::Listeners;
 use model::workload::Workload;
+use parking_lot::Mutex;
 use telemetry::record::ChainTelemetry;
+use tokio::sync::Notify;
 
-use super::breaker::{BreakerCounts, Breakers, Permit};
+use super::breaker::{BreakerCounts, Breakers};
+use super::health::{EndpointState, Verdict};
+use super::outlier;
+use super::table::{EndpointEntry, EndpointTable};
 
 /// Parts of the workload index; an update copies one of them.
 pub(super) const WORKLOAD_SHARDS: usize = 64;
@@ -45,82 +51,6 @@ pub struct Generation {
     pub terminate: Arc<ChainTelemetry>,
 }
 
-/// Requests and connections that an endpoint has at the moment, all workers together.
-#[derive(Debug, Default)]
-pub struct EndpointLoad {
-    active: AtomicU32,
-}
-
-impl EndpointLoad {
-    /// Requests in flight.
-    #[must_use]
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts one request in flight until it is dropped.
-#[derive(Debug)]
-pub struct ActiveRequest {
-    load: Arc<EndpointLoad>,
-    permit: Option<Permit>,
-}
-
-impl ActiveRequest {
-    /// Counts one more.
-    #[must_use]
-    pub fn begin(load: &Arc<EndpointLoad>) -> Self {
-        load.active.fetch_add(1, Ordering::Relaxed);
-        Self { load: Arc::clone(load), permit: None }
-    }
-
-    /// Counts towards a circuit breaker as well, until it is dropped.
-    pub fn hold(&mut self, permit: Option<Permit>) {
-        self.permit = permit;
-    }
-}
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.load.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An endpoint and its load.
-#[derive(Clone, Debug)]
-pub struct EndpointEntry {
-    /// As EDS lists it.
-    pub endpoint: Arc<Endpoint>,
-    /// Kept by address across updates.
-    pub load: Arc<EndpointLoad>,
-}
-
-/// The endpoints of one cluster that may be chosen: healthy ones of the best priority that has any.
-#[derive(Debug, Default)]
-pub struct EndpointTable {
-    /// In the order of EDS.
-    pub entries: Vec<EndpointEntry>,
-    /// Whether all have the same weight.
-    pub equal_weights: bool,
-}
-
-impl EndpointTable {
-    /// From what EDS lists; loads of known addresses are kept.
-    #[must_use]
-    pub fn new(endpoints: &[Arc<Endpoint>], loads: &mut HashMap<EndpointAddress, Arc<EndpointLoad>>) -> Self {
-        let usable = || endpoints.iter().filter(|endpoint| endpoint.healthy && endpoint.weight > 0);
-        let best = usable().map(|endpoint| endpoint.priority).min();
-        let entries: Vec<_> = usable()
-            .filter(|endpoint| Some(endpoint.priority) == best)
-            .map(|endpoint| EndpointEntry { endpoint: Arc::clone(endpoint), load: Arc::clone(loads.entry(endpoint.address).or_default()) })
-            .collect();
-        let known: std::collections::HashSet<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
-        loads.retain(|address, _| known.contains(address));
-        let equal_weights = entries.windows(2).all(|pair| pair[0].endpoint.weight == pair[1].endpoint.weight);
-        Self { entries, equal_weights }
-    }
-}
-
 /// A cluster as workers use it.
 #[derive(Debug)]
 pub struct ServedCluster {
@@ -132,31 +62,98 @@ pub struct ServedCluster {
     pub turn: AtomicU32,
     /// What it may have at a time.
     pub breakers: Breakers,
+    memory: Arc<ClusterMemory>,
+    suspicions: Arc<Notify>,
 }
 
 /// What of a cluster outlives its updates.
 #[derive(Debug, Default)]
 pub(super) struct ClusterMemory {
-    /// Loads of its endpoints.
-    pub(super) loads: HashMap<EndpointAddress, Arc<EndpointLoad>>,
-    /// What it has at the moment.
-    pub(super) counts: BreakerCounts,
+    counts: BreakerCounts,
+    /// Of the control thread.
+    hosts: Mutex<Hosts>,
+}
+
+#[derive(Debug, Default)]
+struct Hosts {
+    set: Arc<EndpointSet>,
+    states: HashMap<EndpointAddress, Arc<EndpointState>>,
+    /// When it is next looked who comes back.
+    look_at: Option<Instant>,
 }
 
 impl ServedCluster {
     /// A cluster that was not known before, with its endpoints.
     #[must_use]
-    pub fn new(cluster: Arc<Cluster>, endpoints: &[Arc<Endpoint>]) -> Self {
-        Self::remembering(cluster, endpoints, &mut ClusterMemory::default())
+    pub fn new(cluster: Arc<Cluster>, set: Arc<EndpointSet>) -> Self {
+        Self::remembering(cluster, set, Arc::default(), Arc::default())
     }
 
-    pub(super) fn remembering(cluster: Arc<Cluster>, endpoints: &[Arc<Endpoint>], memory: &mut ClusterMemory) -> Self {
-        Self {
-            endpoints: ArcSwap::from_pointee(EndpointTable::new(endpoints, &mut memory.loads)),
-            turn: 0.into(),
-            breakers: Breakers::new(&cluster, &memory.counts),
-            cluster,
+    pub(super) fn remembering(cluster: Arc<Cluster>, set: Arc<EndpointSet>, memory: Arc<ClusterMemory>, suspicions: Arc<Notify>) -> Self {
+        let breakers = Breakers::new(&cluster, &memory.counts);
+        let served = Self { endpoints: ArcSwap::default(), turn: 0.into(), breakers, memory, suspicions, cluster };
+        if served.cluster.outlier.is_none() {
+            served.memory.hosts.lock().states.values().for_each(|state| state.set_ejected(false));
         }
+        // It has to be looked after from now on.
+        served.suspicions.notify_one();
+        served.set_endpoints(set);
+        served
+    }
+
+    /// New endpoints; what is known of those that were there before stays known.
+    pub(super) fn set_endpoints(&self, set: Arc<EndpointSet>) {
+        let mut hosts = self.memory.hosts.lock();
+        let listed: HashSet<_> = set.endpoints.iter().map(|endpoint| endpoint.address).collect();
+        hosts.states.retain(|address, _| listed.contains(address));
+        hosts.set = set;
+        self.rebuild(&mut hosts);
+    }
+
+    fn rebuild(&self, hosts: &mut Hosts) {
+        let Hosts { set, states, .. } = hosts;
+        let table = EndpointTable::new(&self.cluster, set, |endpoint| Arc::clone(states.entry(endpoint.address).or_default()));
+        self.endpoints.store(Arc::new(table));
+    }
+
+    /// Counts how a try went. Does nothing where nobody is left out for it.
+    pub fn note(&self, entry: &EndpointEntry, verdict: Verdict) {
+        if let Some(rules) = &self.cluster.outlier
+            && entry.state.note(verdict, rules)
+        {
+            self.suspicions.notify_one();
+        }
+    }
+
+    /// Ejects who is suspected and takes back whose time has passed; returns when it has to be looked again.
+    pub(super) fn judge(&self, now: Instant, draw: &mut impl FnMut() -> u64) -> Option<Instant> {
+        let rules = self.cluster.outlier.as_ref()?;
+        let mut hosts = self.memory.hosts.lock();
+        let states: Vec<_> = hosts.states.values().map(Arc::clone).collect();
+        let mut is_changed = outlier::eject(rules, &states, now, draw);
+        let look_at = *hosts.look_at.get_or_insert(now + rules.interval);
+        if now >= look_at {
+            is_changed |= outlier::take_back(rules, &states, now);
+            hosts.look_at = Some(now + rules.interval);
+        }
+        if is_changed {
+            let ejected: Vec<_> =
+                hosts.states.iter().filter(|(_, state)| state.is_ejected()).map(|(address, _)| address.target()).collect();
+            tracing::info!(cluster = %self.cluster.name, ?ejected, "endpoints are left out because of how they answer, or taken back");
+            self.rebuild(&mut hosts);
+        }
+        hosts.look_at
+    }
+
+    /// All endpoints, those that are not chosen too.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<EndpointEntry> {
+        let hosts = self.memory.hosts.lock();
+        let known = hosts.set.endpoints.iter().filter_map(|endpoint| {
+            let state = hosts.states.get(&endpoint.address)?;
+            Some(EndpointEntry { endpoint: Arc::clone(endpoint), state: Arc::clone(state) })
+        });
+        known.collect()
     }
 }
 
@@ -182,6 +179,8 @@ pub struct Published {
     pub(super) generations: AtomicU64,
     pub(super) clusters: ArcSwap<Clusters>,
     pub(super) workloads: Vec<ArcSwap<WorkloadShard>>,
+    /// An endpoint is suspected, or a cluster is new.
+    pub(super) suspicions: Arc<Notify>,
 }
 
 impl Default for Published {
@@ -191,6 +190,7 @@ impl Default for Published {
             generations: AtomicU64::new(0),
             clusters: ArcSwap::default(),
             workloads: (0..WORKLOAD_SHARDS).map(|_| ArcSwap::default()).collect(),
+            suspicions: Arc::default(),
         }
     }
 }

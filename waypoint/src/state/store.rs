@@ -17,9 +17,7 @@ use model::listener::Listeners;
 use model::workload::Workload;
 use telemetry::Telemetry;
 
-use super::published::{
-    ClusterEntry, ClusterMemory, Clusters, EndpointTable, Generation, Published, ServedChain, ServedCluster, WORKLOAD_SHARDS, shard,
-};
+use super::published::{ClusterEntry, ClusterMemory, Clusters, Generation, Published, ServedChain, ServedCluster, WORKLOAD_SHARDS, shard};
 
 /// Retired generations that are kept until no worker uses them; more are freed wherever their last user is.
 const RETIRED_MAX: usize = 64;
@@ -47,7 +45,7 @@ pub struct Store {
     resolved: HashMap<Arc<str>, (Arc<Named>, Arc<EndpointSet>)>,
     /// Clusters by the EDS name that they take their endpoints from.
     users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    memories: HashMap<Arc<str>, ClusterMemory>,
+    memories: HashMap<Arc<str>, Arc<ClusterMemory>>,
     workloads_by_uid: HashMap<Arc<str>, Arc<Workload>>,
     workloads: Vec<HashMap<IpAddr, Arc<Workload>>>,
     workloads_changed: HashSet<usize>,
@@ -136,8 +134,8 @@ impl Store {
             self.users.entry(Arc::clone(service)).or_default().insert(Arc::clone(&cluster.name));
         }
         let set = self.endpoints_of(&cluster);
-        let memory = self.memories.entry(Arc::clone(&cluster.name)).or_default();
-        let served = ServedCluster::remembering(Arc::clone(&cluster), &set.endpoints, memory);
+        let memory = Arc::clone(self.memories.entry(Arc::clone(&cluster.name)).or_default());
+        let served = ServedCluster::remembering(Arc::clone(&cluster), set, memory, Arc::clone(&self.published.suspicions));
         self.clusters.insert(Arc::clone(&cluster.name), ClusterEntry::Served(Arc::new(served)));
         self.clusters_changed = true;
     }
@@ -229,9 +227,7 @@ impl Store {
 
     /// Publishes what a cluster's endpoints are now.
     fn refresh(&mut self, served: &ServedCluster) {
-        let set = self.endpoints_of(&served.cluster);
-        let memory = self.memories.entry(Arc::clone(&served.cluster.name)).or_default();
-        served.endpoints.store(Arc::new(EndpointTable::new(&set.endpoints, &mut memory.loads)));
+        served.set_endpoints(self.endpoints_of(&served.cluster));
     }
 
     /// A new or changed workload.

@@ -1,76 +1,130 @@
-//! Which endpoint: pure choices over a table of candidates; randomness is an argument.
+//! Which endpoint: pure choices over a table of candidates; randomness and time are arguments.
 //!
-//! Source: Envoy's load balancers. Least request draws two and takes the less busy one; with unequal weights it draws one in
-//! proportion to weight and idleness.
+//! Not for: who is a candidate (`state::table`). Source: Envoy's load balancers. Least request draws some and takes the least busy
+//! one; with unequal weights it draws one in proportion to weight and idleness.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use filters::route::weighted;
-use model::cluster::Balance;
+use model::cluster::{Balance, SlowStart};
 use model::endpoint::EndpointAddress;
 
-use crate::state::published::{EndpointEntry, EndpointTable, ServedCluster};
+use crate::state::published::ServedCluster;
+use crate::state::table::{EndpointEntry, EndpointTable, Excluded, Group};
 
-/// Chooses an endpoint. Those in `avoid` (tried before) are chosen only if there is no other. Envoy gives up after `attempts_max` draws,
-/// which with two endpoints wastes one retry in 32 on the one that has just failed; we then take any that was not tried.
+/// What a request wants of its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// Endpoints that were tried before; they are chosen only if there is no other.
+    pub avoid: &'a [EndpointAddress],
+    /// Draws, while they meet an endpoint to be avoided.
+    pub attempts_max: u32,
+    /// Priorities that were tried before, if others are to be tried first.
+    pub excluded: Excluded<'a>,
+}
+
+/// Chooses an endpoint. Envoy gives up after so many draws, which with two endpoints wastes one retry in 32 on the one that has just
+/// failed; we then take any that was not tried.
 ///
 /// None: there is no endpoint (`UH`).
-pub fn choose(
-    cluster: &ServedCluster,
-    avoid: &[EndpointAddress],
-    attempts_max: u32,
-    mut draw: impl FnMut() -> u64,
-) -> Option<EndpointEntry> {
+pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -> u64) -> Option<EndpointEntry> {
     let table = cluster.endpoints.load();
-    let is_new = |entry: &&EndpointEntry| !avoid.contains(&entry.endpoint.address);
-    let mut chosen = choose_once(cluster, &table, &mut draw)?;
-    for _ in 1..attempts_max {
+    let is_new = |entry: &&EndpointEntry| !wish.avoid.contains(&entry.endpoint.address);
+    let mut chosen = choose_once(cluster, &table, wish, &mut draw)?;
+    for _ in 1..wish.attempts_max {
         if is_new(&chosen) {
             break;
         }
-        chosen = choose_once(cluster, &table, &mut draw)?;
+        chosen = choose_once(cluster, &table, wish, &mut draw)?;
     }
     if !is_new(&chosen) {
-        let n_skipped = usize::try_from(draw()).unwrap_or(0) % table.entries.len();
-        let (before, from) = table.entries.split_at(n_skipped);
-        chosen = from.iter().chain(before).find(is_new).unwrap_or(chosen);
+        let count = table.entries().filter(is_new).count();
+        let skipped = usize::try_from(draw()).unwrap_or(0).checked_rem(count).unwrap_or(0);
+        chosen = table.entries().filter(is_new).nth(skipped).unwrap_or(chosen);
     }
     Some(chosen.clone())
 }
 
-fn choose_once<'a>(cluster: &ServedCluster, table: &'a EndpointTable, draw: &mut impl FnMut() -> u64) -> Option<&'a EndpointEntry> {
-    let entries = &table.entries;
+fn choose_once<'a>(
+    cluster: &ServedCluster,
+    table: &'a EndpointTable,
+    wish: &Wish<'_>,
+    draw: &mut impl FnMut() -> u64,
+) -> Option<&'a EndpointEntry> {
+    among(cluster, table.pool(draw, wish.excluded)?.group(draw)?, draw)
+}
+
+fn among<'a>(cluster: &ServedCluster, group: &'a Group, draw: &mut impl FnMut() -> u64) -> Option<&'a EndpointEntry> {
+    let entries = &group.entries;
     let count = u64::try_from(entries.len()).ok().filter(|count| *count > 0)?;
-    let mut any = || {
-        let drawn = draw();
-        let index = if table.equal_weights { usize::try_from(drawn % count).unwrap_or(0) } else { by_weight(table, drawn) };
-        &entries[index]
+    if count == 1 {
+        return entries.first();
+    }
+    let balance = cluster.cluster.balance;
+    if let Some(slow) = cluster.cluster.slow_start.filter(|_| group.warm_at.is_some())
+        && balance != Balance::Random
+    {
+        let now = Instant::now();
+        if group.warm_at.is_some_and(|warm_at| now < warm_at) {
+            let by_load = matches!(balance, Balance::LeastRequest { .. });
+            return by_share(
+                entries,
+                |entry| {
+                    let whole = if by_load { f64::from(free_share(entry)) } else { f64::from(entry.endpoint.weight) };
+                    whole * warmth(&slow, now.saturating_duration_since(entry.state.since()))
+                },
+                draw(),
+            );
+        }
+    }
+    let at = |drawn: u64| {
+        if group.equal_weights { usize::try_from(drawn % count).unwrap_or(0) } else { weighted(entries.iter().map(weight), drawn) }
     };
-    Some(match cluster.cluster.balance {
-        Balance::Random => any(),
-        Balance::RoundRobin => {
-            let turn = u64::from(cluster.turn.fetch_add(1, Ordering::Relaxed));
-            if table.equal_weights { &entries[usize::try_from(turn % count).unwrap_or(0)] } else { &entries[by_weight(table, turn)] }
+    match balance {
+        Balance::RoundRobin => entries.get(at(u64::from(cluster.turn.fetch_add(1, Ordering::Relaxed)))),
+        Balance::LeastRequest { choices } if group.equal_weights => {
+            let mut best = entries.get(at(draw()))?;
+            for _ in 1..choices {
+                let other = entries.get(at(draw()))?;
+                if other.state.active() < best.state.active() {
+                    best = other;
+                }
+            }
+            Some(best)
         }
-        Balance::LeastRequest if count == 1 => &entries[0],
-        Balance::LeastRequest if table.equal_weights => {
-            let (first, second) = (any(), any());
-            if first.load.active() <= second.load.active() { first } else { second }
-        }
-        Balance::LeastRequest => &entries[weighted(entries.iter().map(free_share), draw())],
-    })
+        Balance::LeastRequest { .. } => entries.get(weighted(entries.iter().map(free_share), draw())),
+        Balance::Random => entries.get(at(draw())),
+    }
+}
+
+fn weight(entry: &EndpointEntry) -> u32 {
+    entry.endpoint.weight
 }
 
 /// The share of an endpoint of unequal weight: its weight, divided by how busy it is (Envoy's active request bias of 1).
 fn free_share(entry: &EndpointEntry) -> u32 {
     /// Keeps small weights apart when they are divided.
     const SCALE: u64 = 1024;
-    let share = u64::from(entry.endpoint.weight) * SCALE / (u64::from(entry.load.active()) + 1);
+    let share = u64::from(entry.endpoint.weight) * SCALE / (u64::from(entry.state.active()) + 1);
     u32::try_from(share).unwrap_or(u32::MAX).max(1)
 }
 
-fn by_weight(table: &EndpointTable, draw: u64) -> usize {
-    weighted(table.entries.iter().map(|entry| entry.endpoint.weight), draw)
+/// How much of its weight counts of an endpoint that has been there for so long: Envoy's
+/// `max(min_weight_percent, time_factor ^ (1 / aggression))`.
+fn warmth(slow: &SlowStart, age: Duration) -> f64 {
+    let time = (age.max(Duration::from_millis(1)).as_secs_f64() / slow.window.as_secs_f64()).min(1.0);
+    time.powf(1.0 / slow.aggression).max(slow.weight_min_percent / 100.0)
+}
+
+fn by_share(entries: &[EndpointEntry], share: impl Fn(&EndpointEntry) -> f64, draw: u64) -> Option<&EndpointEntry> {
+    let part = u32::try_from(draw >> 32).map_or(0.0, f64::from) / (f64::from(u32::MAX) + 1.0);
+    let mut left = part * entries.iter().map(&share).sum::<f64>();
+    let found = entries.iter().find(|entry| {
+        left -= share(entry);
+        left < 0.0
+    });
+    found.or(entries.last())
 }
 
 #[cfg(test)]
@@ -80,31 +134,44 @@ mod tests {
     use std::sync::Arc;
 
     use model::cluster::{Cluster, Discovery};
-    use model::endpoint::Endpoint;
+    use model::endpoint::{Endpoint, EndpointSet, Health};
 
     use super::*;
-    use crate::state::published::ActiveRequest;
+    use crate::state::health::ActiveRequest;
+
+    const LEAST_REQUEST: Balance = Balance::LeastRequest { choices: 2 };
+
+    fn set(weights: &[u32]) -> Arc<EndpointSet> {
+        let endpoints = weights.iter().zip(1..).map(|(weight, last)| {
+            let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
+            Arc::new(Endpoint {
+                address,
+                socket_labels: Box::default(),
+                host: "".into(),
+                weight: *weight,
+                priority: 0,
+                health: Health::Healthy,
+                locality: 0,
+            })
+        });
+        Arc::new(EndpointSet { endpoints: endpoints.collect(), ..EndpointSet::default() })
+    }
 
     fn cluster(balance: Balance, weights: &[u32]) -> ServedCluster {
-        let endpoints: Vec<_> = weights
-            .iter()
-            .zip(1..)
-            .map(|(weight, last)| {
-                let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
-                Arc::new(Endpoint { address, socket_labels: Box::default(), host: "".into(), weight: *weight, priority: 0, healthy: true })
-            })
-            .collect();
-        let cluster = Cluster { balance, ..Cluster::named("c", Discovery::Eds("c".into())) };
-        ServedCluster::new(Arc::new(cluster), &endpoints)
+        ServedCluster::new(Arc::new(Cluster { balance, ..Cluster::named("c", Discovery::Eds("c".into())) }), set(weights))
+    }
+
+    fn entries(cluster: &ServedCluster) -> Vec<EndpointEntry> {
+        cluster.endpoints.load().entries().cloned().collect()
     }
 
     fn shares(cluster: &ServedCluster, choices: usize) -> Vec<usize> {
-        let table = cluster.endpoints.load_full();
+        let entries = entries(cluster);
         let mut rng = fastrand::Rng::with_seed(7);
-        let mut counts = vec![0; table.entries.len()];
+        let mut counts = vec![0; entries.len()];
         for _ in 0..choices {
-            let chosen = choose(cluster, &[], 1, || rng.u64(..)).unwrap();
-            counts[table.entries.iter().position(|entry| Arc::ptr_eq(&entry.endpoint, &chosen.endpoint)).unwrap()] += 1;
+            let chosen = choose(cluster, &Wish::default(), || rng.u64(..)).unwrap();
+            counts[entries.iter().position(|entry| Arc::ptr_eq(&entry.endpoint, &chosen.endpoint)).unwrap()] += 1;
         }
         counts
     }
@@ -117,36 +184,56 @@ mod tests {
 
     #[test]
     fn random_and_least_request_follow_the_weights() {
-        for balance in [Balance::Random, Balance::LeastRequest] {
+        for balance in [Balance::Random, LEAST_REQUEST] {
             let counts = shares(&cluster(balance, &[8, 1, 1]), 10_000);
             assert!((7000..9500).contains(&counts[0]), "{balance:?} {counts:?}");
         }
     }
 
     #[test]
-    fn least_request_avoids_the_busy_one() {
-        let cluster = cluster(Balance::LeastRequest, &[1, 1]);
-        let table = cluster.endpoints.load_full();
-        let _busy: Vec<_> = (0..3).map(|_| ActiveRequest::begin(&table.entries[0].load)).collect();
-        let counts = shares(&cluster, 1000);
-        assert!(counts[1] > 700, "{counts:?}");
+    fn least_request_avoids_the_busy_one_the_more_the_more_it_compares() {
+        for (choices, least) in [(2, 700), (8, 990)] {
+            let cluster = cluster(Balance::LeastRequest { choices }, &[1, 1]);
+            let _busy: Vec<_> = (0..3).map(|_| ActiveRequest::begin(&entries(&cluster)[0].state)).collect();
+            let counts = shares(&cluster, 1000);
+            assert!(counts[1] > least, "{choices} {counts:?}");
+        }
     }
 
     #[test]
     fn a_tried_endpoint_is_avoided_while_another_can_be_had() {
-        let cluster = cluster(Balance::RoundRobin, &[1, 1]);
-        let first = EndpointAddress::Plain("10.0.0.1:80".parse().unwrap());
+        let first = [EndpointAddress::Plain("10.0.0.1:80".parse().unwrap())];
+        let wish = Wish { avoid: &first, attempts_max: 5, ..Wish::default() };
+        let round_robin = cluster(Balance::RoundRobin, &[1, 1]);
         for _ in 0..4 {
-            assert_ne!(choose(&cluster, &[first], 5, || 0).unwrap().endpoint.address, first);
+            assert_ne!(choose(&round_robin, &wish, || 0).unwrap().endpoint.address, first[0]);
         }
-        let draws_the_first_only = choose(&super::tests::cluster(Balance::Random, &[1, 1, 1]), &[first], 5, || 0).unwrap();
-        assert_ne!(draws_the_first_only.endpoint.address, first, "unlucky draws waste no retry");
-        let only = super::tests::cluster(Balance::RoundRobin, &[1]);
-        assert_eq!(choose(&only, &[first], 5, || 0).unwrap().endpoint.address, first);
+        let draws_the_first_only = choose(&cluster(Balance::Random, &[1, 1, 1]), &wish, || 0).unwrap();
+        assert_ne!(draws_the_first_only.endpoint.address, first[0], "unlucky draws waste no retry");
+        let only = cluster(Balance::RoundRobin, &[1]);
+        assert_eq!(choose(&only, &wish, || 0).unwrap().endpoint.address, first[0]);
     }
 
     #[test]
     fn no_endpoint_is_no_choice() {
-        assert!(choose(&cluster(Balance::LeastRequest, &[]), &[], 5, || 0).is_none());
+        assert!(choose(&cluster(LEAST_REQUEST, &[]), &Wish::default(), || 0).is_none());
+    }
+
+    #[test]
+    fn an_endpoint_warms_up_as_envoy_lets_it() {
+        let slow = |aggression| SlowStart { window: Duration::from_secs(60), aggression, weight_min_percent: 10.0 };
+        let warmth = |aggression, seconds| warmth(&slow(aggression), Duration::from_secs(seconds));
+        assert!((warmth(1.0, 30) - 0.5).abs() < 1e-9 && (warmth(1.0, 0) - 0.1).abs() < 1e-9 && (warmth(1.0, 90) - 1.0).abs() < 1e-9);
+        assert!((warmth(2.0, 15) - 0.5).abs() < 1e-9, "the square root of a quarter");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_new_gets_the_share_that_it_is_warm() {
+        let entries = entries(&cluster(LEAST_REQUEST, &[1, 1]));
+        let is_first = |entry: &EndpointEntry| Arc::ptr_eq(&entry.state, &entries[0].state);
+        let share = |entry: &EndpointEntry| if is_first(entry) { 0.25 } else { 1.0 };
+        let mut rng = fastrand::Rng::with_seed(7);
+        let n_first = (0..10_000).filter(|_| is_first(by_share(&entries, share, rng.u64(..)).unwrap())).count();
+        assert!((1_800..2_200).contains(&n_first), "{n_first}");
     }
 }

@@ -12,6 +12,7 @@ use model::flags::ResponseFlag;
 use crate::http::body::BodyError;
 use crate::http::client::SendErrorKind;
 use crate::state::breaker::Overflow;
+use crate::state::health::Verdict;
 use crate::upstream::pool::NoSession;
 
 /// Why a try, or the request as a whole, failed.
@@ -169,6 +170,24 @@ impl UpstreamFailure {
         match self {
             Self::Connect(reason) => Some(reason),
             _ => None,
+        }
+    }
+
+    /// What it says about the endpoint; none if it is not the endpoint's.
+    #[must_use]
+    pub fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Self::Connect(_) | Self::Closed { .. } | Self::Reset(_) | Self::Refused | Self::Protocol => Some(Verdict::NoAnswer),
+            Self::TryTimeout | Self::RequestTimeout => Some(Verdict::TimedOut),
+            Self::ClusterNotFound
+            | Self::ClusterRejected
+            | Self::NoEndpoint
+            | Self::Overflow
+            | Self::StreamIdle { .. }
+            | Self::StreamTimeout { .. }
+            | Self::UploadTimeout
+            | Self::RequestBody(_)
+            | Self::Unsupported => None,
         }
     }
 

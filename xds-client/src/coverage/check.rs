@@ -82,9 +82,9 @@ pub(super) fn is_zero_duration(value: &Value, _: &Site<'_>) -> bool {
     value.as_message().is_some_and(|duration| duration.fields().next().is_none())
 }
 
-/// An `envoy.type.v3.Percent` of nothing.
-pub(super) fn is_zero_percent(value: &Value, _: &Site<'_>) -> bool {
-    value.as_message().is_some_and(|percent| percent.fields().next().is_none())
+/// A number, or a wrapped one.
+pub(super) fn is_zero(value: &Value, _: &Site<'_>) -> bool {
+    unwrapped(value).as_u32() == Some(0)
 }
 
 /// An `envoy.type.v3.Percent` of everything.

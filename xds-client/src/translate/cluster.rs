@@ -6,10 +6,10 @@ use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
-use model::cluster::{Balance, CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
+use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
-use super::{Problem, Translated, dns, duration, endpoint, open, positive_duration, required, transport};
+use super::{Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, transport};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
@@ -31,7 +31,11 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
         stat_name: if value.alt_stat_name.is_empty() { Arc::clone(&name) } else { value.alt_stat_name.as_str().into() },
         service: service(value),
         discovery: discovery(value)?,
-        balance: balance(value)?,
+        balance: balance::balance(value)?,
+        slow_start: balance::slow_start(value)?,
+        panic_threshold_percent: balance::panic_threshold(value)?,
+        weighs_localities: balance::weighs_localities(value),
+        outlier: value.outlier_detection.as_ref().map(outlier::outlier).transpose()?,
         protocol: protocol(options.as_ref())?,
         sockets: transport::sockets(value, options.as_ref())?,
         connect_timeout: timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT),
@@ -80,17 +84,6 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
         DiscoveryType::StrictDns => Ok(Discovery::Named(Arc::new(dns::named(value, false)?))),
         DiscoveryType::LogicalDns => Ok(Discovery::Named(Arc::new(dns::named(value, true)?))),
         other => Err(Problem::new("type", format!("{} is not supported yet", other.as_str_name()))),
-    }
-}
-
-fn balance(value: &proto::Cluster) -> Translated<Balance> {
-    use proto::cluster::LbPolicy;
-    match LbPolicy::try_from(value.lb_policy) {
-        Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
-        Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
-        Ok(LbPolicy::Random) => Ok(Balance::Random),
-        Ok(other) => Err(Problem::new("lb_policy", format!("{} is not supported yet", other.as_str_name()))),
-        Err(_) => Err(Problem::new("lb_policy", format!("{} is not known", value.lb_policy))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as proto;
-use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
+use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT, Health, OVERPROVISIONING_PERCENT_DEFAULT};
 use model::invalid::Invalid;
 use model::transport::SocketLabels;
 
@@ -13,13 +13,22 @@ use super::{Problem, Translated, required, socket_address, text_of, transport};
 
 const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
+/// Envoy's highest priority.
+const PRIORITY_MAX: u32 = 128;
 const CONNECT_ORIGINATE: &str = "connect_originate";
 
 /// Translates all endpoints of a cluster; those that cannot be obeyed are in [`EndpointSet::refused`]. `walked` says what else is not
 /// obeyed of the endpoint at these positions of its locality and in it.
 #[must_use]
 pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, usize) -> Vec<Invalid>) -> EndpointSet {
-    let mut set = EndpointSet::default();
+    let policy = value.policy.as_ref();
+    let overprovisioning = policy.and_then(|policy| policy.overprovisioning_factor.as_ref());
+    let mut set = EndpointSet {
+        locality_weights: value.endpoints.iter().map(|one| one.load_balancing_weight.as_ref().map_or(0, |weight| weight.value)).collect(),
+        overprovisioning_percent: overprovisioning.map_or(OVERPROVISIONING_PERCENT_DEFAULT, |factor| factor.value),
+        weighted_priority_health: policy.is_some_and(|policy| policy.weighted_priority_health),
+        ..EndpointSet::default()
+    };
     for (group, locality) in value.endpoints.iter().enumerate() {
         for (at, one) in locality.lb_endpoints.iter().enumerate() {
             let path = format!("endpoints[{group}].lb_endpoints[{at}]");
@@ -28,7 +37,7 @@ pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, u
                 set.refused.extend(not_obeyed);
                 continue;
             }
-            match endpoint(one, locality.priority, &path) {
+            match endpoint(one, (locality.priority, group), &path) {
                 Ok(endpoint) => set.endpoints.push(Arc::new(endpoint)),
                 Err(problem) => set.refused.push(problem.of(&value.cluster_name)),
             }
@@ -37,7 +46,7 @@ pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, u
     set
 }
 
-fn endpoint(value: &proto::LbEndpoint, priority: u32, path: &str) -> Translated<Endpoint> {
+fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path: &str) -> Translated<Endpoint> {
     let Some(proto::lb_endpoint::HostIdentifier::Endpoint(inner)) = &value.host_identifier else {
         return Err(Problem::new(path, "has no address"));
     };
@@ -70,9 +79,16 @@ fn endpoint(value: &proto::LbEndpoint, priority: u32, path: &str) -> Translated<
         core::address::Address::Pipe(_) => return Err(Problem::new(path, "a pipe is not supported")),
     };
     let health = core::HealthStatus::try_from(value.health_status).map_err(|_| Problem::new(path, "the health status is not known"))?;
-    let healthy = matches!(health, core::HealthStatus::Unknown | core::HealthStatus::Healthy | core::HealthStatus::Degraded);
+    let health = match health {
+        core::HealthStatus::Unknown | core::HealthStatus::Healthy => Health::Healthy,
+        core::HealthStatus::Degraded => Health::Degraded,
+        core::HealthStatus::Unhealthy | core::HealthStatus::Draining | core::HealthStatus::Timeout => Health::Unhealthy,
+    };
+    if priority > PRIORITY_MAX {
+        return Err(Problem::new(path, format!("the priority {priority} is above {PRIORITY_MAX}")));
+    }
     let weight = value.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
     let labels = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
     let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
-    Ok(Endpoint { address, socket_labels, host: host.into(), weight, priority, healthy })
+    Ok(Endpoint { address, socket_labels, host: host.into(), weight, priority, health, locality })
 }

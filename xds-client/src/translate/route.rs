@@ -5,6 +5,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
 use envoy_types::pb::envoy::config::route::v3::route_action::RequestMirrorPolicy;
+use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use http::{HeaderName, HeaderValue};
 use model::format::TextFormat;
 use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
@@ -191,6 +192,16 @@ fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<C
     Ok(ClusterChoice::Weighted(shares))
 }
 
+fn retry_priority(value: &proto::retry_policy::RetryPriority, path: &str) -> Translated<u32> {
+    let path = format!("{path}.retry_priority");
+    let config = value.config_type.as_ref().map(|proto::retry_policy::retry_priority::ConfigType::TypedConfig(config)| config);
+    let config: PreviousPrioritiesConfig = super::open(required(config, &path)?, &path)?;
+    u32::try_from(config.update_frequency)
+        .ok()
+        .filter(|every| *every > 0)
+        .ok_or_else(|| Problem::new(format!("{path}.update_frequency"), "has to be positive"))
+}
+
 fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolicy> {
     let mut on = RetryOn::default();
     for word in value.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
@@ -214,6 +225,7 @@ fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolic
         back_off_base: base,
         back_off_max: longest,
         avoid_previous_hosts: !value.retry_host_predicate.is_empty(),
+        avoid_previous_priorities_every: value.retry_priority.as_ref().map(|one| retry_priority(one, path)).transpose()?,
         host_attempts_max: attempts,
     })
 }

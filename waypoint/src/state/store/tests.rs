@@ -1,10 +1,15 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use model::endpoint::{Endpoint, EndpointAddress};
+use std::time::Instant;
+
+use model::endpoint::{Endpoint, EndpointAddress, Health};
 use model::identity::SpiffeId;
+use model::outlier::{Consecutive, OutlierDetection};
 use model::workload::WorkloadType;
 
 use super::*;
+use crate::state::health::{ActiveRequest, Verdict};
+use crate::state::table::EndpointEntry;
 
 fn workload(uid: &str, name: &str, addresses: &[&str]) -> Arc<Workload> {
     Arc::new(Workload {
@@ -28,13 +33,21 @@ fn cluster(name: &str) -> Arc<Cluster> {
     Arc::new(Cluster::named(name, Discovery::Eds(name.into())))
 }
 
-fn endpoint(address: &str, priority: u32, healthy: bool) -> Arc<Endpoint> {
+fn endpoint(address: &str, priority: u32, health: Health) -> Arc<Endpoint> {
     let address = EndpointAddress::Plain(address.parse().unwrap());
-    Arc::new(Endpoint { address, socket_labels: Box::default(), host: address.target().to_string().into(), weight: 1, priority, healthy })
+    Arc::new(Endpoint {
+        address,
+        socket_labels: Box::default(),
+        host: address.target().to_string().into(),
+        weight: 1,
+        priority,
+        health,
+        locality: 0,
+    })
 }
 
 fn set(endpoints: Vec<Arc<Endpoint>>) -> Arc<EndpointSet> {
-    Arc::new(EndpointSet { endpoints, refused: Vec::new() })
+    Arc::new(EndpointSet { endpoints, ..EndpointSet::default() })
 }
 
 fn served(published: &Published, name: &str) -> Arc<ServedCluster> {
@@ -80,35 +93,41 @@ fn loads_of_endpoints_survive_updates_of_endpoints_and_clusters() {
     let (mut store, published) = store();
     store.upsert_cluster(cluster("web"));
     store.publish();
-    store.set_endpoints(&"web".into(), set(vec![endpoint("10.0.0.1:80", 0, true), endpoint("10.0.0.2:80", 0, true)]));
-    let busy = ActiveRequestOf(&published).begin();
-    store.set_endpoints(&"web".into(), set(vec![endpoint("10.0.0.1:80", 0, true)]));
+    store.set_endpoints(&"web".into(), set(vec![endpoint("10.0.0.1:80", 0, Health::Healthy), endpoint("10.0.0.2:80", 0, Health::Healthy)]));
+    let busy = ActiveRequest::begin(&first(&published).state);
+    store.set_endpoints(&"web".into(), set(vec![endpoint("10.0.0.1:80", 0, Health::Healthy)]));
     store.upsert_cluster(cluster("web"));
     store.publish();
-    assert_eq!(served(&published, "web").endpoints.load().entries[0].load.active(), 1);
+    assert_eq!(first(&published).state.active(), 1);
     drop(busy);
-    assert_eq!(served(&published, "web").endpoints.load().entries[0].load.active(), 0);
+    assert_eq!(first(&published).state.active(), 0);
 }
 
-struct ActiveRequestOf<'a>(&'a Published);
-
-impl ActiveRequestOf<'_> {
-    fn begin(&self) -> super::super::published::ActiveRequest {
-        super::super::published::ActiveRequest::begin(&served(self.0, "web").endpoints.load().entries[0].load)
-    }
+fn first(published: &Published) -> EndpointEntry {
+    served(published, "web").endpoints.load().entries().next().unwrap().clone()
 }
 
 #[test]
-fn only_healthy_endpoints_of_the_best_priority_are_offered() {
+fn an_ejection_survives_updates_of_endpoints_and_clusters() {
     let (mut store, published) = store();
-    store.upsert_cluster(cluster("web"));
+    let one = Consecutive { failures: 1, enforcing_percent: 100 };
+    let rules = OutlierDetection { server_errors: one, ejected_percent_max: 100, ..OutlierDetection::default() };
+    let with = |outlier| Arc::new(Cluster { outlier, panic_threshold_percent: 0.0, ..(*cluster("web")).clone() });
+    store.upsert_cluster(with(Some(rules)));
     store.publish();
-    store.set_endpoints(
-        &"web".into(),
-        set(vec![endpoint("10.0.0.1:80", 0, false), endpoint("10.0.0.2:80", 1, true), endpoint("10.0.0.3:80", 2, true)]),
-    );
-    let hosts: Vec<_> = served(&published, "web").endpoints.load().entries.iter().map(|entry| entry.endpoint.host.to_string()).collect();
-    assert_eq!(hosts, ["10.0.0.2:80"]);
+    let two = || set(vec![endpoint("10.0.0.1:80", 0, Health::Healthy), endpoint("10.0.0.2:80", 0, Health::Healthy)]);
+    store.set_endpoints(&"web".into(), two());
+    served(&published, "web").note(&first(&published), Verdict::Answered(500));
+    served(&published, "web").judge(Instant::now(), &mut || 0);
+    let chosen = || first(&published).endpoint.host.to_string();
+    assert_eq!(chosen(), "10.0.0.2:80");
+    store.set_endpoints(&"web".into(), two());
+    store.upsert_cluster(with(Some(rules)));
+    store.publish();
+    assert_eq!(chosen(), "10.0.0.2:80");
+    store.upsert_cluster(with(None));
+    store.publish();
+    assert_eq!(chosen(), "10.0.0.1:80", "nobody is left out where nobody looks any more");
 }
 
 #[test]

@@ -8,6 +8,8 @@ const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+const NO_RATES: &str = "endpoints are not compared with each other";
+const OF_RATES: &str = "belongs to comparisons of endpoints, which are listed";
 const NO_PROXY_PROTOCOL: &str = "the PROXY protocol would be spoken to the application";
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -39,8 +41,8 @@ pub(super) const ENTRIES: &[Entry] = &[
             ),
             ("load_balancing_policy", Refused("an extension would choose the endpoint")),
             ("lb_subset_config", Refused("only some endpoints would be chosen")),
-            ("least_request_lb_config", Listed("two endpoints are compared; no slow start, no active request bias")),
-            ("round_robin_lb_config", Listed("no slow start")),
+            ("least_request_lb_config", Honoured),
+            ("round_robin_lb_config", Honoured),
             ("ring_hash_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
             ("maglev_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
             (
@@ -49,7 +51,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ),
             ("common_lb_config", Honoured),
             ("circuit_breakers", Honoured),
-            ("outlier_detection", Listed("no endpoint is ejected")),
+            ("outlier_detection", Honoured),
             ("health_checks", Refused("unhealthy endpoints would be left out")),
             ("transport_socket", Extension(TRANSPORT_SOCKETS)),
             ("transport_socket_matches", Honoured),
@@ -82,10 +84,52 @@ pub(super) const ENTRIES: &[Entry] = &[
         Tuning,
         "envoy.config.cluster.v3.Cluster.CommonLbConfig",
         &[
-            ("healthy_panic_threshold", when("0", check::is_zero_percent, "endpoints that are not healthy are never chosen")),
-            ("locality_weighted_lb_config", Listed("localities count by their endpoints, not by their weights")),
+            ("healthy_panic_threshold", Whole),
+            ("locality_weighted_lb_config", Honoured),
             ("zone_aware_lb_config", Listed("zones are not preferred")),
             ("override_host_status", Refused("a session would stay with its endpoint")),
+        ],
+    ),
+    entry(Tuning, "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", &[]),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
+        &[("choice_count", Honoured), ("active_request_bias", Listed("the bias is one")), ("slow_start_config", Honoured)],
+    ),
+    entry(Tuning, "envoy.config.cluster.v3.Cluster.RoundRobinLbConfig", &[("slow_start_config", Honoured)]),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.Cluster.SlowStartConfig",
+        &[("slow_start_window", Honoured), ("aggression", Whole), ("min_weight_percent", Whole)],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.OutlierDetection",
+        &[
+            ("consecutive_5xx", Honoured),
+            ("enforcing_consecutive_5xx", Honoured),
+            ("consecutive_gateway_failure", Honoured),
+            ("enforcing_consecutive_gateway_failure", Honoured),
+            ("consecutive_local_origin_failure", Honoured),
+            ("enforcing_consecutive_local_origin_failure", Honoured),
+            ("split_external_local_origin_errors", Honoured),
+            ("interval", Honoured),
+            ("base_ejection_time", Honoured),
+            ("max_ejection_time", Honoured),
+            ("max_ejection_time_jitter", Honoured),
+            ("max_ejection_percent", Honoured),
+            ("always_eject_one_host", Honoured),
+            ("enforcing_success_rate", when("0", check::is_zero, NO_RATES)),
+            ("enforcing_local_origin_success_rate", when("0", check::is_zero, NO_RATES)),
+            ("enforcing_failure_percentage", when("0", check::is_zero, NO_RATES)),
+            ("enforcing_failure_percentage_local_origin", when("0", check::is_zero, NO_RATES)),
+            ("success_rate_minimum_hosts", Unused(OF_RATES)),
+            ("success_rate_request_volume", Unused(OF_RATES)),
+            ("success_rate_stdev_factor", Unused(OF_RATES)),
+            ("failure_percentage_threshold", Unused(OF_RATES)),
+            ("failure_percentage_minimum_hosts", Unused(OF_RATES)),
+            ("failure_percentage_request_volume", Unused(OF_RATES)),
+            ("successful_active_health_check_uneject_host", Unused("belongs to health checks, which are refused")),
         ],
     ),
     entry(
@@ -141,7 +185,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("common_http_protocol_options", Honoured),
             ("upstream_http_protocol_options", Honoured),
             ("http_filters", Refused("requests would pass other filters")),
-            ("outlier_detection", Listed("no endpoint is ejected")),
+            ("outlier_detection", Listed("answers count by their status alone")),
             ("header_validation_config", Refused("headers would be validated by an extension")),
         ],
     ),
@@ -203,8 +247,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
         &[
             ("drop_overloads", Refused("a share of requests would be dropped")),
-            ("overprovisioning_factor", Listed("a priority is left when all its endpoints are unhealthy")),
-            ("weighted_priority_health", Listed("a priority is left when all its endpoints are unhealthy")),
+            ("overprovisioning_factor", Honoured),
+            ("weighted_priority_health", Honoured),
             ("endpoint_stale_after", Listed("endpoints do not expire")),
         ],
     ),
@@ -215,7 +259,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("lb_endpoints", Honoured),
             ("priority", Honoured),
             ("locality", Whole),
-            ("load_balancing_weight", Unused("counts only with locality weights, which are listed")),
+            ("load_balancing_weight", Honoured),
             ("metadata", Unused("not read by anything")),
             ("proximity", Unused("Envoy does not use it either")),
         ],

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Observability, Part, Routing};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
+use super::super::rule::{Entry, entry, listed, walked, when, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -277,19 +277,14 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("rate_limited_retry_back_off", Refused("the upstream would say when to retry")),
             ("retry_host_predicate", Extension(&[walked("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate")])),
             ("host_selection_retry_max_attempts", Honoured),
-            (
-                "retry_priority",
-                Extension(&[refused(
-                    "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-                    "retries would go to other localities",
-                )]),
-            ),
+            ("retry_priority", Extension(&[walked("envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig")])),
             ("retry_options_predicates", Refused("an extension would decide about retries")),
         ],
     ),
     entry(Routing, "envoy.config.route.v3.RetryPolicy.RetryBackOff", &[("base_interval", Honoured), ("max_interval", Honoured)]),
     entry(Part, "envoy.config.route.v3.RetryPolicy.RetryHostPredicate", &[("name", Whole)]),
     entry(Part, "envoy.config.route.v3.RetryPolicy.RetryPriority", &[("name", Whole)]),
+    entry(Routing, "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", &[("update_frequency", Honoured)]),
     entry(Routing, "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", &[]),
 ];
 
