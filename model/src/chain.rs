@@ -99,6 +99,8 @@ pub struct TcpChain {
     pub duration_max: Option<Duration>,
     /// How often a failed connect is tried in all.
     pub connect_attempts_max: u32,
+    /// Clients of one address go to the same endpoint, where the cluster chooses by that.
+    pub hashes_source: bool,
 }
 
 /// What a chain is.

@@ -31,6 +31,26 @@ pub enum Balance {
     RoundRobin,
     /// Any.
     Random,
+    /// By the request's hash, on a ring of points.
+    RingHash {
+        /// Points at least.
+        size_min: u32,
+        /// Points at most.
+        size_max: u32,
+    },
+    /// By the request's hash, in a table.
+    Maglev {
+        /// Its size, a prime.
+        size: u32,
+    },
+}
+
+impl Balance {
+    /// Whether it is the request's hash that chooses.
+    #[must_use]
+    pub fn is_hashing(self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
 }
 
 impl Default for Balance {

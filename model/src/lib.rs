@@ -20,6 +20,7 @@ pub mod headers;
 pub mod retry;
 pub mod timeout;
 pub mod rewrite;
+pub mod hash;
 pub mod cors;
 pub mod route;
 pub mod rbac;

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::cors::CorsPolicy;
 use crate::fraction::Fraction;
+use crate::hash::HashPolicy;
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
@@ -155,6 +156,8 @@ pub struct Forward {
     pub mirrors: Box<[Mirror]>,
     /// Whose circuit breakers count.
     pub priority: Priority,
+    /// What is hashed, for clusters that choose by it.
+    pub hash: Vec<HashPolicy>,
 }
 
 /// An answer made here.

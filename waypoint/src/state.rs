@@ -5,6 +5,7 @@
 pub mod breaker;
 pub mod health;
 mod loads;
+mod hashing;
 pub mod table;
 pub mod outlier;
 pub mod published;

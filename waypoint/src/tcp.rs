@@ -127,7 +127,10 @@ async fn connect(
         return Err(StatusCode::FORBIDDEN);
     }
     match entry {
-        Some(ClusterEntry::Served(served)) => dial_any(&served, chain.connect_attempts_max, worker, record).await,
+        Some(ClusterEntry::Served(served)) => {
+            let hash = chain.hashes_source.then(|| filters::hash::of_address(tunnel.connection.peer_address.ip()));
+            dial_any(&served, &Wish { attempts_max: chain.connect_attempts_max, hash, ..Wish::default() }, worker, record).await
+        }
         Some(ClusterEntry::Refused(_)) => {
             record.stream.details = Some("config_rejected".into());
             Err(StatusCode::SERVICE_UNAVAILABLE)
@@ -141,7 +144,7 @@ async fn connect(
 
 async fn dial_any(
     cluster: &Arc<ServedCluster>,
-    attempts_max: u32,
+    wish: &Wish<'_>,
     worker: &Worker,
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
@@ -150,8 +153,8 @@ async fn dial_any(
         return Err(StatusCode::SERVICE_UNAVAILABLE);
     };
     let mut avoid: Vec<EndpointAddress> = Vec::new();
-    for _ in 0..attempts_max.max(1) {
-        let Some(entry) = balance::choose(cluster, &Wish { avoid: &avoid, attempts_max, ..Wish::default() }, || worker.draw()) else {
+    for _ in 0..wish.attempts_max.max(1) {
+        let Some(entry) = balance::choose(cluster, &Wish { avoid: &avoid, ..*wish }, || worker.draw()) else {
             record.stream.flags.insert(ResponseFlag::NoHealthyUpstream);
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };

@@ -15,6 +15,7 @@ mod access_log;
 mod balance;
 mod dispatch;
 mod dns;
+mod hash;
 mod matcher;
 mod mirror;
 mod outlier;

@@ -3,6 +3,7 @@
 //! Each test has a mesh of its own and says what it shows by its name. Expected values are from the contracts (`docs/`) and the RFCs.
 
 mod actions;
+mod affinity;
 mod bad_input;
 mod control_plane;
 mod differential;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use filters::hash::Hashed;
 use filters::retry::{TryResult, back_off, wants_retry};
 use filters::timeout::{self, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
@@ -77,7 +78,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
-    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority };
+    let hashed = hashed(&run, &parts, to, &cluster);
+    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority, hash: hashed.hash };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -93,7 +95,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     }
     let was_retried = tries.retries > 0;
     match outcome {
-        Ok(answered) => Ok(pass_on(run, answered, to, share, expiry)),
+        Ok(mut answered) => {
+            for cookie in hashed.cookies.iter().filter_map(|cookie| HeaderValue::from_str(cookie).ok()) {
+                answered.response.headers_mut().append(http::header::SET_COOKIE, cookie);
+            }
+            Ok(pass_on(run, answered, to, share, expiry))
+        }
         Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
         Err(failure) => Ok(fail(run, &failure, to, was_retried)),
     }
@@ -103,6 +110,14 @@ fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retrie
     run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
     let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
     run.reply(reply)
+}
+
+/// The request's hash, where it is what chooses the endpoint.
+fn hashed(run: &Run, parts: &request::Parts, to: &Forwarding<'_>, cluster: &ServedCluster) -> Hashed {
+    if to.forward.hash.is_empty() || !cluster.cluster.balance.is_hashing() {
+        return Hashed::default();
+    }
+    filters::hash::of_request(&to.forward.hash, &super::head_of(parts), run.tunnel.connection.peer_address.ip(), run.worker.draw())
 }
 
 /// The time limits of a request.
@@ -127,6 +142,7 @@ struct Policy<'a> {
     retry: Option<&'a RetryPolicy>,
     limits: TimeLimits,
     priority: Priority,
+    hash: Option<u64>,
 }
 
 /// The tries of one request.
@@ -248,8 +264,10 @@ impl<'a> Tries<'a> {
     }
 
     fn wish(&self) -> Wish<'_> {
-        let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else { return Wish::default() };
-        let mut wish = Wish { attempts_max: policy.host_attempts_max, ..Wish::default() };
+        let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else {
+            return Wish { hash: self.policy.hash, ..Wish::default() };
+        };
+        let mut wish = Wish { attempts_max: policy.host_attempts_max, hash: self.policy.hash, ..Wish::default() };
         if policy.avoid_previous_hosts {
             wish.avoid = &self.avoid;
         }

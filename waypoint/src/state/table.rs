@@ -9,6 +9,7 @@ use std::time::Instant;
 use model::cluster::Cluster;
 use model::endpoint::{Endpoint, EndpointSet, Health};
 
+use super::hashing::{HashTable, Weighed};
 use super::health::EndpointState;
 use super::loads::{Availability, Counted, Loads, loads, spread};
 
@@ -51,11 +52,46 @@ impl Group {
 pub struct Pool {
     /// One, or with locality weights one for each locality that has a share.
     groups: Vec<(u32, Group)>,
+    hashed: Option<Hashed>,
+}
+
+/// All endpoints of a pool by hash.
+#[derive(Debug)]
+struct Hashed {
+    table: HashTable,
+    entries: Vec<EndpointEntry>,
+}
+
+impl Hashed {
+    /// `parts` are localities with their part of all, or all together.
+    fn new<'a>(cluster: &Cluster, parts: impl Iterator<Item = (f64, &'a Group)>) -> Option<Self> {
+        if !cluster.balance.is_hashing() {
+            return None;
+        }
+        let (mut entries, mut weights) = (Vec::new(), Vec::new());
+        for (part, group) in parts {
+            let sum: f64 = group.entries.iter().map(|entry| f64::from(entry.endpoint.weight)).sum();
+            weights.extend(group.entries.iter().map(|entry| part * f64::from(entry.endpoint.weight) / sum));
+            entries.extend_from_slice(&group.entries);
+        }
+        let hosts = entries.iter().zip(weights).map(|(entry, weight)| Weighed { key: &entry.endpoint.host, weight });
+        let table = HashTable::new(cluster.balance, &hosts.collect::<Vec<_>>())?;
+        Some(Self { table, entries })
+    }
 }
 
 impl Pool {
     fn of_all(entries: Vec<EndpointEntry>, cluster: &Cluster) -> Self {
-        Self { groups: if entries.is_empty() { Vec::new() } else { vec![(1, Group::new(entries, cluster))] } }
+        let groups = if entries.is_empty() { Vec::new() } else { vec![(1, Group::new(entries, cluster))] };
+        let hashed = Hashed::new(cluster, groups.iter().map(|(_, group)| (1.0, group)));
+        Self { groups, hashed }
+    }
+
+    /// The endpoint of a hash. `attempt` counts those before that the same request does not want.
+    #[must_use]
+    pub fn hashed(&self, hash: u64, attempt: u32) -> Option<&EndpointEntry> {
+        let hashed = self.hashed.as_ref()?;
+        hashed.entries.get(hashed.table.position(hash, attempt))
     }
 
     /// A group; localities get their shares by a random number.
@@ -209,12 +245,15 @@ fn pool(entries: &[EndpointEntry], health: Health, cluster: &Cluster, set: &Endp
         let groups = localities.filter_map(|(at, weight)| {
             let all: Vec<_> = entries.iter().filter(|entry| entry.endpoint.locality == at).cloned().collect();
             let eligible = of_health(&mut all.iter());
-            let weight = effective_weight(*weight, (eligible.len(), all.len()), set.overprovisioning_percent);
-            (weight > 0).then(|| (weight, Group::new(eligible, cluster)))
+            let effective = effective_weight(*weight, (eligible.len(), all.len()), set.overprovisioning_percent);
+            (effective > 0).then(|| (*weight, (effective, Group::new(eligible, cluster))))
         });
-        let groups: Vec<_> = groups.collect();
+        // By hash localities count with their whole weight, as in Envoy.
+        let (weights, groups): (Vec<u32>, Vec<_>) = groups.unzip();
         if !groups.is_empty() {
-            return Pool { groups };
+            let sum: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+            let parts = weights.iter().zip(&groups).map(|(weight, (_, group))| (f64::from(*weight) / sum, group));
+            return Pool { hashed: Hashed::new(cluster, parts), groups };
         }
     }
     Pool::of_all(of_health(&mut entries.iter()), cluster)

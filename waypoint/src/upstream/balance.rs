@@ -22,6 +22,8 @@ pub struct Wish<'a> {
     pub attempts_max: u32,
     /// Priorities that were tried before, if others are to be tried first.
     pub excluded: Excluded<'a>,
+    /// The request's hash, where like requests go to the same endpoint.
+    pub hash: Option<u64>,
 }
 
 /// Chooses an endpoint. Envoy gives up after so many draws, which with two endpoints wastes one retry in 32 on the one that has just
@@ -31,12 +33,12 @@ pub struct Wish<'a> {
 pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -> u64) -> Option<EndpointEntry> {
     let table = cluster.endpoints.load();
     let is_new = |entry: &&EndpointEntry| !wish.avoid.contains(&entry.endpoint.address);
-    let mut chosen = choose_once(cluster, &table, wish, &mut draw)?;
-    for _ in 1..wish.attempts_max {
+    let mut chosen = choose_once(cluster, &table, (wish, 0), &mut draw)?;
+    for attempt in 1..wish.attempts_max {
         if is_new(&chosen) {
             break;
         }
-        chosen = choose_once(cluster, &table, wish, &mut draw)?;
+        chosen = choose_once(cluster, &table, (wish, attempt), &mut draw)?;
     }
     if !is_new(&chosen) {
         let count = table.entries().filter(is_new).count();
@@ -49,10 +51,15 @@ pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -
 fn choose_once<'a>(
     cluster: &ServedCluster,
     table: &'a EndpointTable,
-    wish: &Wish<'_>,
+    (wish, attempt): (&Wish<'_>, u32),
     draw: &mut impl FnMut() -> u64,
 ) -> Option<&'a EndpointEntry> {
-    among(cluster, table.pool(draw, wish.excluded)?.group(draw)?, draw)
+    if !cluster.cluster.balance.is_hashing() {
+        return among(cluster, table.pool(draw, wish.excluded)?.group(draw)?, draw);
+    }
+    // A request without a hash goes anywhere, but by the same table.
+    let hash = wish.hash.unwrap_or_else(&mut *draw);
+    table.pool(&mut || hash, wish.excluded)?.hashed(hash, attempt)
 }
 
 fn among<'a>(cluster: &ServedCluster, group: &'a Group, draw: &mut impl FnMut() -> u64) -> Option<&'a EndpointEntry> {
@@ -94,7 +101,7 @@ fn among<'a>(cluster: &ServedCluster, group: &'a Group, draw: &mut impl FnMut() 
             Some(best)
         }
         Balance::LeastRequest { .. } => entries.get(weighted(entries.iter().map(free_share), draw())),
-        Balance::Random => entries.get(at(draw())),
+        Balance::Random | Balance::RingHash { .. } | Balance::Maglev { .. } => entries.get(at(draw())),
     }
 }
 

@@ -82,6 +82,11 @@ pub(super) fn is_zero_duration(value: &Value, _: &Site<'_>) -> bool {
     value.as_message().is_some_and(|duration| duration.fields().next().is_none())
 }
 
+/// An enum's first value.
+pub(super) fn is_first(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0])
+}
+
 /// A number, or a wrapped one.
 pub(super) fn is_zero(value: &Value, _: &Site<'_>) -> bool {
     unwrapped(value).as_u32() == Some(0)
@@ -98,9 +103,9 @@ pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 2, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))
 }
 
-/// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED with ORIGINAL_DST.
+/// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST.
 pub(super) fn is_known_balance(value: &Value, site: &Site<'_>) -> bool {
-    is_one_of(value, &[0, 1, 3]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_originating(value, site))
+    is_one_of(value, &[0, 1, 2, 3, 5]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_originating(value, site))
 }
 
 /// In TLS that is spoken to an application; elsewhere TLS is the mesh's, and not negotiable.

@@ -149,10 +149,14 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         None => Some(std::time::Duration::from_secs(3600)), // Envoy's default
         some => positive_duration(some, &format!("{path}.idle_timeout"))?,
     };
+    let hashes_source = value
+        .hash_policy
+        .iter()
+        .any(|one| matches!(one.policy_specifier, Some(envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier::SourceIp(_))));
     let attempts = value.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value);
     let duration_max =
         positive_duration(value.max_downstream_connection_duration.as_ref(), &format!("{path}.max_downstream_connection_duration"))?;
-    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, duration_max, connect_attempts_max: attempts };
+    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, duration_max, connect_attempts_max: attempts, hashes_source };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
 

@@ -83,7 +83,7 @@ fn of_path(matched: &str, regex: Option<Substitution>, path: &str) -> Translated
     }
 }
 
-fn substitution(value: &RegexMatchAndSubstitute, path: &str) -> Translated<Substitution> {
+pub(super) fn substitution(value: &RegexMatchAndSubstitute, path: &str) -> Translated<Substitution> {
     let pattern = required(value.pattern.as_ref(), &format!("{path}.pattern"))?;
     Substitution::new(&pattern.regex, &value.substitution)
         .map_err(|error| Problem::new(path, format!("the substitution cannot be used: {error}")))

@@ -17,7 +17,7 @@ use model::route::{
 };
 
 use super::route_filters::{Configs, Slots};
-use super::{Problem, Translated, matcher, mirror, positive_duration, required, rewrite, timeout};
+use super::{Problem, Translated, hash, matcher, mirror, positive_duration, required, rewrite, timeout};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -163,7 +163,8 @@ fn forward(value: &proto::RouteAction, outer: &Outer<'_>, path: &str) -> Transla
         Ok(core::RoutingPriority::High) => Priority::High,
         Err(_) => return Err(Problem::new(format!("{path}.priority"), format!("{} is not known", value.priority))),
     };
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors })
+    let hash = hash::policies(&value.hash_policy, path)?;
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {

@@ -34,7 +34,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             (
                 "lb_policy",
                 when(
-                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM; CLUSTER_PROVIDED of connect_originate",
+                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV; CLUSTER_PROVIDED of connect_originate",
                     check::is_known_balance,
                     "like requests would go to the same endpoint",
                 ),
@@ -43,8 +43,8 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("lb_subset_config", Refused("only some endpoints would be chosen")),
             ("least_request_lb_config", Honoured),
             ("round_robin_lb_config", Honoured),
-            ("ring_hash_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
-            ("maglev_lb_config", Unused("belongs to a policy that is refused by lb_policy")),
+            ("ring_hash_lb_config", Honoured),
+            ("maglev_lb_config", Honoured),
             (
                 "original_dst_lb_config",
                 whole_when("of connect_originate", check::is_originating, "requests would go where the client wanted to go"),
@@ -87,10 +87,21 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("healthy_panic_threshold", Whole),
             ("locality_weighted_lb_config", Honoured),
             ("zone_aware_lb_config", Listed("zones are not preferred")),
+            ("consistent_hashing_lb_config", Listed("addresses are hashed, loads have no bound")),
             ("override_host_status", Refused("a session would stay with its endpoint")),
         ],
     ),
     entry(Tuning, "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", &[]),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.Cluster.RingHashLbConfig",
+        &[
+            ("minimum_ring_size", Honoured),
+            ("maximum_ring_size", Honoured),
+            ("hash_function", when("XX_HASH", check::is_first, "the hash is xxHash64, so keys meet other endpoints")),
+        ],
+    ),
+    entry(Tuning, "envoy.config.cluster.v3.Cluster.MaglevLbConfig", &[("table_size", Honoured)]),
     entry(
         Tuning,
         "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",

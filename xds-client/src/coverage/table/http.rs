@@ -134,6 +134,12 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("initial_connection_window_size", Listed("windows are our own")),
         ],
     ),
+    entry(
+        Routing,
+        "envoy.type.v3.HashPolicy",
+        &[("source_ip", Honoured), ("filter_state", Refused("connections with the same object would go to the same endpoint"))],
+    ),
+    entry(Routing, "envoy.type.v3.HashPolicy.SourceIp", &[]),
     entry(Tuning, "envoy.config.core.v3.KeepaliveSettings", &[("interval", Honoured), ("timeout", Honoured)]),
     // HTTP filters that need no more than their presence.
     entry(
@@ -224,7 +230,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("idle_timeout", Honoured),
             ("max_connect_attempts", Honoured),
             ("max_downstream_connection_duration", Honoured),
-            ("hash_policy", Listed("counts only for clusters that hash, and those are refused")),
+            ("hash_policy", Honoured),
             ("tunneling_config", whole_when("to connect_originate", check::is_hbone_tunnel, "connections would be tunnelled elsewhere")),
             ("access_log", Extension(super::telemetry::ACCESS_LOGS)),
             ("access_log_options", Listed("a line is written when a connection ends")),
