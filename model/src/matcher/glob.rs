@@ -115,12 +115,19 @@ impl Glob {
         let Some(mut left) = text.strip_prefix(self.first.as_slice()) else { return false };
         for (gap, wanted) in between {
             let Some(searched) = left.get(gap.bytes_min()..) else { return false };
-            let Some(at) = searched.windows(wanted.len()).position(|window| window == wanted) else { return false };
+            let Some(at) = find(searched, wanted) else { return false };
             left = &searched[at + wanted.len()..];
         }
         let (gap, end) = last;
         left.len() >= gap.bytes_min() + end.len() && left.ends_with(end)
     }
+}
+
+/// Where `wanted` comes first. Looks for its first byte: identities and paths have few of any.
+fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    let Some(first) = wanted.first() else { return Some(0) };
+    let starts = text.len().checked_sub(wanted.len())? + 1;
+    memchr::memchr_iter(*first, &text[..starts]).find(|at| text[*at..].starts_with(wanted))
 }
 
 impl Gap {
