@@ -299,3 +299,29 @@ async fn a_tcp_connection_that_lasts_too_long_is_cut_alike() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_our_own_has_the_header_changes_of_its_route_alike() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        scenario.keep_endpoints(WEB_CHAIN, 1)?;
+        let route = |prefix: &str, cluster: &str| {
+            json!({
+                "name": prefix, "match": {"prefix": prefix, "case_sensitive": true}, "route": {"cluster": cluster, "timeout": "0s"},
+                "response_headers_to_add": [{"header": {"key": "x-route", "value": prefix}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+            })
+        };
+        scenario.add_routes(WEB_CHAIN, vec![route("/missing", "none"), route("/down", WEB_CHAIN)])
+    };
+    let mesh = Mesh::builder("01-plain")?.edit(edit)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let peer = mesh.peer("frontend-0")?;
+    let (ours, theirs) = (peer.connect(mesh.hbone()).await?, peer.connect(envoy.hbone()).await?);
+    let mut differences = Vec::new();
+    for path in ["/missing", "/down"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\n\r\n");
+        assert_eq!(exchange(&ours, &request).await?.headers.get("x-route"), Some(&vec![path.to_owned()]));
+        differences.extend(difference(&ours, &theirs, &request).await?);
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}

@@ -109,7 +109,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
 fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retried: bool) -> Response<Body> {
     run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
     let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
-    run.reply(reply)
+    // The route was chosen, so that its changes to answers are made to this one as well, as Envoy does.
+    run.reply_edited(reply, &[&to.route.response_headers, &to.host.response_headers, &to.http.routes.response_headers])
 }
 
 /// The request's hash, where it is what chooses the endpoint.
