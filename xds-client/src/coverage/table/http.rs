@@ -128,8 +128,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.core.v3.Http2ProtocolOptions",
         &[
             ("allow_connect", Honoured),
-            ("max_concurrent_streams", Honoured),
-            ("connection_keepalive", Honoured),
+            ("max_concurrent_streams", when("towards clients", check::is_of_connection_manager, "streams to the upstream are not limited")),
+            (
+                "connection_keepalive",
+                when("towards clients", check::is_of_connection_manager, "connections to the upstream are not probed"),
+            ),
             ("initial_stream_window_size", Listed("windows are our own")),
             ("initial_connection_window_size", Listed("windows are our own")),
         ],
