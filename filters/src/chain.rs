@@ -3,9 +3,10 @@
 //! | step | filter | source |
 //! | --- | --- | --- |
 //! | 1 | the route is chosen, so that a refusal still names its cluster | Envoy's filter manager |
-//! | 2 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
-//! | 3 | `envoy.filters.http.fault`, then `envoy.filters.http.cors`, as the route says: [`model::route::RouteFilter`] | istiod |
-//! | 4 | the route's action | `envoy.filters.http.router` |
+//! | 2 | `envoy.filters.http.jwt_authn`, [`crate::jwt`]: it changes the request, and the route is chosen anew with what tokens say | istiod |
+//! | 3 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
+//! | 4 | `envoy.filters.http.fault`, then `envoy.filters.http.cors`, as the route says: [`model::route::RouteFilter`] | istiod |
+//! | 5 | the route's action | `envoy.filters.http.router` |
 //!
 //! Not for: steps that need another server's answer.
 
@@ -39,7 +40,7 @@ pub enum Outcome<'a> {
 #[must_use]
 pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>) -> Outcome<'a> {
     let (ChainKind::Http(http), Some(head)) = (&chain.kind, &input.head) else { return Outcome::Rejected };
-    let selected = route::select(&http.routes, head);
+    let selected = route::select_with(&http.routes, head, input.claims.filter(|claims| claims.is_seen_by_routes));
     match (rbac::decide_chain(chain, input), selected) {
         (RbacVerdict::Deny(policy), selected) => Outcome::Denied { policy, route: selected.map(|(_, route)| route) },
         (RbacVerdict::Pass, Some((host, route))) => Outcome::Route(host, route),

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use model::chain::{Chain, ChainKind, HttpFilter};
+use model::claims::TokenMetadata;
 use model::matcher::StringMatcher;
 use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
 use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
@@ -26,6 +27,8 @@ pub struct RbacInput<'a> {
     pub peer_address: IpAddr,
     /// What was asked for.
     pub destination: Option<SocketAddr>,
+    /// What the verified tokens of the request say; none without one.
+    pub claims: Option<&'a TokenMetadata>,
 }
 
 /// What a filter says.
@@ -80,6 +83,7 @@ fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> b
         Permission::DestinationPortRange(ports) => input.destination.is_some_and(|address| ports.contains(&i32::from(address.port()))),
         Permission::UriTemplate(template) => input.head.is_some_and(|head| template.matches(path_only(head.path))),
         Permission::ServerName(matcher) => matcher.matches(b""),
+        Permission::Claim(matcher) => matcher.matches(input.claims),
     }
 }
 
@@ -94,6 +98,7 @@ fn is_principal(principal: &Principal, input: &RbacInput<'_>, must_hold: bool) -
         Principal::RemoteIp(range) => range.contains(&remote_ip(input)),
         Principal::Header(matcher) => header(matcher, input, must_hold),
         Principal::UrlPath(matcher) => url_path(matcher, input),
+        Principal::Claim(matcher) => matcher.matches(input.claims),
     }
 }
 

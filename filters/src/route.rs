@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use model::claims::TokenMetadata;
 use model::route::{ClusterChoice, Domain, PathMatcher, QueryMatcher, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster};
 use model::stream_view::RequestHead;
 
@@ -13,9 +14,19 @@ use crate::header_match::{self, path_only, query_only};
 /// The route of a request, and the virtual host it is in; none is a 404.
 #[must_use]
 pub fn select<'a>(table: &'a RouteTable, head: &RequestHead<'_>) -> Option<(&'a VirtualHost, &'a Arc<Route>)> {
+    select_with(table, head, None)
+}
+
+/// As [`select`], with what verified tokens say.
+#[must_use]
+pub fn select_with<'a>(
+    table: &'a RouteTable,
+    head: &RequestHead<'_>,
+    claims: Option<&TokenMetadata>,
+) -> Option<(&'a VirtualHost, &'a Arc<Route>)> {
     let host = virtual_host(table, head.authority.unwrap_or_default())?;
     let path = path_only(head.path);
-    let route = host.routes.iter().find(|route| matches(&route.matches, head, path))?;
+    let route = host.routes.iter().find(|route| matches(&route.matches, head, path, claims))?;
     Some((host, route))
 }
 
@@ -37,10 +48,11 @@ fn virtual_host<'a>(table: &'a RouteTable, authority: &str) -> Option<&'a Virtua
 }
 
 /// Whether a request is what a route asks for; `path` is its path without a query, found once for all routes.
-fn matches(wanted: &RouteMatch, head: &RequestHead<'_>, path: &str) -> bool {
+pub(crate) fn matches(wanted: &RouteMatch, head: &RequestHead<'_>, path: &str, claims: Option<&TokenMetadata>) -> bool {
     path_matches(&wanted.path, wanted.case_sensitive, path)
         && (!wanted.grpc_only || is_grpc_content(head.headers))
         && wanted.headers.iter().all(|matcher| header_match::matches(matcher, head))
+        && wanted.claims.iter().all(|matcher| matcher.matches(claims))
         && wanted.query.iter().all(|matcher| query_matches(matcher, query_only(head.path).unwrap_or_default()))
 }
 
@@ -112,7 +124,7 @@ mod tests {
     use super::*;
 
     fn is_wanted(wanted: &RouteMatch, head: &RequestHead<'_>) -> bool {
-        matches(wanted, head, path_only(head.path))
+        matches(wanted, head, path_only(head.path), None)
     }
 
     fn head<'a>(path: &'a str, headers: &'a HeaderMap) -> RequestHead<'a> {
@@ -120,7 +132,7 @@ mod tests {
     }
 
     fn any(path: PathMatcher) -> RouteMatch {
-        RouteMatch { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false }
+        RouteMatch { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false, claims: Vec::new() }
     }
 
     fn takes(path: PathMatcher, request: &str) -> bool {

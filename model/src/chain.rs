@@ -9,6 +9,7 @@ use http::HeaderValue;
 
 use crate::access_log::AccessLog;
 use crate::invalid::Invalid;
+use crate::jwt::JwtAuthn;
 use crate::metrics::Stats;
 use crate::rbac::Rbac;
 use crate::route::RouteTable;
@@ -69,6 +70,8 @@ pub struct HttpOptions {
 pub struct HttpChain {
     /// Connection manager settings.
     pub options: HttpOptions,
+    /// Which tokens requests must carry; judged before the filters below.
+    pub jwt: Option<Box<JwtAuthn>>,
     /// Deciding filters, in order.
     pub filters: Vec<HttpFilter>,
     /// Whether gRPC messages are counted (`grpc_stats` with `emit_filter_state`).

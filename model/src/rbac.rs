@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::claims::ClaimMatcher;
 use crate::matcher::{StringMatcher, UriTemplate};
 use crate::route::HeaderMatcher;
 
@@ -48,6 +49,8 @@ pub enum Permission {
     UriTemplate(UriTemplate),
     /// The name in a ClientHello: an empty one where HTTP is spoken in plain, and no other is known.
     ServerName(StringMatcher),
+    /// What verified tokens say.
+    Claim(ClaimMatcher),
 }
 
 /// Who asks.
@@ -71,6 +74,8 @@ pub enum Principal {
     Header(HeaderMatcher),
     /// The path without query and fragment.
     UrlPath(StringMatcher),
+    /// What verified tokens say.
+    Claim(ClaimMatcher),
 }
 
 /// One policy rule, `ns[shop]-policy[web-allow]-rule[0]`.

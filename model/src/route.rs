@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::claims::ClaimMatcher;
 use crate::cors::CorsPolicy;
 use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
@@ -88,6 +89,8 @@ pub struct RouteMatch {
     pub query: Vec<QueryMatcher>,
     /// Only gRPC requests.
     pub grpc_only: bool,
+    /// What verified tokens say, all of it.
+    pub claims: Vec<ClaimMatcher>,
 }
 
 /// One of several clusters.

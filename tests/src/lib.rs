@@ -16,6 +16,7 @@ pub mod pod;
 pub mod process;
 pub mod scale;
 pub mod scenario;
+pub mod tokens;
 pub mod wait;
 pub mod workload;
 

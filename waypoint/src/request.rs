@@ -11,6 +11,7 @@ mod mirror;
 mod recording;
 mod replay;
 mod reply;
+mod token;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -255,11 +256,16 @@ impl Run {
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
             return Err(LocalReply::low_version().into());
         }
+        let claims = match &http.jwt {
+            Some(authn) => self.authenticate(authn, http, parts)?,
+            None => None,
+        };
         let input = RbacInput {
             head: Some(head_of(parts)),
             peer_principal: Some(self.tunnel.connection.peer.as_str()),
             peer_address: self.tunnel.connection.peer_address.ip(),
             destination: self.tunnel.target.address(),
+            claims: claims.as_ref(),
         };
         match judge(chain, &input) {
             Outcome::Route(host, route) => {

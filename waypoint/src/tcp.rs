@@ -120,6 +120,7 @@ async fn connect(
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
         destination: tunnel.target.address(),
+        claims: None,
     };
     if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.last().chain, &input) {
         let policy = policy.as_deref().unwrap_or("none");

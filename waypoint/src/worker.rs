@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use filters::jwt::TokenCache;
 use parking_lot::Mutex;
 use telemetry::WorkerTelemetry;
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ pub struct Worker {
     pub mirrors: Arc<Semaphore>,
     telemetry: Mutex<WorkerTelemetry>,
     random: Mutex<fastrand::Rng>,
+    tokens: Mutex<TokenCache>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -46,6 +48,7 @@ impl Worker {
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),
+            tokens: Mutex::default(),
         }
     }
 
@@ -57,6 +60,11 @@ impl Worker {
     /// The worker's source of randomness.
     pub fn with_random<R>(&self, with: impl FnOnce(&mut fastrand::Rng) -> R) -> R {
         with(&mut self.random.lock())
+    }
+
+    /// The tokens that the worker has verified.
+    pub fn with_tokens<R>(&self, with: impl FnOnce(&mut TokenCache) -> R) -> R {
+        with(&mut self.tokens.lock())
     }
 
     /// The worker's telemetry.

@@ -16,6 +16,7 @@ mod balance;
 mod dispatch;
 mod dns;
 mod hash;
+mod jwt;
 mod matcher;
 mod mirror;
 mod outlier;

@@ -16,6 +16,7 @@ mod limits;
 mod origination;
 mod parity;
 mod policy;
+mod policy_oracle;
 mod requests;
 mod retries;
 mod routes;

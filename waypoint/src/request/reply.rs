@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use filters::jwt::TokenProblem;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use model::flags::ResponseFlag;
@@ -80,6 +81,13 @@ impl LocalReply {
 
     pub(super) fn denied(policy: Option<&str>) -> Self {
         Self::new(403, "RBAC: access denied", format!("rbac_access_denied_matched_policy[{}]", policy.unwrap_or("none")))
+    }
+
+    /// A token that is missing or not accepted; the text is Envoy's and has nothing of it.
+    pub(super) fn token_refused(problem: TokenProblem) -> Self {
+        let text = problem.to_string();
+        let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
+        Self::new(problem.status(), text, details)
     }
 
     /// HTTP/1.0, which istiod did not ask to accept.

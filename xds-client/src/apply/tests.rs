@@ -157,7 +157,7 @@ fn every_recorded_scenario_loads_and_what_is_not_obeyed_is_named() {
         ("istiod-1.31/03-grpcroute", vec![]),
         ("istiod-1.31/04-virtualservice", vec![]),
         ("istiod-1.31/05-authz", vec![http("auto", 7000), http("web", 80)]),
-        ("istiod-1.31/06-jwt", vec![http("reviews", 9080)]),
+        ("istiod-1.31/06-jwt", vec![]),
         ("istiod-1.31/07-telemetry", vec![]),
         ("istiod-1.31/09-tcp", vec![]),
         ("istiod-1.28/default-chain", vec![]),

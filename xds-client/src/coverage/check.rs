@@ -189,6 +189,16 @@ pub(super) fn is_dry_run(_: &Value, site: &Site<'_>) -> bool {
     !text(site.message, "shadow_rules_stat_prefix").starts_with("istio_ext_authz_")
 }
 
+/// Metadata that verified tokens leave.
+pub(super) fn is_token_metadata(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str() == Some("envoy.filters.http.jwt_authn")
+}
+
+/// `metadata_source` DYNAMIC.
+pub(super) fn is_dynamic(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0])
+}
+
 /// Somewhere below a filter of HTTP requests.
 pub(super) fn is_in_http_filter(_: &Value, site: &Site<'_>) -> bool {
     std::iter::successors(Some(site), |site| site.holder)

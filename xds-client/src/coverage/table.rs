@@ -4,6 +4,7 @@
 //! `docs/coverage.md` with them.
 mod cluster;
 mod http;
+mod jwt;
 mod listener;
 mod rbac;
 mod route;
@@ -23,10 +24,11 @@ pub(super) struct Section {
 }
 
 /// The table, in the order in which it is documented.
-pub(super) const SECTIONS: [Section; 7] = [
+pub(super) const SECTIONS: [Section; 8] = [
     Section { title: "Listeners and the dispatch of connections", entries: listener::ENTRIES },
     Section { title: "HTTP and TCP chains", entries: http::ENTRIES },
     Section { title: "Routes", entries: route::ENTRIES },
+    Section { title: "Authentication of requests", entries: jwt::ENTRIES },
     Section { title: "Authorization", entries: rbac::ENTRIES },
     Section { title: "Clusters and endpoints", entries: cluster::ENTRIES },
     Section { title: "TLS", entries: tls::ENTRIES },

@@ -141,12 +141,11 @@ fn chains_within_the_first_step_have_no_refusals() {
 #[test]
 fn a_chain_that_needs_more_is_refused_and_its_neighbours_are_not() {
     let auto = "inbound-vip|7000|http|auto.shop.svc.cluster.local";
-    let reviews = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
     let wild = "inbound-vip|80|http|*.wild.example.com";
     assert_eq!(refused_chains("istiod-1.31/02-httproute"), Vec::<String>::new());
     assert_eq!(refused_chains("istiod-1.31/04-virtualservice"), Vec::<String>::new());
     assert_eq!(refused_chains("istiod-1.31/05-authz"), [auto, WEB]);
-    assert_eq!(refused_chains("istiod-1.31/06-jwt"), [reviews]);
+    assert_eq!(refused_chains("istiod-1.31/06-jwt"), [""; 0]);
     assert_eq!(refused_chains("istiod-1.31/08-egress"), [wild]);
 }
 
@@ -317,7 +316,9 @@ fn principals_and_permissions_that_are_not_evaluated_are_refused() {
     let state = |key: &str| json!({"filter_state": {"key": key, "string_match": {"prefix": "spiffe://"}}});
     assert_eq!(principal(state("io.istio.peer_principal")), 0);
     assert_eq!(principal(state("io.istio.other")), 1);
-    assert_eq!(principal(json!({"metadata": {"filter": "envoy.filters.http.jwt_authn"}})), 1);
+    let claim = |filter: &str| json!({"metadata": {"filter": filter, "path": [{"key": "payload"}], "value": {"present_match": true}}});
+    assert_eq!(principal(claim("envoy.filters.http.jwt_authn")), 0);
+    assert_eq!(principal(claim("envoy.filters.network.mysql_proxy")), 1);
     assert_eq!(principal(json!({"authenticated": {}})), 1);
     assert_eq!(principal(json!({"not_id": {"or_ids": {"ids": [{"remote_ip": {"address_prefix": "10.0.0.0", "prefix_len": 8}}]}}})), 0);
 }

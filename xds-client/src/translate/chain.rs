@@ -17,14 +17,15 @@ use xds_proto::istio::stats::PluginConfig;
 
 use super::route_filters::{CORS, FAULT, Slots};
 use super::{
-    PLUMBING, Problem, Translated, access_log, extension_type, open, positive_duration, rbac, required, route, stats, timeout, tracing,
-    type_name,
+    PLUMBING, Problem, Translated, access_log, extension_type, jwt, open, positive_duration, rbac, required, route, stats, timeout,
+    tracing, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const JWT_AUTHN: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 const STATS: &str = "stats.PluginConfig";
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -163,6 +164,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
 fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
     let mut filters = Vec::new();
+    let mut jwt = None;
     let mut slots = Slots::default();
     let (mut chain_stats, mut count_grpc_messages) = (None, false);
     for (at, filter) in value.http_filters.iter().enumerate() {
@@ -181,6 +183,10 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
                     value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Http, &path)).transpose()?.map(HttpFilter::Rbac),
                 );
             }
+            JWT_AUTHN if jwt.is_some() || !filters.is_empty() || !slots.is_empty() => {
+                return Err(Problem::new(path, "tokens can only be verified once, and before all policies"));
+            }
+            JWT_AUTHN => jwt = Some(Box::new(jwt::jwt_authn(&open(config, &path)?, &path)?)),
             STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
             GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
             known if PLUMBING.contains(&known) => {}
@@ -196,7 +202,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
     };
     let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
     Ok(HttpParts {
-        chain: HttpChain { options: options(value, path)?, filters, count_grpc_messages, routes },
+        chain: HttpChain { options: options(value, path)?, jwt, filters, count_grpc_messages, routes },
         access_logs: access_log::all(&value.access_log, path)?,
         tracing,
         stats: chain_stats,

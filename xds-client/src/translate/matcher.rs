@@ -4,10 +4,16 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use http::HeaderName;
+use model::claims::{ClaimMatcher, ClaimTest};
 use model::matcher::StringMatcher;
 use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
 
 use super::{Problem, Translated, required};
+
+/// Where the filter that verifies tokens keeps what they say.
+const TOKEN_METADATA: &str = "envoy.filters.http.jwt_authn";
+/// Nesting of a condition on a claim; istiod's own is 3.
+const CLAIM_DEPTH_MAX: usize = 16;
 
 pub(super) fn string(value: &matcher::StringMatcher, path: &str) -> Translated<StringMatcher> {
     use matcher::string_matcher::MatchPattern;
@@ -84,4 +90,45 @@ pub(super) fn filter_state<'a>(value: &'a matcher::FilterStateMatcher, path: &st
         matcher::filter_state_matcher::Matcher::StringMatch(text) => Ok((&value.key, string(text, path)?)),
         matcher::filter_state_matcher::Matcher::AddressMatch(_) => Err(Problem::new(path, "address_match is not supported")),
     }
+}
+
+/// A condition on what verified tokens say.
+pub(super) fn claim(value: &matcher::MetadataMatcher, path: &str) -> Translated<ClaimMatcher> {
+    use matcher::metadata_matcher::path_segment::Segment;
+    if value.filter != TOKEN_METADATA {
+        return Err(Problem::new(path, format!("metadata of {:?} is not known", value.filter)));
+    }
+    let names = value.path.iter().map(|segment| match &segment.segment {
+        Some(Segment::Key(name)) => Ok(Box::from(name.as_str())),
+        None => Err(Problem::new(path, "has a part of its path that is not known")),
+    });
+    let test = claim_test(required(value.value.as_ref(), path)?, path, 0)?;
+    Ok(ClaimMatcher { path: names.collect::<Translated<_>>()?, test, invert: value.invert })
+}
+
+fn claim_test(value: &matcher::ValueMatcher, path: &str, depth: usize) -> Translated<ClaimTest> {
+    use matcher::double_matcher::MatchPattern as Number;
+    use matcher::value_matcher::MatchPattern;
+    if depth > CLAIM_DEPTH_MAX {
+        return Err(Problem::new(path, "is nested too deeply"));
+    }
+    Ok(match required(value.match_pattern.as_ref(), path)? {
+        MatchPattern::NullMatch(_) => ClaimTest::Null,
+        MatchPattern::DoubleMatch(number) => match required(number.match_pattern.as_ref(), path)? {
+            Number::Exact(number) => ClaimTest::Number(*number),
+            Number::Range(range) => ClaimTest::NumberIn(range.start..range.end),
+        },
+        MatchPattern::StringMatch(text) => ClaimTest::Text(string(text, path)?),
+        MatchPattern::BoolMatch(value) => ClaimTest::Bool(*value),
+        MatchPattern::PresentMatch(true) => ClaimTest::Present,
+        MatchPattern::PresentMatch(false) => ClaimTest::Never,
+        MatchPattern::ListMatch(list) => {
+            let matcher::list_matcher::MatchPattern::OneOf(one) = required(list.match_pattern.as_ref(), path)?;
+            ClaimTest::OneOf(Box::new(claim_test(one, path, depth + 1)?))
+        }
+        MatchPattern::OrMatch(any) => {
+            let tests = any.value_matchers.iter().map(|one| claim_test(one, path, depth + 1));
+            ClaimTest::Or(tests.collect::<Translated<_>>()?)
+        }
+    })
 }

@@ -5,6 +5,7 @@
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::rbac::v3 as proto;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use model::claims::ClaimMatcher;
 use model::matcher::UriTemplate;
 use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
 
@@ -61,7 +62,7 @@ fn permission(value: &proto::Permission, place: Place, path: &str, depth: usize)
     let all = |set: &proto::permission::Set| -> Translated<Vec<_>> {
         set.rules.iter().enumerate().map(|(at, one)| permission(one, place, &format!("{path}[{at}]"), depth + 1)).collect()
     };
-    #[expect(deprecated, reason = "metadata is named to be refused")]
+    #[expect(deprecated, reason = "older releases of istiod use metadata")]
     Ok(match required(value.rule.as_ref(), path)? {
         Rule::AndRules(set) => Permission::And(all(set)?),
         Rule::OrRules(set) => Permission::Or(all(set)?),
@@ -77,10 +78,18 @@ fn permission(value: &proto::Permission, place: Place, path: &str, depth: usize)
         Rule::RequestedServerName(name) if place == Place::Http => Permission::ServerName(matcher::string(name, path)?),
         Rule::RequestedServerName(_) => return Err(unsupported(path, "requested_server_name of TCP connections")),
         Rule::DestinationPortRange(range) => Permission::DestinationPortRange(range.start..range.end),
-        Rule::Metadata(_) | Rule::SourcedMetadata(_) => return Err(unsupported(path, "metadata")),
+        Rule::Metadata(one) => Permission::Claim(matcher::claim(one, path)?),
+        Rule::SourcedMetadata(one) => Permission::Claim(sourced(one, path)?),
         Rule::Matcher(_) => return Err(unsupported(path, "matcher")),
         Rule::UriTemplate(extension) => Permission::UriTemplate(uri_template(extension, path)?),
     })
+}
+
+fn sourced(value: &proto::SourcedMetadata, path: &str) -> Translated<ClaimMatcher> {
+    if proto::MetadataSource::try_from(value.metadata_source) != Ok(proto::MetadataSource::Dynamic) {
+        return Err(unsupported(path, "metadata of routes"));
+    }
+    matcher::claim(required(value.metadata_matcher.as_ref(), path)?, path)
 }
 
 fn uri_template(value: &TypedExtensionConfig, path: &str) -> Translated<UriTemplate> {
@@ -104,7 +113,7 @@ fn principal(value: &proto::Principal, path: &str, depth: usize) -> Translated<P
     let all = |set: &proto::principal::Set| -> Translated<Vec<_>> {
         set.ids.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}[{at}]"), depth + 1)).collect()
     };
-    #[expect(deprecated, reason = "source_ip and metadata are named to be refused")]
+    #[expect(deprecated, reason = "source_ip is named to be refused, and older releases of istiod use metadata")]
     Ok(match required(value.identifier.as_ref(), path)? {
         Identifier::AndIds(set) => Principal::And(all(set)?),
         Identifier::OrIds(set) => Principal::Or(all(set)?),
@@ -121,7 +130,8 @@ fn principal(value: &proto::Principal, path: &str, depth: usize) -> Translated<P
         },
         Identifier::Authenticated(_) => return Err(unsupported(path, "authenticated")),
         Identifier::SourceIp(_) => return Err(unsupported(path, "source_ip")),
-        Identifier::Metadata(_) | Identifier::SourcedMetadata(_) => return Err(unsupported(path, "metadata")),
+        Identifier::Metadata(one) => Principal::Claim(matcher::claim(one, path)?),
+        Identifier::SourcedMetadata(one) => Principal::Claim(sourced(one, path)?),
         Identifier::Custom(_) => return Err(unsupported(path, "custom")),
     })
 }

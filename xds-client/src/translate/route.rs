@@ -109,7 +109,7 @@ fn direct_response(value: &proto::DirectResponseAction, path: &str) -> Translate
     Ok(DirectResponse { status, body: body.into() })
 }
 
-fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<RouteMatch> {
+pub(super) fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<RouteMatch> {
     use proto::route_match::PathSpecifier;
     let matched = match required(value.path_specifier.as_ref(), path)? {
         PathSpecifier::Prefix(text) => PathMatcher::Prefix(text.as_str().into()),
@@ -120,6 +120,7 @@ fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<RouteMatch> 
         PathSpecifier::PathMatchPolicy(_) => return Err(Problem::new(path, "path_match_policy is not supported")),
     };
     let headers = value.headers.iter().enumerate().map(|(at, one)| matcher::header(one, &format!("{path}.headers[{at}]")));
+    let claims = value.dynamic_metadata.iter().enumerate().map(|(at, one)| matcher::claim(one, &format!("{path}.dynamic_metadata[{at}]")));
     let query = value.query_parameters.iter().map(|one| query(one, &format!("{path}.query_parameters[{}]", one.name)));
     Ok(RouteMatch {
         path: matched,
@@ -127,6 +128,7 @@ fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<RouteMatch> 
         headers: headers.collect::<Translated<_>>()?,
         query: query.collect::<Translated<_>>()?,
         grpc_only: value.grpc.is_some(),
+        claims: claims.collect::<Translated<_>>()?,
     })
 }
 

@@ -256,7 +256,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     walked("io.istio.http.peer_metadata.Config"),
     walked("stats.PluginConfig"),
     walked("envoy.extensions.filters.http.router.v3.Router"),
-    refused("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", "tokens would be verified"),
+    walked("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
     refused("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", "an external service would decide about requests"),
     refused("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", "an external service would change requests"),
     refused("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", "requests would be limited"),

@@ -117,7 +117,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("query_parameters", Honoured),
             ("grpc", Whole),
             ("cookies", Refused("requests would be told apart by cookies")),
-            ("dynamic_metadata", Refused("requests would be told apart by claims of their token")),
+            ("dynamic_metadata", Honoured),
             ("filter_state", Refused("requests would be told apart by filter state")),
             ("tls_context", Refused("requests would be told apart by their certificate")),
             ("runtime_fraction", Refused("only a share of requests would match")),

@@ -1,0 +1,190 @@
+//! Whether a request carries the tokens that it must, and what verified tokens say.
+//!
+//! Not for: where keys come from; they are in the model. Time is an argument. Invariants: a request whose every token is not valid passes no
+//! provider; headers that only a verified token may set are taken from every request; claims are kept of verified tokens only.
+
+mod cache;
+mod extract;
+mod header;
+mod problem;
+mod token;
+mod verify;
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use model::claims::{Claim, TokenMetadata};
+use model::jwt::{Audiences, JwtAuthn, Provider, Requirement, TokenEdit, TokenPlace};
+use model::stream_view::RequestHead;
+
+pub use self::cache::{CACHED_TOKEN_BYTES_MAX, CACHED_TOKENS_MAX, TokenCache};
+pub use self::extract::without_parameter;
+pub use self::problem::TokenProblem;
+use self::token::Token;
+use crate::header_match::path_only;
+use crate::route;
+
+/// What tokens say and change.
+#[derive(Debug, Default)]
+pub struct Authenticated {
+    /// Changes to the request, in order.
+    pub edits: Vec<TokenEdit>,
+    /// For policies and routes; none without a token.
+    pub metadata: Option<TokenMetadata>,
+}
+
+/// Judges the tokens of a request. `now`: seconds since 1970.
+///
+/// # Errors
+/// The request is refused.
+pub fn authenticate(authn: &JwtAuthn, head: &RequestHead<'_>, cache: &mut TokenCache, now: u64) -> Result<Authenticated, TokenProblem> {
+    let mut passed = Authenticated::default();
+    let own = authn.own_headers.iter().filter(|name| head.headers.contains_key(*name));
+    passed.edits.extend(own.map(|name| TokenEdit::RemoveHeader(name.clone())));
+    if authn.bypass_cors_preflight && is_preflight(head) {
+        return Ok(passed);
+    }
+    let path = path_only(head.path);
+    let Some(rule) = authn.rules.iter().find(|rule| route::matches(&rule.matches, head, path, None)) else { return Ok(passed) };
+    if let Some(requirement) = &rule.requires {
+        let mut request = Request { authn, head, cache, now, passed: &mut passed };
+        request.meets(requirement)?;
+    }
+    Ok(passed)
+}
+
+fn is_preflight(head: &RequestHead<'_>) -> bool {
+    let has = |name| head.headers.get(name).is_some_and(|value: &HeaderValue| !value.is_empty());
+    head.method == "OPTIONS" && has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+struct Request<'r, 'h> {
+    authn: &'r JwtAuthn,
+    head: &'r RequestHead<'h>,
+    cache: &'r mut TokenCache,
+    now: u64,
+    passed: &'r mut Authenticated,
+}
+
+impl Request<'_, '_> {
+    /// Recursion is bounded where the requirement is read.
+    fn meets(&mut self, requirement: &Requirement) -> Result<(), TokenProblem> {
+        match requirement {
+            Requirement::Provider { provider, audiences } => {
+                let provider = self.authn.providers.get(*provider).ok_or(TokenProblem::UnknownIssuer)?;
+                self.passes(provider, audiences.as_ref().unwrap_or(&provider.audiences))
+            }
+            Requirement::All(all) => all.iter().try_for_each(|one| self.meets(one)),
+            Requirement::Any { of, allow_missing } => {
+                let mut worst = TokenProblem::Missing;
+                for one in of {
+                    let Err(problem) = self.meets(one) else { return Ok(()) };
+                    // A token that is bad says more than one of another issuer, and that more than none.
+                    if worst == TokenProblem::Missing || !matches!(problem, TokenProblem::Missing | TokenProblem::UnknownIssuer) {
+                        worst = problem;
+                    }
+                }
+                if *allow_missing && worst == TokenProblem::Missing { Ok(()) } else { Err(worst) }
+            }
+        }
+    }
+
+    /// All tokens in a provider's places have to be good: a bad one beside a good one might be the one that is used behind us.
+    fn passes(&mut self, provider: &Provider, audiences: &Audiences) -> Result<(), TokenProblem> {
+        let found = extract::tokens(self.head, &provider.places);
+        if found.is_empty() {
+            return Err(TokenProblem::Missing);
+        }
+        let mut good = Vec::with_capacity(found.len());
+        for (text, place) in found.iter().rev() {
+            good.push((self.verified(text, provider, audiences)?, &**text, *place));
+        }
+        for (token, text, place) in good {
+            self.keep(&token, text, (provider, place));
+        }
+        Ok(())
+    }
+
+    fn verified(&mut self, text: &str, provider: &Provider, audiences: &Audiences) -> Result<Arc<Token>, TokenProblem> {
+        let known = self.cache.get(text, &provider.keys);
+        let is_known = known.is_some();
+        let token = known.map_or_else(|| Token::parse(text).map(Arc::new), Ok)?;
+        if provider.issuer.as_ref().is_some_and(|issuer| *issuer != token.issuer) {
+            return Err(TokenProblem::UnknownIssuer);
+        }
+        if self.now.saturating_add(provider.clock_skew_seconds) < token.not_before {
+            return Err(TokenProblem::NotYetValid);
+        }
+        if token.expires != 0 && self.now > token.expires.saturating_add(provider.clock_skew_seconds) {
+            return Err(TokenProblem::Expired);
+        }
+        if !audiences.allow(token.audiences.iter().map(|audience| &**audience)) {
+            return Err(TokenProblem::AudienceNotAllowed);
+        }
+        if !is_known {
+            verify::verify(&token, text, &provider.keys)?;
+            self.cache.insert(text, &provider.keys, &token);
+        }
+        Ok(token)
+    }
+
+    fn keep(&mut self, token: &Token, text: &str, (provider, place): (&Provider, &TokenPlace)) {
+        let edits = &mut self.passed.edits;
+        if let Some((name, is_padded)) = &provider.payload_header
+            && let Some(payload) = text.get(token.payload_range.clone())
+        {
+            edits.extend(header::payload(payload, *is_padded).map(|value| TokenEdit::AddHeader(name.clone(), value)));
+        }
+        let mut adds_claim = false;
+        for ClaimValue { name, value } in claim_values(provider, &token.payload) {
+            adds_claim = true;
+            edits.push(TokenEdit::AddHeader(name, value));
+        }
+        if !provider.forward {
+            edits.extend(match place {
+                TokenPlace::Header { name, .. } => Some(TokenEdit::RemoveHeader(name.clone())),
+                TokenPlace::Parameter(name) => Some(TokenEdit::RemoveParameter(name.clone())),
+                TokenPlace::Cookie(_) => None,
+            });
+        }
+        let metadata = self.passed.metadata.get_or_insert_with(TokenMetadata::default);
+        metadata.is_seen_by_routes |= provider.clear_route_cache && (adds_claim || provider.metadata_name.is_some());
+        if let Some(name) = &provider.metadata_name {
+            metadata.insert(name, Arc::new(with_lists(&token.payload, &provider.list_claims)));
+        }
+    }
+}
+
+struct ClaimValue {
+    name: http::HeaderName,
+    value: HeaderValue,
+}
+
+/// Claims that are there and can be a header's value.
+fn claim_values<'a>(provider: &'a Provider, payload: &'a Claim) -> impl Iterator<Item = ClaimValue> + 'a {
+    provider.claim_headers.iter().filter_map(move |header| {
+        let claim = header.claim.iter().try_fold(payload, |claim, name| claim.get(name))?;
+        Some(ClaimValue { name: header.name.clone(), value: header::claim(claim)? })
+    })
+}
+
+/// The payload with some texts as lists of their words.
+fn with_lists(payload: &Claim, list_claims: &[Box<str>]) -> Claim {
+    let mut payload = payload.clone();
+    if let Claim::Object(members) = &mut payload {
+        for (_, value) in members.iter_mut().filter(|(name, _)| list_claims.contains(name)) {
+            if let Claim::Text(text) = value {
+                let words: Vec<_> = text.split(' ').filter(|word| !word.is_empty()).map(|word| Claim::Text(word.into())).collect();
+                // A text without words stays one, as in Envoy.
+                if !words.is_empty() {
+                    *value = Claim::List(words);
+                }
+            }
+        }
+    }
+    payload
+}
+
+#[cfg(test)]
+mod tests;

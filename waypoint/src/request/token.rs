@@ -1,0 +1,86 @@
+//! The tokens of a request: judged by `filters::jwt`, and its changes made.
+//!
+//! Invariant: a header that only a verified token may set is never what the client sent.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use filters::jwt::{TokenProblem, authenticate, without_parameter};
+use http::header::WWW_AUTHENTICATE;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
+use model::chain::HttpChain;
+use model::claims::TokenMetadata;
+use model::jwt::{JwtAuthn, TokenEdit};
+
+use super::reply::LocalReply;
+use super::{Run, head_of};
+
+/// Bytes of a path that `www-authenticate` repeats, as in Envoy.
+const REALM_PATH_BYTES_MAX: usize = 256;
+
+impl Run {
+    /// What the verified tokens of a request say, once it is changed as they change it; else the answer.
+    pub(super) fn authenticate(
+        &mut self,
+        authn: &JwtAuthn,
+        http: &HttpChain,
+        parts: &mut http::request::Parts,
+    ) -> Result<Option<TokenMetadata>, Box<LocalReply>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let head = head_of(parts);
+        match self.worker.with_tokens(|cache| authenticate(authn, &head, cache, now)) {
+            Ok(passed) => {
+                if !passed.edits.is_empty() {
+                    self.edit(passed.edits, parts);
+                }
+                Ok(passed.metadata)
+            }
+            Err(problem) => {
+                if let Some((_, route)) = filters::route::select(&http.routes, &head) {
+                    self.note_route(route);
+                }
+                self.told.extend(realm(&head, problem).map(|value| (WWW_AUTHENTICATE, value)));
+                Err(LocalReply::token_refused(problem).into())
+            }
+        }
+    }
+
+    /// Changes a request, and what is noted of it.
+    fn edit(&mut self, edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
+        for edit in edits {
+            match edit {
+                TokenEdit::RemoveHeader(name) => {
+                    parts.headers.remove(name);
+                }
+                TokenEdit::AddHeader(name, value) => {
+                    parts.headers.append(name, value);
+                }
+                TokenEdit::RemoveParameter(name) => {
+                    let path = parts.uri.path_and_query().and_then(|path| without_parameter(path.as_str(), &name));
+                    if let Some(uri) = path.and_then(|path| with_path(&parts.uri, path)) {
+                        parts.uri = uri;
+                    }
+                }
+            }
+        }
+        let record = self.recording.record();
+        if let Some(head) = &mut record.head {
+            head.path = parts.uri.path_and_query().cloned();
+        }
+        record.capture_request(&parts.headers);
+    }
+}
+
+fn with_path(uri: &Uri, path: String) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// `www-authenticate` (RFC 6750) as Envoy writes it.
+fn realm(head: &model::stream_view::RequestHead<'_>, problem: TokenProblem) -> Option<HeaderValue> {
+    let path = head.path.get(..REALM_PATH_BYTES_MAX).unwrap_or(head.path);
+    let error = if problem == TokenProblem::Missing { "" } else { ", error=\"invalid_token\"" };
+    let authority = head.authority.unwrap_or_default();
+    HeaderValue::from_str(&format!("Bearer realm=\"{}://{authority}{path}\"{error}", head.scheme)).ok()
+}

@@ -1,0 +1,170 @@
+//! `envoy.filters.http.jwt_authn` as istiod writes it for RequestAuthentication.
+//!
+//! Not for: key sets ([`keys`]). Invariant: a requirement is read whole or the chain is refused; none is dropped.
+
+mod keys;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as proto;
+use http::HeaderName;
+use model::jwt::{Audiences, CLOCK_SKEW_SECONDS_DEFAULT, ClaimHeader, JwtAuthn, KeySet, Provider, Requirement, Rule, TokenPlace};
+
+use super::{Problem, Translated, matcher, required, route};
+
+/// Nesting of requirements that is followed; istiod's own is 3.
+const REQUIREMENT_DEPTH_MAX: usize = 16;
+
+/// Reads the filter.
+pub(super) fn jwt_authn(value: &proto::JwtAuthentication, path: &str) -> Translated<JwtAuthn> {
+    if value.filter_state_rules.is_some() || value.strip_failure_response {
+        return Err(Problem::new(path, "filter_state_rules and strip_failure_response are not supported"));
+    }
+    let mut named: Vec<_> = value.providers.iter().collect();
+    named.sort_unstable_by_key(|(name, _)| *name);
+    let index: HashMap<&str, usize> = named.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
+    let providers = named.into_iter().map(|(name, value)| provider(name, value, &format!("{path}.providers[{name}]")));
+    let providers = providers.collect::<Translated<Vec<_>>>()?;
+    let rules = value.rules.iter().enumerate().map(|(at, value)| rule(value, &index, &format!("{path}.rules[{at}]")));
+    let own = |provider: &Provider| {
+        let payload = provider.payload_header.iter().map(|(name, _)| name.clone());
+        payload.chain(provider.claim_headers.iter().map(|header| header.name.clone())).collect::<Vec<_>>()
+    };
+    Ok(JwtAuthn {
+        rules: rules.collect::<Translated<_>>()?,
+        bypass_cors_preflight: value.bypass_cors_preflight,
+        own_headers: providers.iter().flat_map(own).collect(),
+        providers,
+    })
+}
+
+fn provider(name: &str, value: &proto::JwtProvider, path: &str) -> Translated<Provider> {
+    let is_set = [
+        ("subjects", value.subjects.is_some()),
+        ("require_expiration", value.require_expiration),
+        ("max_lifetime", value.max_lifetime.is_some()),
+        ("header_in_metadata", !value.header_in_metadata.is_empty()),
+        ("failed_status_in_metadata", !value.failed_status_in_metadata.is_empty()),
+    ];
+    if let Some((field, _)) = is_set.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(Problem::new(format!("{path}.{field}"), "is not supported"));
+    }
+    let payload_header = (!value.forward_payload_header.is_empty()).then(|| matcher::header_name(&value.forward_payload_header, path));
+    let claim_headers = value.claim_to_headers.iter().map(|one| claim_header(one, path));
+    Ok(Provider {
+        name: name.into(),
+        issuer: (!value.issuer.is_empty()).then(|| value.issuer.as_str().into()),
+        audiences: Audiences::new(value.audiences.iter().map(String::as_str)),
+        places: places(value, path)?,
+        keys: Arc::new(key_set(value, path)?),
+        clock_skew_seconds: match value.clock_skew_seconds {
+            0 => CLOCK_SKEW_SECONDS_DEFAULT,
+            seconds => u64::from(seconds),
+        },
+        forward: value.forward,
+        payload_header: payload_header.transpose()?.map(|name| (name, value.pad_forward_payload_header)),
+        claim_headers: claim_headers.collect::<Translated<_>>()?,
+        metadata_name: (!value.payload_in_metadata.is_empty()).then(|| value.payload_in_metadata.as_str().into()),
+        list_claims: value
+            .normalize_payload_in_metadata
+            .iter()
+            .flat_map(|normalize| normalize.space_delimited_claims.iter().map(|claim| claim.as_str().into()))
+            .collect(),
+        clear_route_cache: value.clear_route_cache,
+    })
+}
+
+fn key_set(value: &proto::JwtProvider, path: &str) -> Translated<KeySet> {
+    use proto::jwt_provider::JwksSourceSpecifier;
+    match required(value.jwks_source_specifier.as_ref(), &format!("{path}.local_jwks"))? {
+        JwksSourceSpecifier::RemoteJwks(_) => Err(Problem::new(format!("{path}.remote_jwks"), "keys have to be inline")),
+        JwksSourceSpecifier::LocalJwks(source) => {
+            let path = format!("{path}.local_jwks");
+            let text = match required(source.specifier.as_ref(), &path)? {
+                core::data_source::Specifier::InlineString(text) => text.as_bytes(),
+                core::data_source::Specifier::InlineBytes(bytes) => &bytes[..],
+                _ => return Err(Problem::new(path, "keys have to be inline")),
+            };
+            keys::key_set(text).map_err(|reason| Problem::new(path, reason))
+        }
+    }
+}
+
+/// In Envoy's order: headers by name and prefix, parameters by name, cookies by name; each once.
+fn places(value: &proto::JwtProvider, path: &str) -> Translated<Vec<TokenPlace>> {
+    let mut headers = value.from_headers.iter().map(|header| Ok((matcher::header_name(&header.name, path)?, &*header.value_prefix)));
+    let mut headers = headers.by_ref().collect::<Translated<Vec<(HeaderName, &str)>>>()?;
+    let mut parameters: Vec<&str> = value.from_params.iter().map(String::as_str).collect();
+    let mut cookies: Vec<&str> = value.from_cookies.iter().map(String::as_str).collect();
+    if headers.is_empty() && parameters.is_empty() && cookies.is_empty() {
+        headers.push((http::header::AUTHORIZATION, "Bearer "));
+        parameters.push("access_token");
+    }
+    headers.sort_by_key(|(name, prefix)| format!("{name}{prefix}"));
+    headers.dedup();
+    for names in [&mut parameters, &mut cookies] {
+        names.sort_unstable();
+        names.dedup();
+    }
+    let headers = headers.into_iter().map(|(name, prefix)| TokenPlace::Header { name, prefix: prefix.into() });
+    let parameters = parameters.into_iter().map(|name| TokenPlace::Parameter(name.into()));
+    Ok(headers.chain(parameters).chain(cookies.into_iter().map(|name| TokenPlace::Cookie(name.into()))).collect())
+}
+
+fn claim_header(value: &proto::JwtClaimToHeader, path: &str) -> Translated<ClaimHeader> {
+    let path = format!("{path}.claim_to_headers[{}]", value.header_name);
+    if !value.claim_path.is_empty() {
+        return Err(Problem::new(path, "claim_path is not supported"));
+    }
+    Ok(ClaimHeader { name: matcher::header_name(&value.header_name, &path)?, claim: value.claim_name.split('.').map(Box::from).collect() })
+}
+
+fn rule(value: &proto::RequirementRule, providers: &HashMap<&str, usize>, path: &str) -> Translated<Rule> {
+    use proto::requirement_rule::RequirementType;
+    let matches = route::route_match(required(value.r#match.as_ref(), path)?, &format!("{path}.match"))?;
+    let requires = match &value.requirement_type {
+        None => None,
+        Some(RequirementType::Requires(requires)) => Some(requirement(requires, providers, &format!("{path}.requires"), 0)?),
+        Some(RequirementType::RequirementName(_)) => return Err(Problem::new(path, "requirement_name is not supported")),
+    };
+    Ok(Rule { matches, requires })
+}
+
+fn requirement(value: &proto::JwtRequirement, providers: &HashMap<&str, usize>, path: &str, depth: usize) -> Translated<Requirement> {
+    use proto::jwt_requirement::RequiresType;
+    if depth > REQUIREMENT_DEPTH_MAX {
+        return Err(Problem::new(path, "is nested too deeply"));
+    }
+    let index = |name: &str| providers.get(name).copied().ok_or_else(|| Problem::new(path, format!("there is no provider {name:?}")));
+    let inner = |at: usize, one: &proto::JwtRequirement| requirement(one, providers, &format!("{path}[{at}]"), depth + 1);
+    match required(value.requires_type.as_ref(), path)? {
+        RequiresType::ProviderName(name) => Ok(Requirement::Provider { provider: index(name)?, audiences: None }),
+        RequiresType::ProviderAndAudiences(both) => {
+            let audiences = Audiences::new(both.audiences.iter().map(String::as_str));
+            let audiences = (!both.audiences.is_empty()).then_some(audiences);
+            Ok(Requirement::Provider { provider: index(&both.provider_name)?, audiences })
+        }
+        RequiresType::RequiresAny(any) => {
+            let is_bypass = |one: &proto::JwtRequirement| matches!(one.requires_type, Some(RequiresType::AllowMissing(_)));
+            let regular = any.requirements.iter().enumerate().filter(|(_, one)| !is_bypass(one));
+            let of = regular.map(|(at, one)| inner(at, one)).collect::<Translated<Vec<_>>>()?;
+            if of.is_empty() {
+                return Err(Problem::new(path, "names no provider"));
+            }
+            Ok(Requirement::Any { of, allow_missing: any.requirements.iter().any(is_bypass) })
+        }
+        RequiresType::RequiresAll(all) if all.requirements.is_empty() => Err(Problem::new(path, "names no provider")),
+        RequiresType::RequiresAll(all) => {
+            let of = all.requirements.iter().enumerate().map(|(at, one)| inner(at, one));
+            Ok(Requirement::All(of.collect::<Translated<_>>()?))
+        }
+        RequiresType::AllowMissing(_) => Err(Problem::new(path, "allow_missing alone is not supported")),
+        RequiresType::AllowMissingOrFailed(_) => Err(Problem::new(path, "allow_missing_or_failed is not supported")),
+        RequiresType::ExtractOnlyWithoutValidation(_) => Err(Problem::new(path, "extract_only_without_validation is not supported")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
