@@ -4,8 +4,8 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, HeaderValue};
 use model::jwt::TokenPlace;
 use model::stream_view::RequestHead;
 
@@ -14,26 +14,35 @@ use crate::header_match::{joined, query_only};
 /// A token's text and where it was.
 pub(super) type Found<'a, 'p> = (Cow<'a, str>, &'p TokenPlace);
 
-/// All tokens in these places, the one that is verified first at the end. One that is no text is an empty one.
+/// All tokens in these places, the one that is verified first at the end. Bytes that are no text stay in them as what no token has, so that
+/// a bad token is never taken for none.
 pub(super) fn tokens<'a, 'p>(head: &RequestHead<'a>, places: &'p [TokenPlace]) -> Vec<Found<'a, 'p>> {
     let mut found = Vec::new();
     for place in places {
         match place {
             // Envoy joins the lines of this one header, so that two tokens in it are none.
             TokenPlace::Header { name, prefix } if name == AUTHORIZATION => {
-                let line = joined(head.headers, name).map(|line| String::from_utf8(line.into_owned()).unwrap_or_default());
+                let line = joined(head.headers, name).map(|line| String::from_utf8_lossy(&line).into_owned());
                 let text = line.as_deref().and_then(|line| behind(line, prefix)).map(str::to_owned);
                 found.extend(text.map(|text| (text.into(), place)));
             }
             TokenPlace::Header { name, prefix } => {
                 let lines = head.headers.get_all(name).iter();
-                found.extend(lines.filter_map(|line| behind(line.to_str().unwrap_or_default(), prefix)).map(|text| (text.into(), place)));
+                found.extend(lines.filter_map(|line| Some((token_of(line, prefix)?, place))));
             }
             TokenPlace::Parameter(name) => found.extend(parameter(head.path, name).map(|text| (text, place))),
-            TokenPlace::Cookie(name) => found.extend(cookie(head.headers, name).map(|text| (text.into(), place))),
+            TokenPlace::Cookie(name) => found.extend(cookie(head.headers, name).map(|text| (text, place))),
         }
     }
     found
+}
+
+/// A line's text behind the prefix.
+fn token_of<'a>(line: &'a HeaderValue, prefix: &str) -> Option<Cow<'a, str>> {
+    match String::from_utf8_lossy(line.as_bytes()) {
+        Cow::Borrowed(line) => behind(line, prefix).map(Cow::Borrowed),
+        Cow::Owned(line) => behind(&line, prefix).map(|text| Cow::Owned(text.to_owned())),
+    }
 }
 
 /// What follows the prefix, wherever in the line it is, from the first character on that a token may have; none without the prefix.
@@ -51,7 +60,7 @@ fn parameter<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
     pairs.into_iter().find(|(known, _)| decoded(known) == name).map(|(_, value)| decoded(value))
 }
 
-/// Percent-encoded bytes decoded; what is no encoding stays, and what is no text is an empty one.
+/// Percent-encoded bytes decoded; what is no encoding stays, and what is no text becomes what no token has.
 fn decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
@@ -71,12 +80,18 @@ fn decoded(text: &str) -> Cow<'_, str> {
             }
         }
     }
-    Cow::Owned(String::from_utf8(bytes).unwrap_or_default())
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
-    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.split_once('='));
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
+    headers.get_all(COOKIE).iter().find_map(|line| match String::from_utf8_lossy(line.as_bytes()) {
+        Cow::Borrowed(line) => cookie_of(line, name).map(Cow::Borrowed),
+        Cow::Owned(line) => cookie_of(&line, name).map(|value| Cow::Owned(value.to_owned())),
+    })
+}
+
+fn cookie_of<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = line.split(';').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(known, _)| known.trim() == name)?;
     let value = value.trim();
     Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
@@ -118,6 +133,28 @@ mod tests {
         assert_eq!(found("/", &[("x-token", "Bearer \"")], &place), ["Bearer \""]);
         let plain = [TokenPlace::Header { name: "x-jwt".parse().unwrap(), prefix: "".into() }];
         assert_eq!(found("/", &[("x-jwt", "a.b.c")], &plain), ["a.b.c"]);
+    }
+
+    #[test]
+    fn a_token_with_bytes_that_are_no_text_is_a_bad_one_and_not_none() {
+        let bad = HeaderValue::from_bytes(b"Bearer a.b.c\xff").unwrap();
+        let cookie = HeaderValue::from_bytes(b"session=a.b.c\xff").unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, bad.clone());
+        headers.insert("x-token", bad);
+        headers.insert(COOKIE, cookie);
+        let places = [
+            TokenPlace::Header { name: AUTHORIZATION, prefix: "Bearer ".into() },
+            TokenPlace::Header { name: "x-token".parse().unwrap(), prefix: "Bearer ".into() },
+            TokenPlace::Cookie("session".into()),
+            TokenPlace::Parameter("token".into()),
+        ];
+        let head = RequestHead { method: "GET", path: "/?token=a.b.c%FF", authority: None, scheme: "http", headers: &headers };
+        let found = tokens(&head, &places);
+        assert_eq!(found.len(), 4, "{found:?}");
+        for (text, place) in found {
+            assert!(super::super::token::Token::parse(&text).is_err(), "{text:?} in {place:?}");
+        }
     }
 
     #[test]
