@@ -5,6 +5,7 @@
 //! it was checked against. A new identity changes what the *next* connection uses; open ones are not touched.
 
 pub mod accept;
+mod names;
 pub mod originate;
 pub mod secrets;
 pub mod verify;
@@ -174,7 +175,7 @@ impl ClientTls {
     /// [`IdentityError::Unusable`] if rustls refuses the certificate or the key.
     pub fn new(identity: &Identity, accepted: Arc<PeerMatcher>) -> Result<Self, IdentityError> {
         let provider = provider();
-        let verifier = verify::ServerVerifier::new(Arc::clone(&identity.roots), Arc::clone(&accepted), Arc::clone(&provider));
+        let verifier = verify::ServerVerifier::new(Some(Arc::clone(&identity.roots)), Arc::clone(&accepted), Arc::clone(&provider));
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(IdentityError::Unusable)?

@@ -4,24 +4,22 @@
 //! asks; sessions are not resumed, so every connection is verified; a configuration is made anew when what it was made of changes.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use model::transport::{CertificateSource, CipherSuite, Group, NameKind, NameMatcher, RootsSource, TlsOrigination, TlsVersions};
+use model::transport::{CertificateSource, CipherSuite, Group, NameMatcher, RootsSource, TlsOrigination, TlsVersions};
 use parking_lot::RwLock;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use thiserror::Error;
 
 use super::MeshTls;
+use super::names::names;
 use super::secrets::Secrets;
-use super::verify::{self, SanRefusal};
+use super::verify::{AcceptsNames, SanRefusal, ServerVerifier};
 
 /// Configurations kept; beyond, all are made anew.
 pub const CONFIGURATIONS_MAX: usize = 4096;
@@ -199,7 +197,8 @@ fn configuration(tls: &Arc<TlsOrigination>, inside: Inside, parts: &Parts) -> Re
     };
     // Bytes have no host; what istiod means for hosts is then about nothing, as it is to Envoy.
     let verifies_asked = tls.verify_server_name || (tls.verify_host && inside != Inside::Tcp);
-    let verifier = Verifier { roots: parts.roots.clone(), verifies_asked, tls: Arc::clone(tls), provider: Arc::clone(&provider) };
+    let accepted = Accepted { verifies_asked, tls: Arc::clone(tls) };
+    let verifier = ServerVerifier::new(parts.roots.clone(), accepted, Arc::clone(&provider));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .map_err(OriginationError::Unusable)?
@@ -273,26 +272,18 @@ impl ResolvesClientCert for Fixed {
     }
 }
 
-/// Checks the certificates of applications.
-struct Verifier {
-    roots: Option<Arc<RootCertStore>>,
-    /// The certificate must name what was asked for.
+/// Which names an application's certificate must have.
+#[derive(Debug)]
+struct Accepted {
+    /// It must name what was asked for.
     verifies_asked: bool,
     tls: Arc<TlsOrigination>,
-    provider: Arc<CryptoProvider>,
 }
 
-impl fmt::Debug for Verifier {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Verifier").field("names", &self.tls.names).finish_non_exhaustive()
-    }
-}
-
-impl Verifier {
-    /// Whether a certificate has a name that the configuration and the request accept.
-    fn check_names(&self, certificate: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<(), SanRefusal> {
-        let names = verify::names(certificate)?;
-        if self.verifies_asked && !names.iter().any(|name| name.is_of(&server_name.to_str())) {
+impl AcceptsNames for Accepted {
+    fn check(&self, certificate: &CertificateDer<'_>, asked: &ServerName<'_>) -> Result<(), SanRefusal> {
+        let names = names(certificate)?;
+        if self.verifies_asked && !names.iter().any(|name| name.is_of(&asked.to_str())) {
             return Err(SanRefusal::OtherName);
         }
         let accepts = |matcher: &NameMatcher| names.iter().any(|name| name.matches(matcher));
@@ -300,88 +291,6 @@ impl Verifier {
             return Err(SanRefusal::OtherName);
         }
         Ok(())
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        // Without roots the configuration asks for no verification (insecureSkipVerify).
-        let Some(roots) = &self.roots else { return Ok(ServerCertVerified::assertion()) };
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
-        self.check_names(end_entity, server_name)
-            .map_err(|refusal| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal)))))?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// A name of a certificate, as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CertificateName {
-    pub(super) kind: NameKind,
-    pub(super) text: String,
-}
-
-impl CertificateName {
-    /// Whether a matcher accepts it. A wildcard stands for one label where the matcher is exact [Envoy].
-    fn matches(&self, matcher: &NameMatcher) -> bool {
-        if matcher.kind != NameKind::Any && matcher.kind != self.kind {
-            return false;
-        }
-        match &matcher.text {
-            model::matcher::StringMatcher::Exact(wanted) if self.kind == NameKind::Dns => {
-                std::str::from_utf8(wanted).is_ok_and(|wanted| dns_name_is(&self.text, wanted))
-            }
-            text => text.matches(self.text.as_bytes()),
-        }
-    }
-
-    /// Whether it names this host.
-    fn is_of(&self, host: &str) -> bool {
-        match self.kind {
-            NameKind::Dns => dns_name_is(&self.text, host),
-            _ => self.text == host,
-        }
-    }
-}
-
-/// Whether a DNS name of a certificate, perhaps with a wildcard as its whole first label [RFC 6125 §6.4.3], is this name.
-fn dns_name_is(pattern: &str, name: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        None => pattern.eq_ignore_ascii_case(name),
-        Some(rest) => {
-            name.split_once('.').is_some_and(|(first, others)| !first.is_empty() && rest.contains('.') && others.eq_ignore_ascii_case(rest))
-        }
     }
 }
 

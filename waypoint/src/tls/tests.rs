@@ -80,7 +80,7 @@ pub(crate) fn mesh() -> Arc<PeerMatcher> {
 pub(crate) fn server_verifier(pki: &Pki) -> Arc<dyn rustls::client::danger::ServerCertVerifier> {
     let mut roots = RootCertStore::empty();
     roots.add(pki.root.clone()).unwrap();
-    Arc::new(verify::ServerVerifier::new(Arc::new(roots), mesh(), provider()))
+    Arc::new(verify::ServerVerifier::new(Some(Arc::new(roots)), mesh(), provider()))
 }
 
 async fn shake(client: &ClientTls, server: &ServerTls) -> (Result<accept::Handshake, TlsFailure>, Result<accept::Handshake, TlsFailure>) {
@@ -156,7 +156,7 @@ async fn a_peer_that_offers_only_the_hybrid_group_is_accepted() {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
     let provider = Arc::new(provider);
-    let verifier = verify::ServerVerifier::new(Arc::clone(&identity.roots), mesh(), Arc::clone(&provider));
+    let verifier = verify::ServerVerifier::new(Some(Arc::clone(&identity.roots)), mesh(), Arc::clone(&provider));
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()

@@ -5,11 +5,9 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::identity::SpiffeId;
-use model::transport::NameKind;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -19,9 +17,8 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::originate::CertificateName;
+use super::names::{Unreadable, alternative_names};
 
 /// Why a certificate that chains to our roots is refused for its names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -41,6 +38,12 @@ pub enum SanRefusal {
     /// An application's certificate that has none of the names it must have.
     #[error("the peer's certificate has none of the names that are accepted")]
     OtherName,
+}
+
+impl From<Unreadable> for SanRefusal {
+    fn from(_: Unreadable) -> Self {
+        Self::Unreadable
+    }
 }
 
 impl From<SanRefusal> for rustls::Error {
@@ -133,36 +136,11 @@ pub fn first_identity(certificate: &CertificateDer<'_>) -> Result<SpiffeId, SanR
 /// The workload identities in a certificate, in order. Names of other kinds, and URIs that are no workload's, are not
 /// identities, and are skipped as ztunnel does.
 fn identities(certificate: &CertificateDer<'_>) -> Result<Vec<SpiffeId>, SanRefusal> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| SanRefusal::Unreadable)?;
-    let names = parsed.subject_alternative_name().map_err(|_| SanRefusal::Unreadable)?;
-    let Some(names) = names else { return Ok(Vec::new()) };
-    let id = |name: &GeneralName<'_>| match name {
+    let ids = alternative_names(certificate, |name| match name {
         GeneralName::URI(uri) => SpiffeId::parse(uri).ok(),
         _ => None,
-    };
-    Ok(names.value.general_names.iter().filter_map(id).collect())
-}
-
-/// All names in a certificate that a configuration can accept, in order.
-pub(super) fn names(certificate: &CertificateDer<'_>) -> Result<Vec<CertificateName>, SanRefusal> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| SanRefusal::Unreadable)?;
-    let names = parsed.subject_alternative_name().map_err(|_| SanRefusal::Unreadable)?;
-    let Some(names) = names else { return Ok(Vec::new()) };
-    let name = |name: &GeneralName<'_>| {
-        let (kind, text) = match name {
-            GeneralName::DNSName(text) => (NameKind::Dns, (*text).to_owned()),
-            GeneralName::URI(text) => (NameKind::Uri, (*text).to_owned()),
-            GeneralName::RFC822Name(text) => (NameKind::Email, (*text).to_owned()),
-            GeneralName::IPAddress(bytes) => (NameKind::Ip, address(bytes)?.to_string()),
-            _ => return None,
-        };
-        Some(CertificateName { kind, text })
-    };
-    Ok(names.value.general_names.iter().filter_map(name).collect())
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    })?;
+    Ok(ids)
 }
 
 /// Checks the certificates of clients.
@@ -220,33 +198,48 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Checks the certificates of servers.
-#[derive(Debug)]
-pub(super) struct ServerVerifier {
-    roots: Arc<RootCertStore>,
-    accepted: Arc<PeerMatcher>,
-    provider: Arc<CryptoProvider>,
+/// Which names a server's certificate must have.
+pub(super) trait AcceptsNames: fmt::Debug + Send + Sync {
+    /// Whether the certificate has one; `asked` is what was asked for in the handshake.
+    fn check(&self, certificate: &CertificateDer<'_>, asked: &ServerName<'_>) -> Result<(), SanRefusal>;
 }
 
-impl ServerVerifier {
-    pub(super) fn new(roots: Arc<RootCertStore>, accepted: Arc<PeerMatcher>, provider: Arc<CryptoProvider>) -> Self {
-        Self { roots, accepted, provider }
+/// A peer of the mesh: whatever was asked for, its identity counts.
+impl AcceptsNames for Arc<PeerMatcher> {
+    fn check(&self, certificate: &CertificateDer<'_>, _asked: &ServerName<'_>) -> Result<(), SanRefusal> {
+        self.identify(certificate).map(drop)
     }
 }
 
-impl ServerCertVerifier for ServerVerifier {
+/// Checks the certificates of servers.
+#[derive(Debug)]
+pub(super) struct ServerVerifier<N> {
+    roots: Option<Arc<RootCertStore>>,
+    names: N,
+    provider: Arc<CryptoProvider>,
+}
+
+impl<N> ServerVerifier<N> {
+    /// Without roots nothing is verified, names included: for configurations that ask for just that.
+    pub(super) fn new(roots: Option<Arc<RootCertStore>>, names: N, provider: Arc<CryptoProvider>) -> Self {
+        Self { roots, names, provider }
+    }
+}
+
+impl<N: AcceptsNames> ServerCertVerifier for ServerVerifier<N> {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(roots) = &self.roots else { return Ok(ServerCertVerified::assertion()) };
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        self.accepted.identify(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        self.names.check(end_entity, server_name)?;
         Ok(ServerCertVerified::assertion())
     }
 

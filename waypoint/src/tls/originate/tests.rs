@@ -1,50 +1,10 @@
-//! Names, and what a configuration is made of; handshakes are in `tests/tests/it/origination.rs`.
+//! What a configuration is made of; handshakes are in `tests/tests/it/origination.rs`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use model::matcher::StringMatcher;
 use model::transport::Pem;
 
 use super::*;
 use crate::tls::secrets::Keeper;
-
-fn name(kind: NameKind, text: &str) -> CertificateName {
-    CertificateName { kind, text: text.to_owned() }
-}
-
-fn exact(kind: NameKind, text: &str) -> NameMatcher {
-    NameMatcher { kind, text: StringMatcher::Exact(text.as_bytes().into()) }
-}
-
-#[test]
-fn a_wildcard_stands_for_one_whole_label() {
-    // RFC 6125 §6.4.3.
-    for (pattern, host, expected) in [
-        ("api.example.com", "API.example.com", true),
-        ("*.example.com", "api.example.com", true),
-        ("*.example.com", "a.api.example.com", false),
-        ("*.example.com", "example.com", false),
-        ("*.example.com", ".example.com", false),
-        ("*.com", "example.com", false),
-        ("a*.example.com", "api.example.com", false),
-        ("*", "localhost", false),
-    ] {
-        assert_eq!(dns_name_is(pattern, host), expected, "{pattern} {host}");
-    }
-}
-
-#[test]
-fn a_name_counts_only_as_what_it_is() {
-    let dns = name(NameKind::Dns, "*.example.com");
-    assert!(dns.matches(&exact(NameKind::Dns, "api.example.com")) && dns.matches(&exact(NameKind::Any, "api.example.com")));
-    assert!(!dns.matches(&exact(NameKind::Uri, "api.example.com")));
-    let prefix = NameMatcher { kind: NameKind::Dns, text: StringMatcher::Prefix((*b"api").into()) };
-    assert!(!dns.matches(&prefix), "a wildcard stands for nothing but an exact name");
-    let uri = name(NameKind::Uri, "spiffe://cluster.local/ns/a/sa/b");
-    assert!(uri.matches(&exact(NameKind::Uri, "spiffe://cluster.local/ns/a/sa/b")));
-    assert!(uri.matches(&exact(NameKind::Any, "spiffe://cluster.local/ns/a/sa/b")));
-    let address = name(NameKind::Ip, "2001:db8::1");
-    assert!(address.is_of("2001:db8::1") && address.matches(&exact(NameKind::Ip, "2001:db8::1")));
-}
 
 fn originator() -> (Originator, Keeper) {
     let secrets = Arc::new(Secrets::default());
