@@ -101,7 +101,7 @@ async fn difference(ours: &Connection, theirs: &Connection, request: &str) -> Re
     Ok((ours != theirs).then(|| format!("{request:?}\n  ours   {ours:?}\n  theirs {theirs:?}")))
 }
 
-const PATHS: [&str; 32] = [
+const PATHS: [&str; 35] = [
     "/",
     "//a/../b",
     "/a%2fb",
@@ -126,6 +126,9 @@ const PATHS: [&str; 32] = [
     "/x%%41",
     "/%",
     "/a%4",
+    "/a/%%32e%%32e/b",
+    "/a%%32f%%35cb",
+    "/a/%%32%65/b",
     "/a%2500",
     "/a/..;x=1/..;/b",
     "/a/.;;/b",

@@ -61,12 +61,14 @@ fn is_normal(path: &str, options: &PathOptions) -> bool {
 fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
+    let mut bare = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
             b'%' => {
                 // A `%` that escapes nothing is a byte like others, as for Envoy.
                 let Some(byte) = escaped(&bytes[at..]) else {
+                    bare.push(decoded.len());
                     decoded.push(b'%');
                     at += 1;
                     continue;
@@ -93,6 +95,13 @@ fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
             byte => decoded.push(byte),
         }
         at += 1;
+    }
+    // What was decoded must not make an escape of a `%` that was none: `%%32e` is `%252e`, and not `%2e`, which the upstream would decode
+    // behind the back of every rule.
+    for at in bare.into_iter().rev() {
+        if escaped(&decoded[at..]).is_some() {
+            decoded.splice(at..=at, *b"%25");
+        }
     }
     Ok(decoded)
 }
