@@ -151,7 +151,7 @@ impl Request<'_, '_> {
         let metadata = self.passed.metadata.get_or_insert_with(TokenMetadata::default);
         metadata.is_seen_by_routes |= provider.clear_route_cache && (adds_claim || provider.metadata_name.is_some());
         if let Some(name) = &provider.metadata_name {
-            metadata.insert(name, Arc::new(with_lists(&token.payload, &provider.list_claims)));
+            metadata.insert(name, with_lists(&token.payload, &provider.list_claims));
         }
     }
 }
@@ -169,9 +169,12 @@ fn claim_values<'a>(provider: &'a Provider, payload: &'a Claim) -> impl Iterator
     })
 }
 
-/// The payload with some texts as lists of their words.
-fn with_lists(payload: &Claim, list_claims: &[Box<str>]) -> Claim {
-    let mut payload = payload.clone();
+/// The payload with some texts as lists of their words; itself where there are none.
+fn with_lists(payload: &Arc<Claim>, list_claims: &[Box<str>]) -> Arc<Claim> {
+    if !list_claims.iter().any(|name| payload.get(name).is_some_and(|claim| claim.as_text().is_some())) {
+        return Arc::clone(payload);
+    }
+    let mut payload = Claim::clone(payload);
     if let Claim::Object(members) = &mut payload {
         for (_, value) in members.iter_mut().filter(|(name, _)| list_claims.contains(name)) {
             if let Claim::Text(text) = value {
@@ -183,7 +186,7 @@ fn with_lists(payload: &Claim, list_claims: &[Box<str>]) -> Claim {
             }
         }
     }
-    payload
+    Arc::new(payload)
 }
 
 #[cfg(test)]

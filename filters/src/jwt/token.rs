@@ -3,6 +3,7 @@
 //! Invariants: a name that comes twice in an object refuses the token, so no two readers of it see two values; what is read has types.
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
@@ -35,7 +36,7 @@ pub struct Token {
     /// `exp` in seconds; 0 if there is none.
     pub expires: u64,
     /// The payload.
-    pub payload: Claim,
+    pub payload: Arc<Claim>,
     /// Where the payload is in the text.
     pub payload_range: std::ops::Range<usize>,
     /// What is signed ends here.
@@ -72,7 +73,18 @@ impl Token {
         let audiences = audiences_of(&payload)?;
         let signature = BASE64URL.decode(signature).map_err(|_| TokenProblem::SignatureBase64)?;
         let signed_bytes = payload_range.end;
-        Ok(Self { algorithm, key_id, issuer, audiences, not_before, expires, payload, payload_range, signed_bytes, signature })
+        Ok(Self {
+            algorithm,
+            key_id,
+            issuer,
+            audiences,
+            not_before,
+            expires,
+            payload: Arc::new(payload),
+            payload_range,
+            signed_bytes,
+            signature,
+        })
     }
 }
 

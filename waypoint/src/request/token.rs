@@ -26,7 +26,8 @@ impl Run {
         http: &HttpChain,
         parts: &mut http::request::Parts,
     ) -> Result<Option<TokenMetadata>, Box<LocalReply>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // A clock that says nothing lets nothing pass that ends.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs());
         let head = head_of(parts);
         match self.worker.with_tokens(|cache| authenticate(authn, &head, cache, now)) {
             Ok(passed) => {
