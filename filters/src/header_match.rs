@@ -22,6 +22,13 @@ pub fn query_only(path: &str) -> Option<&str> {
     path.split_once('?').map(|(_, query)| query)
 }
 
+/// A host and its port with the colon, which is empty if there is none; colons of an IPv6 address are not taken for it.
+#[must_use]
+pub fn split_port(host: &str) -> (&str, &str) {
+    let at = if host.starts_with('[') { host.rfind("]:").map(|at| at + 1) } else { host.rfind(':') };
+    at.map_or((host, ""), |at| host.split_at(at))
+}
+
 /// All lines of a header joined by commas, as Envoy matches them.
 #[must_use]
 pub fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {

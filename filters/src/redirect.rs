@@ -6,7 +6,7 @@ use http::HeaderName;
 use model::rewrite::{Redirect, RedirectPath};
 use model::stream_view::RequestHead;
 
-use crate::header_match::query_only;
+use crate::header_match::{query_only, split_port};
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -44,8 +44,7 @@ fn path(redirect: Option<&Redirect>, own: &str) -> String {
 /// The request's host. Its port is left out if there is another one, or if it is the default of the scheme that is left.
 fn own_host<'a>(head: &RequestHead<'a>, scheme: &str, has_port: bool) -> &'a str {
     let host = head.authority.unwrap_or_default();
-    let end = if host.starts_with('[') { host.rfind("]:").map(|at| at + 1) } else { host.rfind(':') };
-    let Some((name, port)) = end.map(|end| host.split_at(end)) else { return host };
+    let (name, port) = split_port(host);
     let forwarded = head.headers.get(X_FORWARDED_PROTO).map_or(&b""[..], |value| value.as_bytes());
     let leaves = |from: &[u8], default: &str| forwarded == from && scheme.as_bytes() != from && port == default;
     if has_port || leaves(b"https", ":443") || leaves(b"http", ":80") { name } else { host }

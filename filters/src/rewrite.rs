@@ -25,7 +25,7 @@ pub fn path(rewrite: &PathRewrite, matched: &PathMatcher, path: &str) -> Vec<u8>
         }
         PathRewrite::Matched(with) => {
             let replaced = match matched {
-                // A header edit may have changed the path since it was matched.
+                // The path begins with what was matched, letters of either case alike: as many bytes of it.
                 PathMatcher::Prefix(text) | PathMatcher::SeparatedPrefix(text) | PathMatcher::Exact(text) => text.len().min(path.len()),
                 PathMatcher::Regex(_) => whole,
             };

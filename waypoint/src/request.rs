@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, judge};
 use filters::cors::CorsOutcome;
+use filters::fault::Injected;
 use filters::rbac::RbacInput;
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -316,12 +317,15 @@ impl Run {
     }
 
     /// Notes where it would go: also a refused request's labels name its service.
-    fn note_route(&mut self, route: &Arc<Route>) {
+    fn note_route(&mut self, route: &Route) {
+        self.recording.record().stream.route_name.clone_from(&route.name);
+        self.note_operation(route);
+        self.note_destination(route);
+    }
+
+    fn note_destination(&mut self, route: &Route) {
         let RouteAction::Forward(forward) = &route.action else { return };
         let (name, _) = filters::route::choose_cluster(&forward.clusters, self.worker.draw());
-        let record = self.recording.record();
-        record.stream.route_name.clone_from(&route.name);
-        self.note_operation(route);
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
     }
 
@@ -337,11 +341,13 @@ impl Run {
 
     /// Passes the filters that a route configures; an answer if one of them makes it.
     async fn filter(&mut self, route: &Arc<Route>, parts: &http::request::Parts) -> Option<LocalReply> {
-        self.note_route(route);
         for filter in &route.filters {
             match filter {
                 RouteFilter::Fault(fault) => {
                     let injected = filters::fault::draw(fault, &head_of(parts), || self.worker.draw());
+                    if injected != Injected::default() {
+                        self.note_destination(route);
+                    }
                     if let Some(delay) = injected.delay {
                         self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
                         tokio::time::sleep(delay).await;
@@ -353,7 +359,10 @@ impl Run {
                 RouteFilter::Cors(policy) => match filters::cors::decide(policy, &parts.method, &parts.headers, self.worker.draw()) {
                     CorsOutcome::Pass => {}
                     CorsOutcome::Tell(headers) => self.told = headers,
-                    CorsOutcome::Preflight(headers) => return Some(LocalReply::preflight(headers)),
+                    CorsOutcome::Preflight(headers) => {
+                        self.note_destination(route);
+                        return Some(LocalReply::preflight(headers));
+                    }
                 },
             }
         }

@@ -314,7 +314,13 @@ fn is_same_host(host: &[u8], authority: &[u8]) -> bool {
     host[..default_port(host)].eq_ignore_ascii_case(&authority[..default_port(authority)])
 }
 
-/// `uri-host [ ":" port ]` (RFC 9110 §7.2), not empty, without user information.
+/// Whether it may be the host of a request: `uri-host [ ":" port ]` (RFC 9110 §7.2), not empty, without user information.
+#[must_use]
+pub fn is_host(host: &[u8]) -> bool {
+    check_host_value(host).is_ok()
+}
+
+/// As [`is_host`].
 fn check_host_value(host: &[u8]) -> Result<(), Malformed> {
     let (name, port) = if host.first() == Some(&b'[') {
         let end = host.iter().position(|byte| *byte == b']').ok_or(Malformed::HostInvalid)?;

@@ -11,6 +11,7 @@ use model::route::{PathMatcher, WeightedCluster};
 
 use super::Run;
 use super::attempt::Forwarding;
+use crate::http::normalize::is_host;
 
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
@@ -52,6 +53,10 @@ fn rewrite(parts: &mut request::Parts, rewrites: &Rewrites, matched: &PathMatche
     if let Some(rewrite) = &rewrites.host
         && let Some(host) = filters::rewrite::host(rewrite, &parts.headers, path_of(parts)).map(std::borrow::Cow::into_owned)
     {
+        // It may be what the caller wrote; no other host than a caller may send goes upstream.
+        if !is_host(host.as_bytes()) {
+            return Err(NoPath);
+        }
         if let Some(old) = parts.headers.insert(header::HOST, host) {
             if rewrites.keep_host {
                 filters::rewrite::keep_host(&old, &mut parts.headers);

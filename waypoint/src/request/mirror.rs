@@ -94,9 +94,8 @@ fn head(mirror: &Mirror, parts: &request::Parts, is_traced: bool) -> request::Pa
 /// `web.shop:80` becomes `web.shop-shadow:80`.
 fn with_suffix(host: &HeaderValue) -> Option<HeaderValue> {
     let text = host.to_str().ok()?;
-    let (name, port) = text.rsplit_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
-    let host = port.map_or_else(|| format!("{name}-shadow"), |port| format!("{name}-shadow:{port}"));
-    HeaderValue::try_from(host).ok()
+    let (name, port) = filters::header_match::split_port(text);
+    HeaderValue::try_from(format!("{name}-shadow{port}")).ok()
 }
 
 fn unsample(headers: &mut HeaderMap) {
@@ -125,7 +124,7 @@ async fn send(worker: &Worker, cluster: &ServedCluster, mut request: Request<Bod
                 Err(_) => return,
             },
         };
-        let Ok(permit) = cluster.breakers.take(Resource::Request, priority) else { return };
+        let Ok(permit) = cluster.breakers.take(Resource::Request, priority) else { return worker.sessions.give_back(lease) };
         active.hold(permit);
         match lease.session.send(request, None).await {
             Ok(response) => {
@@ -301,5 +300,6 @@ mod tests {
             (suffixed("web.shop"), suffixed("web.shop:80")),
             ("web.shop-shadow".parse().unwrap(), "web.shop-shadow:80".parse().unwrap())
         );
+        assert_eq!((suffixed("[::1]"), suffixed("[::1]:80")), ("[::1]-shadow".parse().unwrap(), "[::1]-shadow:80".parse().unwrap()));
     }
 }
