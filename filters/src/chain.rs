@@ -13,7 +13,8 @@
 use std::sync::Arc;
 
 use model::chain::{Chain, ChainKind};
-use model::route::{Route, VirtualHost};
+use model::route::Route;
+use model::route_table::VirtualHost;
 
 use crate::rbac::{self, RbacInput, RbacVerdict};
 use crate::route;

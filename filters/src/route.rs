@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use model::claims::TokenMetadata;
-use model::route::{ClusterChoice, Domain, PathMatcher, QueryMatcher, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster};
+use model::route::{ClusterChoice, PathMatcher, QueryMatcher, Route, RouteMatch, WeightedCluster};
+use model::route_table::{Domain, RouteTable, VirtualHost};
 use model::stream_view::RequestHead;
 
 use crate::header_match::{self, path_only, query_only};
@@ -26,7 +27,7 @@ pub fn select_with<'a>(
 ) -> Option<(&'a VirtualHost, &'a Arc<Route>)> {
     let host = virtual_host(table, head.authority.unwrap_or_default())?;
     let path = path_only(head.path);
-    let route = host.routes.iter().find(|route| matches(&route.matches, head, path, claims))?;
+    let route = host.routes.candidates(path).find(|route| matches(&route.matches, head, path, claims))?;
     Some((host, route))
 }
 
@@ -120,6 +121,9 @@ mod tests {
     use model::headers::HeaderEdits;
     use model::matcher::StringMatcher;
     use model::route::{DirectResponse, HeaderMatcher, HeaderTest, MatchedHeader, RouteAction};
+    use model::route_table::Routes;
+    use proptest::bool::ANY as any_bool;
+    use proptest::prelude::{Strategy, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
 
@@ -133,6 +137,18 @@ mod tests {
 
     fn any(path: PathMatcher) -> RouteMatch {
         RouteMatch { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false, claims: Vec::new() }
+    }
+
+    fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
+        Arc::new(Route {
+            name: Some(name.into()),
+            matches,
+            filters: Box::default(),
+            action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+            operation: None,
+        })
     }
 
     fn takes(path: PathMatcher, request: &str) -> bool {
@@ -184,21 +200,11 @@ mod tests {
 
     #[test]
     fn routes_are_tried_in_order_in_the_virtual_host_that_fits_best() {
-        let route = |name: &str, prefix: &str| {
-            Arc::new(Route {
-                name: Some(name.into()),
-                matches: any(PathMatcher::Prefix(prefix.into())),
-                filters: Box::default(),
-                action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
-                request_headers: HeaderEdits::default(),
-                response_headers: HeaderEdits::default(),
-                operation: None,
-            })
-        };
+        let route = |name, prefix: &str| route(name, any(PathMatcher::Prefix(prefix.into())));
         let host = |name: &str, domains: Vec<Domain>, routes| VirtualHost {
             name: name.into(),
             domains,
-            routes,
+            routes: Vec::into(routes),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
         };
@@ -215,6 +221,54 @@ mod tests {
         let headers = HeaderMap::new();
         let name = |path| select(&table, &head(path, &headers)).and_then(|(_, route)| route.name.as_deref());
         assert_eq!((name("/a"), name("/b")), (Some("a"), Some("rest")));
+    }
+
+    /// Short paths of few segments, so that many are equal or begin with each other.
+    fn some_path() -> impl Strategy<Value = String> {
+        "(/(a|b|ab|A)?){0,3}"
+    }
+
+    fn some_route() -> impl Strategy<Value = RouteMatch> {
+        let path = (some_path(), 0..4).prop_map(|(text, kind)| match kind {
+            0 => PathMatcher::Exact(text.into()),
+            1 => PathMatcher::Prefix(text.into()),
+            2 => PathMatcher::SeparatedPrefix(text.into()),
+            _ => PathMatcher::Regex(StringMatcher::regex(&format!("{text}.*")).unwrap()),
+        });
+        (path, proptest::bool::weighted(0.8), any_bool).prop_map(|(path, case_sensitive, grpc_only)| RouteMatch {
+            case_sensitive,
+            grpc_only,
+            ..any(path)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_candidates_of_a_path_hold_the_first_route_that_matches(
+            routes in proptest::collection::vec(some_route(), 0..40),
+            path in some_path(),
+        ) {
+            let routes: Routes = routes.into_iter().enumerate().map(|(at, wanted)| route(&at.to_string(), wanted)).collect();
+            let headers = HeaderMap::new();
+            let head = head(&path, &headers);
+            let position = |found: &Arc<Route>| routes.iter().position(|route| Arc::ptr_eq(route, found)).unwrap();
+            let tried: Vec<usize> = routes.candidates(&path).map(position).collect();
+            prop_assert!(tried.is_sorted_by(|one, next| one < next), "{tried:?}");
+            let matching = |found: &&Arc<Route>| matches(&found.matches, &head, &path, None);
+            prop_assert_eq!(routes.candidates(&path).filter(matching).map(position).collect::<Vec<_>>(),
+                routes.iter().filter(matching).map(position).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_thousand_other_paths_are_not_tried() {
+        let paths = (0..1000).map(|at| RouteMatch {
+            path: PathMatcher::SeparatedPrefix(format!("/v1/r-{at}").into()),
+            ..any(PathMatcher::Prefix("/".into()))
+        });
+        let routes: Routes = paths.enumerate().map(|(at, wanted)| route(&at.to_string(), wanted)).collect();
+        let tried: Vec<_> = routes.candidates("/v1/r-999/x").map(|route| route.name.as_deref().unwrap_or_default()).collect();
+        assert_eq!(tried, ["9", "99", "999"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::invalid::Invalid;
 use crate::jwt::JwtAuthn;
 use crate::metrics::Stats;
 use crate::rbac::Rbac;
-use crate::route::RouteTable;
+use crate::route_table::RouteTable;
 use crate::timeout::ChainTimeouts;
 use crate::tracing::Tracing;
 

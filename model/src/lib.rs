@@ -24,6 +24,7 @@ pub mod rewrite;
 pub mod hash;
 pub mod cors;
 pub mod route;
+pub mod route_table;
 pub mod rbac;
 pub mod jwt;
 pub mod transport;

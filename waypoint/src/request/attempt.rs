@@ -17,7 +17,8 @@ use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::retry::RetryPolicy;
-use model::route::{Forward, Priority, Route, VirtualHost, WeightedCluster};
+use model::route::{Forward, Priority, Route, WeightedCluster};
+use model::route_table::VirtualHost;
 use smallvec::SmallVec;
 use telemetry::grpc::GrpcStatus;
 

@@ -12,9 +12,9 @@ use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
 use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
 use model::route::{
-    ClusterChoice, DirectResponse, Domain, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch,
-    RouteTable, VirtualHost, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch, WeightedCluster,
 };
+use model::route_table::{Domain, RouteTable, VirtualHost};
 
 use super::route_filters::{Configs, Slots};
 use super::{Problem, Translated, hash, matcher, mirror, positive_duration, required, rewrite, timeout};

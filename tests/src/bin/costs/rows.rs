@@ -27,6 +27,7 @@ pub const ALL: &[Row] = &[
     Row { name: "rbac_last_of_1000", run: decisions::rbac_many },
     Row { name: "route_match_10", run: decisions::routes_few },
     Row { name: "route_match_1000", run: decisions::routes_many },
+    Row { name: "route_match_10000", run: decisions::routes_most },
     Row { name: "metrics_record", run: records::metrics },
     Row { name: "log_line", run: records::line },
     Row { name: "span", run: records::span },

@@ -73,6 +73,11 @@ pub fn routes_many(windows: &mut Windows) -> Result<()> {
     routes(windows, 1000, SOME)
 }
 
+/// Ten thousand routes.
+pub fn routes_most(windows: &mut Windows) -> Result<()> {
+    routes(windows, 10_000, SOME)
+}
+
 /// `count` routes in one virtual host as HTTPRoutes with a path and a header become them; the request takes the last.
 fn routes(windows: &mut Windows, count: usize, times: u64) -> Result<()> {
     let mut scenario = mesh::recorded()?;
