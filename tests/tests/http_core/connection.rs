@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use waypoint::http::upgrade::{self, Ended};
+use waypoint::http::upgrade::{self, Bounds, Ended};
 use waypoint::http::{
     Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, PathOptions, Protocol, SendErrorKind, ServeError,
     ServerOptions, serve,
@@ -221,7 +221,7 @@ impl Exchange for Watching {
         async move {
             let mut response = watching.0.exchange((), request, interim).await?;
             if response.status() == 101 {
-                watching.1.send(upgrade::watch(&mut response)).unwrap();
+                watching.1.send(upgrade::watch(&mut response, Bounds::default())).unwrap();
             }
             Ok(response)
         }

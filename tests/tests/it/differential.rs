@@ -272,6 +272,39 @@ async fn an_answer_that_takes_too_long_is_cut_and_a_grpc_upstream_is_told_its_ti
     Ok(())
 }
 
+/// A WebSocket that nobody says anything on, with limits that its path's query chooses.
+fn websocket_limits(scenario: &mut Scenario) -> Result<()> {
+    time_limits(scenario)?;
+    let route = |limit: &str, action: Value| {
+        let query = json!([{"name": limit, "present_match": true}]);
+        json!({"name": limit, "match": {"prefix": "/upgrade", "query_parameters": query}, "route": action})
+    };
+    let limits =
+        json!({"cluster": WEB_CHAIN, "timeout": "0.1s", "idle_timeout": "0s", "max_stream_duration": {"max_stream_duration": "0.3s"}});
+    scenario.add_routes(WEB_CHAIN, vec![route("idle", json!({"cluster": WEB_CHAIN, "timeout": "0.1s"})), route("stream", limits)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_ends_when_its_time_is_over_alike() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(websocket_limits)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+        for (path, flag, details) in [("/upgrade?idle", "SI", "stream_idle_timeout"), ("/upgrade?stream", "-", "max_duration_timeout")] {
+            let head = format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            let mut stream = peer.connect(proxy).await?.tunnel(WEB).await?;
+            stream.write_all(head.as_bytes()).await?;
+            let mut heard = Vec::new();
+            // How the connection ends is not alike: one resets it, the other may close it.
+            let _ended = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut heard)).await.context("it does not end")?;
+            assert!(heard.starts_with(b"HTTP/1.1 101 "), "{path}: {}", String::from_utf8_lossy(&heard));
+            assert_eq!(line_of(output, path).await?, (json!(flag), json!(details)), "{path}");
+        }
+    }
+    Ok(())
+}
+
 const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 //!
 //! Not here: extended CONNECT (RFC 8441), so an upgrade goes from HTTP/1.1 to HTTP/1.1 only.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,18 +36,38 @@ pub struct Ended {
     pub error: Option<io::ErrorKind>,
 }
 
+/// What a joined pair of streams obeys.
+#[derive(Default)]
+pub struct Bounds {
+    /// Both are closed when this ends; none is never.
+    pub until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Called whenever bytes come from either side.
+    pub moved: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Bounds {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Bounds").field("ends", &self.until.is_some()).field("tells", &self.moved.is_some()).finish()
+    }
+}
+
 /// Tells when the streams that this 101 joins have ended, and how much they carried.
 ///
 /// The receiver fails if they were never joined: the client went away before, or the response is no upgrade.
-pub fn watch(response: &mut Response<Body>) -> oneshot::Receiver<Ended> {
+pub fn watch(response: &mut Response<Body>, bounds: Bounds) -> oneshot::Receiver<Ended> {
     let (sender, receiver) = oneshot::channel();
-    response.extensions_mut().insert(Watcher(Arc::new(Mutex::new(Some(sender)))));
+    response.extensions_mut().insert(Watcher(Arc::new(Mutex::new(Some(Watch { sender, bounds })))));
     receiver
 }
 
 /// Extensions are cloned with their response; only one of the clones tells.
 #[derive(Clone)]
-struct Watcher(Arc<Mutex<Option<oneshot::Sender<Ended>>>>);
+struct Watcher(Arc<Mutex<Option<Watch>>>);
+
+struct Watch {
+    sender: oneshot::Sender<Ended>,
+    bounds: Bounds,
+}
 
 /// The upstream's half, in the extensions of its 101.
 #[derive(Clone)]
@@ -67,19 +88,28 @@ impl Pending {
         Some(Pending { client, upstream, watcher })
     }
 
-    /// Copies both ways until both have ended, passing each end on (half-close).
+    /// Copies both ways until both have ended, passing each end on (half-close), or a bound has passed.
     pub(super) async fn join(self) {
         let (Ok(client), Ok(upstream)) = (self.client.await, self.upstream.await) else { return };
-        let counts = Arc::new(Counts::default());
+        let (sender, bounds) = self.watcher.and_then(|watcher| watcher.0.lock().take()).map(|watch| (watch.sender, watch.bounds)).unzip();
+        let Bounds { until, moved } = bounds.unwrap_or_default();
+        let counts = Arc::new(Counts { moved, ..Counts::default() });
         let mut client = Counted { io: TokioIo::new(client), n_bytes: Arc::clone(&counts), read: |counts| &counts.up };
         let mut upstream = Counted { io: TokioIo::new(upstream), n_bytes: Arc::clone(&counts), read: |counts| &counts.down };
-        let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BYTES, COPY_BYTES).await;
-        let ended = Ended {
-            n_bytes_up: counts.up.load(Ordering::Relaxed),
-            n_bytes_down: counts.down.load(Ordering::Relaxed),
-            error: copied.err().map(|error| error.kind()),
+        let until = async {
+            match until {
+                Some(until) => until.await,
+                None => std::future::pending().await,
+            }
         };
-        if let Some(sender) = self.watcher.and_then(|watcher| watcher.0.lock().take()) {
+        let error = tokio::select! {
+            copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BYTES, COPY_BYTES) => {
+                copied.err().map(|error| error.kind())
+            }
+            () = until => Some(io::ErrorKind::TimedOut),
+        };
+        let ended = Ended { n_bytes_up: counts.up.load(Ordering::Relaxed), n_bytes_down: counts.down.load(Ordering::Relaxed), error };
+        if let Some(sender) = sender {
             // Nobody has to listen.
             let _ = sender.send(ended);
         }
@@ -90,6 +120,7 @@ impl Pending {
 struct Counts {
     up: AtomicU64,
     down: AtomicU64,
+    moved: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Counts what is read from one side: `copy_bidirectional` forgets its counts when it fails.
@@ -104,6 +135,11 @@ impl AsyncRead for Counted {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
         let n_bytes = buffer.filled().len() - before;
+        if n_bytes > 0
+            && let Some(moved) = &self.n_bytes.moved
+        {
+            moved();
+        }
         (self.read)(&self.n_bytes).fetch_add(u64::try_from(n_bytes).expect("a usize fits in 64 bits"), Ordering::Relaxed);
         read
     }

@@ -3,7 +3,7 @@
 //! Not for: which results are tried again (`filters::retry`). Invariants: a request whose bytes may have arrived is sent
 //! again only if the policy names that result; the body is sent again only if all of it was kept.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use filters::hash::Hashed;
@@ -23,15 +23,16 @@ use smallvec::SmallVec;
 use telemetry::grpc::GrpcStatus;
 
 use super::edits;
-use super::limits::{self, Expiry};
+use super::limits::{self, Expired, Expiry};
 use super::mirror;
-use super::recording::{Held, RecordedBody};
+use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
 use crate::http::body::Body;
+use crate::http::normalize::UpgradeRequested;
 use crate::http::session::{Abort, Protocol};
-use crate::http::upgrade;
+use crate::http::upgrade::{self, Bounds};
 use crate::state::breaker::{Permit, Resource};
 use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
@@ -72,8 +73,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
-    let limits = time_limits(&parts, to, run.is_grpc);
+    let mut limits = time_limits(&parts, to, run.is_grpc);
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
+    if parts.extensions.get::<UpgradeRequested>().is_some() {
+        // Its client says no end, after which they would count (Envoy).
+        limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
+    }
     let activity = limits.idle.map(|_| run.recording.watch_activity());
     let body = mirror::start(&run, &parts, body, to.forward, limits.request);
     let body = run.recording.count_upload(body);
@@ -428,21 +433,34 @@ fn pass_on(
     run.recording.answered(parts.status.as_u16(), &parts.headers);
     let mut response = Response::from_parts(parts, body);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let ended = upgrade::watch(&mut response);
-        let mut recording = run.recording;
-        tokio::spawn(async move {
-            let _active = active;
-            if let Ok(ended) = ended.await {
-                let stream = &mut recording.record().stream;
-                stream.bytes_received = ended.n_bytes_up;
-                stream.bytes_sent = ended.n_bytes_down;
-                recording.finish();
-            }
-        });
+        join(&mut response, run.recording, active, expiry);
         return response;
     }
     let worker = Arc::clone(&run.worker);
     response.map(|body| RecordedBody::attach(body, run.recording, Held { lease, _active: active, expiry }, &worker))
+}
+
+/// Lets what follows a 101 be recorded, and end when a limit has passed.
+fn join(response: &mut Response<Body>, mut recording: Recording, active: ActiveRequest, expiry: Option<Expiry>) {
+    let expired = Arc::new(OnceLock::new());
+    let until = expiry.map(|expiry| {
+        let expired = Arc::clone(&expired);
+        Box::pin(async move { _ = expired.set(expiry.await) }) as _
+    });
+    let moved = recording.activity().map(|activity| Box::new(move || activity.touch()) as _);
+    let ended = upgrade::watch(response, Bounds { until, moved });
+    tokio::spawn(async move {
+        let _active = active;
+        if let Ok(ended) = ended.await {
+            let stream = &mut recording.record().stream;
+            stream.bytes_received = ended.n_bytes_up;
+            stream.bytes_sent = ended.n_bytes_down;
+            if let Some((flag, details)) = expired.get().map(|expired: &Expired| expired.told()) {
+                recording.cut(flag, details);
+            }
+            recording.finish();
+        }
+    });
 }
 
 fn set_server(headers: &mut http::HeaderMap, http: &HttpChain) {

@@ -76,6 +76,11 @@ impl Recording {
         Arc::clone(self.activity.insert(Arc::new(Activity::begin())))
     }
 
+    /// What watches for it.
+    pub(super) fn activity(&self) -> Option<Arc<Activity>> {
+        self.activity.clone()
+    }
+
     /// The request's body, counted as it is read.
     pub(super) fn count_upload(&mut self, body: Body) -> Body {
         if body.is_end_stream() {
@@ -109,6 +114,15 @@ impl Recording {
         record.response_code = status;
         record.capture_response(headers);
         record.wire_bytes_sent = head_bytes(headers, 0);
+    }
+
+    /// Why it ended before its end.
+    pub(super) fn cut(&mut self, flag: Option<ResponseFlag>, details: impl Into<Cow<'static, str>>) {
+        let stream = &mut self.record().stream;
+        if let Some(flag) = flag {
+            stream.flags.insert(flag);
+        }
+        stream.details = Some(details.into());
     }
 
     /// Hands the record over. Later calls do nothing.
@@ -309,11 +323,7 @@ impl RecordedBody {
 
     /// The answer ends before its end.
     fn cut(&mut self, (flag, details): (Option<ResponseFlag>, impl Into<Cow<'static, str>>)) {
-        let record = self.recording.record();
-        if let Some(flag) = flag {
-            record.stream.flags.insert(flag);
-        }
-        record.stream.details = Some(details.into());
+        self.recording.cut(flag, details);
         self.recording.finish();
         // The connection is not used again: dropping the lease ends it.
         self.held = None;
