@@ -110,6 +110,12 @@ impl Named {
     }
 }
 
+/// Whether an address can be one of those.
+#[must_use]
+pub fn is_placeholder(address: IpAddr) -> bool {
+    position(address).is_some()
+}
+
 fn position(address: IpAddr) -> Option<usize> {
     let IpAddr::V4(address) = address else { return None };
     let number = u32::from(address);

@@ -244,7 +244,7 @@ where
     let options = match &tunnel.served.last().chain.kind {
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
-            idle_timeout: http.options.idle_timeout.or(ServerOptions::default().idle_timeout),
+            idle_timeout: http.options.idle_timeout,
             path: path_options(&http.options),
             ..ServerOptions::default()
         },

@@ -11,7 +11,7 @@ use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use model::cluster::ConnectionUse;
 use model::endpoint::{Endpoint, EndpointAddress};
@@ -34,8 +34,6 @@ pub const IDLE_SESSIONS_MAX: usize = 1024;
 const SHARED_SWEEP_AT: usize = 256;
 /// HTTP/2 sessions to one endpoint of a cluster; beyond, requests wait for the peer's stream limit.
 const SHARED_PER_ENDPOINT_MAX: usize = 8;
-/// How long an idle session is kept when its cluster does not say; Envoy's default.
-const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
 /// Which sessions are alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -360,11 +358,11 @@ impl SessionPool {
     }
 
     fn take_idle(&self, key: Key, rules: &ConnectionUse) -> Option<Lease> {
-        let idle_timeout = rules.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT);
+        let is_fresh = |since: Instant| rules.idle_timeout.is_none_or(|limit| since.elapsed() < limit);
         let group = self.hasher.hash_one(&key);
         while let Some(mut idle) = self.idle.get(&group) {
             // Equal hashes are not equal keys: a session must never serve another endpoint.
-            if idle.key == key && idle.session.is_ready() && idle.since.elapsed() < idle_timeout && !idle.used.is_worn_out(rules) {
+            if idle.key == key && idle.session.is_ready() && is_fresh(idle.since) && !idle.used.is_worn_out(rules) {
                 idle.used.requests = idle.used.requests.saturating_add(1);
                 return Some(Lease {
                     session: idle.session,

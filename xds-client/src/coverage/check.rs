@@ -74,7 +74,21 @@ pub(super) fn is_upstream(_: &Value, site: &Site<'_>) -> bool {
 
 /// In the HTTP connection manager's options, not in a cluster's.
 pub(super) fn is_of_connection_manager(_: &Value, site: &Site<'_>) -> bool {
-    site.holder.is_some_and(|holder| holder.message.descriptor().name() == "HttpConnectionManager")
+    site.holder.is_some_and(is_connection_manager)
+}
+
+/// The options of HBONE connections from callers.
+pub(super) fn is_of_tunnels(_: &Value, site: &Site<'_>) -> bool {
+    site.holder.is_some_and(|holder| is_connection_manager(holder) && text(holder.message, "stat_prefix") == "connect_terminate")
+}
+
+/// Not the options of connections inside tunnels.
+pub(super) fn is_of_tunnels_or_upstream(value: &Value, site: &Site<'_>) -> bool {
+    is_of_tunnels(value, site) || !site.holder.is_some_and(is_connection_manager)
+}
+
+fn is_connection_manager(site: &Site<'_>) -> bool {
+    site.message.descriptor().name() == "HttpConnectionManager"
 }
 
 /// A `google.protobuf.Duration` of nothing.

@@ -146,10 +146,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
     if value.tunneling_config.is_some() {
         return Err(Problem::new(format!("{path}.tunneling_config"), "is not supported"));
     }
-    let idle_timeout = match value.idle_timeout.as_ref() {
-        None => Some(std::time::Duration::from_secs(3600)), // Envoy's default
-        some => positive_duration(some, &format!("{path}.idle_timeout"))?,
-    };
+    let idle_timeout = timeout::connection_idle(value.idle_timeout.as_ref(), &format!("{path}.idle_timeout"))?;
     let hashes_source = value
         .hash_policy
         .iter()
@@ -237,7 +234,7 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
         websocket: value.upgrade_configs.iter().any(|upgrade| upgrade.upgrade_type.eq_ignore_ascii_case("websocket")),
         generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
         http1_0: value.http_protocol_options.as_ref().is_some_and(|options| options.accept_http_10),
-        idle_timeout: positive_duration(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
+        idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
         timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,

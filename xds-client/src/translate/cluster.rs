@@ -9,7 +9,7 @@ use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
 use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
-use super::{Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, transport};
+use super::{Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, timeout, transport};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
@@ -137,7 +137,7 @@ fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOp
     let older = value.max_requests_per_connection.as_ref();
     let requests = common.and_then(|common| common.max_requests_per_connection.as_ref()).or(older);
     Ok(ConnectionUse {
-        idle_timeout: positive_duration(common.and_then(|common| common.idle_timeout.as_ref()), "idle_timeout")?,
+        idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), "idle_timeout")?,
         duration_max: positive_duration(common.and_then(|common| common.max_connection_duration.as_ref()), "max_connection_duration")?,
         requests_max: requests.map(|max| max.value).filter(|max| *max > 0),
     })

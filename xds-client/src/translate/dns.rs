@@ -3,12 +3,13 @@
 //! Not for: looking names up. An endpoint with a name is translated as one at a placeholder, so that all that is said of endpoints is
 //! read in one place.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
-use model::dns::{Family, Named, Refresh, placeholder};
+use model::dns::{Family, Named, Refresh, is_placeholder, placeholder};
 
 use super::{Problem, Translated, duration, endpoint, required};
 
@@ -27,7 +28,10 @@ pub(super) fn named(value: &proto::Cluster, first_only: bool) -> Translated<Name
     for one in assignment.endpoints.iter_mut().flat_map(|locality| &mut locality.lb_endpoints) {
         n_endpoints += 1;
         let Some(address) = socket_address(one) else { continue };
-        if address.address.parse::<std::net::IpAddr>().is_ok() {
+        if let Ok(literal) = address.address.parse::<IpAddr>() {
+            if is_placeholder(literal) {
+                return Err(Problem::new("load_assignment", format!("{literal} is nobody's address")));
+            }
             continue;
         }
         let position = hosts.iter().position(|host| **host == *address.address).unwrap_or_else(|| {
@@ -148,6 +152,12 @@ mod tests {
         assert!(read(&with_hosts("LOGICAL_DNS", &["a.example.com", "b.example.com"])).is_err());
         assert!(read(&with_hosts("STRICT_DNS", &["a".repeat(254).as_str()])).is_err());
         assert!(read(&json!({"name": "c", "type": "STRICT_DNS"})).is_err());
+    }
+
+    #[test]
+    fn an_address_of_this_network_is_not_taken_for_a_name() {
+        let problem = read(&with_hosts("STRICT_DNS", &["a.example.com", "0.0.0.1"])).unwrap_err();
+        assert_eq!(problem.path, "load_assignment");
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, u
         weighted_priority_health: policy.is_some_and(|policy| policy.weighted_priority_health),
         ..EndpointSet::default()
     };
+    if set.overprovisioning_percent == 0 {
+        set.refused.push(Problem::new("policy.overprovisioning_factor", "has to be positive").of(&value.cluster_name));
+        set.overprovisioning_percent = OVERPROVISIONING_PERCENT_DEFAULT;
+    }
     for (group, locality) in value.endpoints.iter().enumerate() {
         for (at, one) in locality.lb_endpoints.iter().enumerate() {
             let path = format!("endpoints[{group}].lb_endpoints[{at}]");

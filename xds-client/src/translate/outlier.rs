@@ -10,18 +10,21 @@ pub(super) fn outlier(value: &Proto) -> Translated<OutlierDetection> {
     let default = OutlierDetection::default();
     let base = positive(value.base_ejection_time.as_ref(), "base_ejection_time")?.unwrap_or(default.ejection_time_base);
     let longest = positive(value.max_ejection_time.as_ref(), "max_ejection_time")?;
+    if longest.is_some_and(|longest| longest < base) {
+        return Err(Problem::new("outlier_detection.max_ejection_time", "is below base_ejection_time"));
+    }
     let jitter = value.max_ejection_time_jitter.as_ref().map(|jitter| duration(jitter, "outlier_detection.max_ejection_time_jitter"));
     Ok(OutlierDetection {
-        server_errors: consecutive(value.consecutive_5xx, value.enforcing_consecutive_5xx, default.server_errors)?,
+        server_errors: consecutive((value.consecutive_5xx, value.enforcing_consecutive_5xx), default.server_errors, "consecutive_5xx")?,
         gateway_errors: consecutive(
-            value.consecutive_gateway_failure,
-            value.enforcing_consecutive_gateway_failure,
+            (value.consecutive_gateway_failure, value.enforcing_consecutive_gateway_failure),
             default.gateway_errors,
+            "consecutive_gateway_failure",
         )?,
         local_failures: consecutive(
-            value.consecutive_local_origin_failure,
-            value.enforcing_consecutive_local_origin_failure,
+            (value.consecutive_local_origin_failure, value.enforcing_consecutive_local_origin_failure),
             default.local_failures,
+            "consecutive_local_origin_failure",
         )?,
         split_local: value.split_external_local_origin_errors,
         interval: positive(value.interval.as_ref(), "interval")?.unwrap_or(default.interval),
@@ -33,10 +36,15 @@ pub(super) fn outlier(value: &Proto) -> Translated<OutlierDetection> {
     })
 }
 
-fn consecutive(failures: Option<UInt32Value>, enforcing: Option<UInt32Value>, default: Consecutive) -> Translated<Consecutive> {
+/// How many in a row, and how often that ejects.
+fn consecutive(
+    (failures, enforcing): (Option<UInt32Value>, Option<UInt32Value>),
+    default: Consecutive,
+    field: &str,
+) -> Translated<Consecutive> {
     Ok(Consecutive {
         failures: failures.map_or(default.failures, |failures| failures.value),
-        enforcing_percent: percent(enforcing, default.enforcing_percent, "enforcing")?,
+        enforcing_percent: percent(enforcing, default.enforcing_percent, &format!("enforcing_{field}"))?,
     })
 }
 
@@ -75,5 +83,9 @@ mod tests {
         assert_eq!(outlier(&never).map_err(|problem| problem.path), Err("outlier_detection.interval".to_owned()));
         let more = Proto { max_ejection_percent: Some(UInt32Value { value: 101 }), ..Proto::default() };
         assert_eq!(outlier(&more).map_err(|problem| problem.path), Err("outlier_detection.max_ejection_percent".to_owned()));
+        let more = Proto { enforcing_consecutive_5xx: Some(UInt32Value { value: 101 }), ..Proto::default() };
+        assert_eq!(outlier(&more).map_err(|problem| problem.path), Err("outlier_detection.enforcing_consecutive_5xx".to_owned()));
+        let short = Proto { max_ejection_time: Some(ProtoDuration { seconds: 29, nanos: 0 }), ..Proto::default() };
+        assert_eq!(outlier(&short).map_err(|problem| problem.path), Err("outlier_detection.max_ejection_time".to_owned()));
     }
 }

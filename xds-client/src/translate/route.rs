@@ -219,6 +219,9 @@ fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolic
     let base = positive_duration(base, &format!("{path}.retry_back_off"))?.unwrap_or(BACK_OFF_BASE_DEFAULT);
     let longest = value.retry_back_off.as_ref().and_then(|back_off| back_off.max_interval.as_ref());
     let longest = positive_duration(longest, &format!("{path}.retry_back_off"))?.unwrap_or(base.saturating_mul(BACK_OFF_FACTOR));
+    if longest < base {
+        return Err(Problem::new(format!("{path}.retry_back_off.max_interval"), "is below base_interval"));
+    }
     let attempts = u32::try_from(value.host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX);
     Ok(RetryPolicy {
         on,

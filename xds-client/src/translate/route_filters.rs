@@ -24,9 +24,10 @@ const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
 /// Per-route configuration, by the name of the filter.
 pub(super) type Configs = HashMap<String, Any>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Kind {
-    Fault,
+    /// With the faults of routes that say nothing.
+    Fault(Option<Fault>),
     Cors,
 }
 
@@ -37,10 +38,8 @@ pub(super) struct Slots(Vec<(String, Kind)>);
 impl Slots {
     /// The chain has a fault filter of this name, with this configuration.
     pub(super) fn add_fault(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
-        if open::<fault::HttpFault>(config, path)? != fault::HttpFault::default() {
-            return Err(Problem::new(path, "faults of the filter itself are not supported; routes have theirs"));
-        }
-        self.0.push((name.to_owned(), Kind::Fault));
+        let own = fault(&open(config, path)?, path)?;
+        self.0.push((name.to_owned(), Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some()))));
         Ok(())
     }
 
@@ -61,10 +60,9 @@ impl Slots {
             let path = format!("{path}.typed_per_filter_config[{name}]");
             let mut configs = levels.iter().filter_map(|level| level.get(name));
             match kind {
-                Kind::Fault => {
-                    if let Some(config) = configs.next() {
-                        filters.push(RouteFilter::Fault(Box::new(fault(&typed(config, FAULT, &path)?, &path)?)));
-                    }
+                Kind::Fault(own) => {
+                    let told = configs.next().map(|config| fault(&typed(config, FAULT, &path)?, &path)).transpose()?;
+                    filters.extend(told.or_else(|| own.clone()).map(|fault| RouteFilter::Fault(Box::new(fault))));
                 }
                 Kind::Cors if forwards => {
                     let policies = configs.map(|config| typed(config, CORS_POLICY, &path)).collect::<Translated<Vec<_>>>()?;

@@ -14,6 +14,9 @@ const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 /// Envoy's idle timeout of streams when a chain names none.
 const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
+/// Envoy's idle timeout of connections, of either side, HTTP or not, when nothing names one.
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+
 pub(super) fn chain(value: &hcm::HttpConnectionManager, path: &str) -> Translated<ChainTimeouts> {
     let common = value.common_http_protocol_options.as_ref();
     let stream = common.and_then(|common| common.max_stream_duration.as_ref());
@@ -56,6 +59,28 @@ fn over(value: Option<&google::Duration>, path: &str) -> Translated<Override> {
     })
 }
 
+/// How long a connection without a request, or without bytes if it is not HTTP, is kept; none is for ever.
+pub(super) fn connection_idle(value: Option<&google::Duration>, path: &str) -> Translated<Option<Duration>> {
+    or_default(value, IDLE_TIMEOUT_DEFAULT, path)
+}
+
 fn or_default(value: Option<&google::Duration>, default: Duration, path: &str) -> Translated<Option<Duration>> {
     if value.is_none() { Ok(Some(default)) } else { positive_duration(value, path) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn an_idle_timeout_of_nothing_is_never_and_none_is_an_hour() {
+        let idle = |value: Option<i64>| {
+            let value = value.map(|seconds| google::Duration { seconds, nanos: 0 });
+            connection_idle(value.as_ref(), "idle_timeout").unwrap()
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!([idle(None), idle(Some(0)), idle(Some(7))], [seconds(3600), None, seconds(7)]);
+    }
 }

@@ -127,12 +127,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         Tuning,
         "envoy.config.core.v3.Http2ProtocolOptions",
         &[
-            ("allow_connect", Honoured),
-            ("max_concurrent_streams", when("towards clients", check::is_of_connection_manager, "streams to the upstream are not limited")),
             (
-                "connection_keepalive",
-                when("towards clients", check::is_of_connection_manager, "connections to the upstream are not probed"),
+                "allow_connect",
+                when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "a CONNECT inside a tunnel is refused"),
             ),
+            ("max_concurrent_streams", when("for tunnels", check::is_of_tunnels, "the number of streams has our own bound")),
+            ("connection_keepalive", when("for tunnels", check::is_of_tunnels, "other connections are not probed")),
             ("initial_stream_window_size", Listed("windows are our own")),
             ("initial_connection_window_size", Listed("windows are our own")),
         ],
