@@ -54,6 +54,10 @@ pub const EMPTY: &str = "10.96.1.8:80";
 
 /// The chain and the cluster of `web`.
 pub const WEB_CHAIN: &str = "inbound-vip|80|http|web.shop.svc.cluster.local";
+/// Those of `reviews`.
+pub const REVIEWS_CHAIN: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
+/// Those of `db`.
+pub const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 
 /// Added to ports of plain endpoints that only root may listen on.
 pub const PRIVILEGED_PORT_SHIFT: u16 = 8000;

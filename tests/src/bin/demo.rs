@@ -14,11 +14,10 @@ use serde_json::{Value, json};
 use tests::peer::{Answer, Http, empty, full};
 use tests::plain_port::PlainPort;
 use tests::process::{STATS_PORT, STATUS_PORT, binary, exit_code};
-use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{Mesh, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::workload::{App, Workload};
 use tokio::net::TcpStream;
 
-const REVIEWS_CLUSTER: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
 const POLICY: &str = "ns[shop]-policy[admin-for-batch-only]-rule[0]";
 /// Where the plain port of `clients/frontend` should be; the next one is for `clients/batch`.
 const PORT: u16 = 8080;
@@ -32,12 +31,12 @@ const LINES_SHOWN_MAX: usize = 10;
 
 /// What istiod sends for an HTTPRoute that matches a header, and for an AuthorizationPolicy; and one more field for the log's format.
 fn configure(scenario: &mut Scenario) -> Result<()> {
-    scenario.keep_endpoints(REVIEWS_CLUSTER, 1)?;
+    scenario.keep_endpoints(REVIEWS_CHAIN, 1)?;
     scenario.add_routes(
         WEB_CHAIN,
         vec![json!({
             "name": "beta", "match": {"prefix": "/", "case_sensitive": true, "headers": [{"name": "x-group", "string_match": {"exact": "beta"}}]},
-            "route": {"cluster": REVIEWS_CLUSTER, "timeout": "0s"},
+            "route": {"cluster": REVIEWS_CHAIN, "timeout": "0s"},
         })],
     )?;
     let batch = "spiffe://cluster.local/ns/clients/sa/batch";

@@ -13,13 +13,11 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::peer::{Answer, Http, RequestBody, empty};
 use tests::process::Lines;
-use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{Mesh, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const REVIEWS_CLUSTER: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
-
 /// Fields of lines that two proxies cannot have in common.
 const OWN_FIELDS: [&str; 6] = ["request_id", "span_id", "trace_id", "timestamp", "duration_ms", "upstream_host"];
 /// Headers of requests and answers that they cannot have in common.
@@ -118,7 +116,7 @@ fn text_of((name, value): (&http::HeaderName, &http::HeaderValue)) -> String {
 /// Puts routes before those of `web`, and what is compared into its lines.
 fn with_routes(scenario: &mut Scenario, routes: Vec<Value>) -> Result<()> {
     scenario.keep_endpoints(WEB_CHAIN, 1)?;
-    scenario.keep_endpoints(REVIEWS_CLUSTER, 1)?;
+    scenario.keep_endpoints(REVIEWS_CHAIN, 1)?;
     scenario.add_routes(WEB_CHAIN, routes)?;
     let format = &mut scenario.http(WEB_CHAIN)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
     format["raw_path"] = "%REQ(:PATH)%".into();

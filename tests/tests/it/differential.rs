@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::peer::{Connection, empty};
 use tests::process::Lines;
-use tests::scenario::{DB, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -304,8 +304,6 @@ async fn a_websocket_ends_when_its_time_is_over_alike() -> Result<()> {
     }
     Ok(())
 }
-
-const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tcp_connection_that_lasts_too_long_is_cut_alike() -> Result<()> {

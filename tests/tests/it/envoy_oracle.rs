@@ -14,7 +14,7 @@ use tests::otlp::KIND_SERVER;
 use tests::peer::{Answer, Connection, empty};
 use tests::pki::Pki;
 use tests::process::Lines;
-use tests::scenario::{Loopback, Mesh, RECORDED, REVIEWS, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{Loopback, Mesh, RECORDED, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
@@ -82,8 +82,6 @@ async fn a_request_reaches_the_same_pod_in_the_same_form_through_both() -> Resul
     assert!(std::fs::read_to_string(format!("/proc/{}/comm", envoy.pid()))?.starts_with("envoy"));
     Ok(())
 }
-
-const REVIEWS_CHAIN: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
 
 /// The recorded policies, in both proxies. Chains that ask external services are refused by our waypoint by name.
 async fn with_policies() -> Result<(Mesh, Envoy)> {

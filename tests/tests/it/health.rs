@@ -10,11 +10,10 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::Connection;
-use tests::scenario::{DB, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
-const DB_CLUSTER: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Outlier detection as istiod writes it, edited; without panic.
@@ -161,8 +160,8 @@ async fn no_more_endpoints_are_left_out_than_may_be_as_in_envoy() -> Result<()> 
 async fn a_tcp_endpoint_that_cannot_be_reached_is_left_out() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?
         .edit(|scenario| {
-            scenario.keep_endpoints(DB_CLUSTER, 1)?;
-            set_outlier(scenario, DB_CLUSTER, &json!({"split_external_local_origin_errors": true, "consecutive_local_origin_failure": 2}))
+            scenario.keep_endpoints(DB_CHAIN, 1)?;
+            set_outlier(scenario, DB_CHAIN, &json!({"split_external_local_origin_errors": true, "consecutive_local_origin_failure": 2}))
         })?
         .start()
         .await?;

@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Answer, exchange_raw};
-use tests::scenario::{DB, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::workload::App;
 use tokio::io::AsyncReadExt;
 
-const DB_CLUSTER: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 const OVERFLOW: &str = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
 
 /// Thresholds of a cluster; what is not named is without limit, as istiod writes it.
@@ -117,7 +116,7 @@ async fn a_retry_that_finds_its_breaker_open_is_not_made_and_the_answer_passes()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tcp_connection_beyond_the_limit_is_refused() -> Result<()> {
-    let mesh = mesh(DB_CLUSTER, &json!({"max_connections": 1})).await?;
+    let mesh = mesh(DB_CHAIN, &json!({"max_connections": 1})).await?;
     let _db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
     let connection = mesh.connect("frontend-0").await?;
     let mut first = connection.tunnel(DB).await?;

@@ -11,11 +11,10 @@ use http::{Method, Request};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::peer::{Connection, empty};
-use tests::scenario::{Mesh, REVIEWS, Scenario};
+use tests::scenario::{Mesh, REVIEWS, REVIEWS_CHAIN, Scenario};
 use tests::tokens::{Issuer, seconds_from_now};
 use tests::workload::App;
 
-const REVIEWS_CHAIN: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
 const CALLERS: [&str; 4] = ["frontend-0", "batch-0", "web-v1-1", "legacy-v1-1"];
 const ISSUER: &str = "https://issuer.example";
 

@@ -4,15 +4,13 @@ use anyhow::Result;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tests::peer::empty;
-use tests::scenario::{Mesh, WEB, WEB_CHAIN};
+use tests::scenario::{Mesh, REVIEWS_CHAIN, WEB, WEB_CHAIN};
 use tests::workload::App;
-
-const REVIEWS_CLUSTER: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
 
 fn header_route() -> Value {
     json!({
         "name": "beta", "match": {"prefix": "/", "case_sensitive": true, "headers": [{"name": "x-group", "string_match": {"exact": "beta"}}]},
-        "route": {"cluster": REVIEWS_CLUSTER, "timeout": "0s"},
+        "route": {"cluster": REVIEWS_CHAIN, "timeout": "0s"},
         "request_headers_to_add": [{"header": {"key": "x-routed", "value": "beta"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
         "response_headers_to_remove": ["x-pod"],
     })
@@ -21,7 +19,7 @@ fn header_route() -> Value {
 fn weighted_route() -> Value {
     json!({
         "name": "split", "match": {"path_separated_prefix": "/split", "case_sensitive": true},
-        "route": {"weighted_clusters": {"clusters": [{"name": WEB_CHAIN, "weight": 50}, {"name": REVIEWS_CLUSTER, "weight": 50}]}, "timeout": "0s"},
+        "route": {"weighted_clusters": {"clusters": [{"name": WEB_CHAIN, "weight": 50}, {"name": REVIEWS_CHAIN, "weight": 50}]}, "timeout": "0s"},
     })
 }
 
@@ -37,7 +35,7 @@ async fn requests_follow_headers_weights_and_timeouts() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?
         .edit(|scenario| {
             scenario.keep_endpoints(WEB_CHAIN, 1)?;
-            scenario.keep_endpoints(REVIEWS_CLUSTER, 1)?;
+            scenario.keep_endpoints(REVIEWS_CHAIN, 1)?;
             scenario.add_routes(WEB_CHAIN, vec![header_route(), weighted_route(), timeout_route()])
         })?
         .start()
@@ -73,7 +71,7 @@ async fn a_route_that_is_pushed_takes_effect() -> Result<()> {
     let mut mesh = Mesh::builder("01-plain")?
         .edit(|scenario| {
             scenario.keep_endpoints(WEB_CHAIN, 1)?;
-            scenario.keep_endpoints(REVIEWS_CLUSTER, 1)
+            scenario.keep_endpoints(REVIEWS_CHAIN, 1)
         })?
         .start()
         .await?;

@@ -17,8 +17,8 @@ fn routes() -> Vec<Value> {
     let route =
         |name: &str, mirrors: Vec<Value>| forward(name, json!({"prefix": format!("/{name}")}), json!({"request_mirror_policies": mirrors}));
     vec![
-        route("all", vec![mirror(REVIEWS_CLUSTER, 100), mirror("no-such-cluster", 100)]),
-        route("none", vec![mirror(REVIEWS_CLUSTER, 0)]),
+        route("all", vec![mirror(REVIEWS_CHAIN, 100), mirror("no-such-cluster", 100)]),
+        route("none", vec![mirror(REVIEWS_CHAIN, 0)]),
         route("inherits", vec![]),
     ]
 }
@@ -36,8 +36,7 @@ async fn copies_reach_their_cluster_and_leave_no_trace_in_the_request() -> Resul
     let mesh = Mesh::builder("07-telemetry")?
         .edit(|scenario| {
             with_routes(scenario, routes())?;
-            scenario.http(WEB_CHAIN)?["route_config"]["virtual_hosts"][0]["request_mirror_policies"] =
-                json!([mirror(REVIEWS_CLUSTER, 100)]);
+            scenario.http(WEB_CHAIN)?["route_config"]["virtual_hosts"][0]["request_mirror_policies"] = json!([mirror(REVIEWS_CHAIN, 100)]);
             Ok(())
         })?
         .start()
