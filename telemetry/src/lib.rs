@@ -87,6 +87,8 @@ pub struct MirrorCounters {
     pub too_many: IntCounter,
     /// The copy fell too far behind the body of its request.
     pub too_slow: IntCounter,
+    /// A circuit breaker of the copy's cluster was open.
+    pub overflow: IntCounter,
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
@@ -117,8 +119,11 @@ impl Telemetry {
         };
         let mirrors = Opts::new("waypoint_mirrors_dropped_total", "Copies of requests that were given up, by reason.");
         let mirrors = register(&registry, IntCounterVec::new(mirrors, &["reason"]).expect("a well-formed name"));
-        let mirrors =
-            MirrorCounters { too_many: mirrors.with_label_values(&["too_many"]), too_slow: mirrors.with_label_values(&["too_slow"]) };
+        let mirrors = MirrorCounters {
+            too_many: mirrors.with_label_values(&["too_many"]),
+            too_slow: mirrors.with_label_values(&["too_slow"]),
+            overflow: mirrors.with_label_values(&["overflow"]),
+        };
         let folded = counter(
             &registry,
             "waypoint_metric_series_folded_total",

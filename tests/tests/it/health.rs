@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::Connection;
-use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
@@ -112,6 +112,43 @@ async fn errors_until_nobody_is_left(mesh: &Mesh, proxy: SocketAddr) -> Result<u
     })
     .await?;
     Ok(n_errors)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_fails_copies_is_left_out() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.keep_endpoints(REVIEWS_CHAIN, 1)?;
+            set_outlier(scenario, REVIEWS_CHAIN, &json!({}))?;
+            let share = json!({"default_value": {"numerator": 100}});
+            let action = json!({"cluster": WEB_CHAIN, "request_mirror_policies": [{"cluster": REVIEWS_CHAIN, "runtime_fraction": share}]});
+            scenario.add_routes(WEB_CHAIN, vec![json!({"name": "copied", "match": {"prefix": "/"}, "route": action})])
+        })?
+        .start()
+        .await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let (_web, reviews) = (mesh.pod("web-v1-1", App::Http).await?, mesh.pod("reviews-v1-1", App::Http).await?);
+    for proxy in [mesh.hbone(), envoy.hbone()] {
+        let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+        // In a row: an answer that is none of the server's errors would begin the count anew.
+        let wanted = reviews.record().requests("GET /status/500") + 3;
+        for _ in 0..3 {
+            connection.get(WEB, "/status/500").await?;
+        }
+        until("the copies are there", DEADLINE, async || {
+            let seen = reviews.record().requests("GET /status/500");
+            Ok(if seen >= wanted { Look::Done(()) } else { Look::NotYet(seen.to_string()) })
+        })
+        .await?;
+        until("nobody is left", DEADLINE, async || {
+            let answer = connection.get(REVIEWS, "/status/500").await?;
+            Ok(if answer.status == StatusCode::SERVICE_UNAVAILABLE { Look::Done(()) } else { Look::NotYet(answer.text()) })
+        })
+        .await?;
+        assert!(reviews.record().requests("GET /status/500") < wanted + 3, "{proxy}: the copies counted");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -393,7 +393,8 @@ fn grpc_status(response: &Response<Body>) -> Option<u32> {
 }
 
 /// What an answer says about its endpoint: its status, or what gRPC's is in HTTP.
-fn verdict_of(response: &Response<Body>) -> Verdict {
+/// What an answer says of its endpoint.
+pub(super) fn verdict_of(response: &Response<Body>) -> Verdict {
     let status = response.status().as_u16();
     Verdict::Answered(grpc_status(response).map_or(status, |number| GrpcStatus::new(number).to_http()))
 }

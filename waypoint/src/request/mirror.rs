@@ -20,14 +20,16 @@ use telemetry::MirrorCounters;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::Run;
+use super::attempt::verdict_of;
 use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
 use crate::http::session::Protocol;
-use crate::state::breaker::Resource;
-use crate::state::health::ActiveRequest;
+use crate::state::breaker::{Overflow, Resource};
+use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
+use crate::state::table::EndpointEntry;
 use crate::upstream::balance::{self, Wish};
-use crate::upstream::pool::Wanted;
+use crate::upstream::pool::{NoSession, Wanted};
 use crate::worker::Worker;
 
 /// Bytes of a body that its copy may be behind; beyond, the copy is given up and counted.
@@ -57,16 +59,15 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
         let copied = if body.is_end_stream() {
             Body::empty()
         } else {
-            let (copy, copied) = copy_of(counters);
+            let (copy, copied) = copy_of(counters.clone());
             copies.push(copy);
             Body::wrap(copied)
         };
         let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.is_some()), copied);
-        let (worker, priority) = (Arc::clone(&run.worker), forward.priority);
+        let copy = Copy { worker: Arc::clone(&run.worker), cluster, priority: forward.priority, counters: counters.clone() };
+        let limit = timeout.unwrap_or(MIRROR_TIME_MAX);
         tokio::spawn(async move {
-            let sent = send(&worker, &cluster, request, priority);
-            // Nobody waits for what became of it.
-            drop(tokio::time::timeout(timeout.unwrap_or(MIRROR_TIME_MAX), sent).await);
+            copy.send(request, limit).await;
             drop(permit);
         });
     }
@@ -108,41 +109,72 @@ fn unsample(headers: &mut HeaderMap) {
     }
 }
 
-/// One try, and once more where an idle connection turns out to have ended.
-async fn send(worker: &Worker, cluster: &ServedCluster, mut request: Request<Body>, priority: Priority) {
-    let Some(entry) = balance::choose(cluster, &Wish::default(), || worker.draw()) else { return };
-    let mut active = ActiveRequest::begin(&entry.state);
-    let protocol = Protocol::of(cluster.cluster.protocol, request.version());
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let mut is_fresh = false;
-    loop {
-        let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority, host: host.as_deref() };
-        let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
-            Some(lease) => lease,
-            None => match worker.sessions.make(wanted, &worker.dialer).await {
-                Ok(lease) => lease,
-                Err(_) => return,
-            },
+/// Where a copy goes.
+struct Copy {
+    worker: Arc<Worker>,
+    cluster: Arc<ServedCluster>,
+    priority: Priority,
+    counters: MirrorCounters,
+}
+
+impl Copy {
+    /// Sends it and reads the answer to its end. Nobody waits for it, but the endpoint is judged by it (Envoy).
+    async fn send(&self, request: Request<Body>, limit: Duration) {
+        let Some(entry) = balance::choose(&self.cluster, &Wish::default(), || self.worker.draw()) else { return };
+        let verdict = match tokio::time::timeout(limit, self.exchange(request, &entry)).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(Overflow)) => return self.counters.overflow.inc(),
+            Err(_elapsed) => Verdict::TimedOut,
         };
-        let Ok(permit) = cluster.breakers.take(Resource::Request, priority) else { return worker.sessions.give_back(lease) };
-        active.hold(permit);
-        match lease.session.send(request, None).await {
-            Ok(response) => {
-                let mut body = response.into_body();
-                while let Some(frame) = body.frame().await {
-                    if frame.is_err() {
-                        return;
+        self.cluster.note(&entry, verdict);
+    }
+
+    /// One try, and once more where an idle connection turns out to have ended.
+    async fn exchange(&self, mut request: Request<Body>, entry: &EndpointEntry) -> Result<Verdict, Overflow> {
+        let Self { worker, cluster, priority, .. } = self;
+        let mut active = ActiveRequest::begin(&entry.state);
+        let protocol = Protocol::of(cluster.cluster.protocol, request.version());
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        let mut is_fresh = false;
+        loop {
+            let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority: *priority, host: host.as_deref() };
+            let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
+                Some(lease) => lease,
+                None => match worker.sessions.make(wanted, &worker.dialer).await {
+                    Ok(lease) => lease,
+                    Err(NoSession::Overflow) => return Err(Overflow),
+                    Err(NoSession::Connect(_)) => return Ok(Verdict::NoAnswer),
+                },
+            };
+            cluster.note(entry, Verdict::Connected);
+            let permit = match cluster.breakers.take(Resource::Request, *priority) {
+                Ok(permit) => permit,
+                Err(overflow) => {
+                    worker.sessions.give_back(lease);
+                    return Err(overflow);
+                }
+            };
+            active.hold(permit);
+            match lease.session.send(request, None).await {
+                Ok(response) => {
+                    let verdict = verdict_of(&response);
+                    let mut body = response.into_body();
+                    while let Some(frame) = body.frame().await {
+                        if frame.is_err() {
+                            return Ok(Verdict::NoAnswer);
+                        }
                     }
+                    worker.sessions.give_back(lease);
+                    return Ok(verdict);
                 }
-                return worker.sessions.give_back(lease);
+                Err(mut error) => match error.request.take() {
+                    Some(again) if lease.is_reused && error.nothing_sent && !is_fresh => {
+                        request = *again;
+                        is_fresh = true;
+                    }
+                    _ => return Ok(Verdict::NoAnswer),
+                },
             }
-            Err(mut error) => match error.request.take() {
-                Some(again) if lease.is_reused && error.nothing_sent && !is_fresh => {
-                    request = *again;
-                    is_fresh = true;
-                }
-                _ => return,
-            },
         }
     }
 }
@@ -260,7 +292,7 @@ mod tests {
 
     fn counters() -> MirrorCounters {
         let counter = || IntCounter::new("c", "c").unwrap();
-        MirrorCounters { too_many: counter(), too_slow: counter() }
+        MirrorCounters { too_many: counter(), too_slow: counter(), overflow: counter() }
     }
 
     fn original(frames: Vec<Result<Frame<Bytes>, BodyError>>, copy: Writer) -> Original {
