@@ -9,6 +9,7 @@ use model::claims::TokenMetadata;
 use model::route::{ClusterChoice, PathMatcher, QueryMatcher, Route, RouteMatch, WeightedCluster};
 use model::route_table::{Domain, RouteTable, VirtualHost};
 use model::stream_view::RequestHead;
+use model::turns::Turns;
 
 use crate::header_match::{self, path_only, query_only};
 
@@ -88,13 +89,23 @@ fn query_matches(wanted: &QueryMatcher, query: &str) -> bool {
     }
 }
 
-/// The cluster that a draw of 64 random bits falls on.
+/// The cluster whose turn it is. `draw`: 64 random bits.
 #[must_use]
 pub fn choose_cluster(choice: &ClusterChoice, draw: u64) -> (&Arc<str>, Option<&WeightedCluster>) {
+    chosen(choice, |turns| turns.take(draw))
+}
+
+/// The cluster whose turn would be next.
+#[must_use]
+pub fn next_cluster(choice: &ClusterChoice, draw: u64) -> &Arc<str> {
+    chosen(choice, |turns| turns.peek(draw)).0
+}
+
+fn chosen(choice: &ClusterChoice, turn: impl FnOnce(&Turns) -> usize) -> (&Arc<str>, Option<&WeightedCluster>) {
     match choice {
         ClusterChoice::One(name) => (name, None),
-        ClusterChoice::Weighted(all) => {
-            let one = &all[weighted(all.iter().map(|one| one.weight), draw)];
+        ClusterChoice::Weighted(all, turns) => {
+            let one = &all[turn(turns)];
             (&one.name, Some(one))
         }
     }

@@ -15,6 +15,7 @@ use crate::rbac::Rbac;
 use crate::route_table::RouteTable;
 use crate::timeout::ChainTimeouts;
 use crate::tracing::Tracing;
+use crate::turns::Turns;
 
 /// A filter that decides about a request, in the chain's order.
 #[derive(Clone, Debug)]
@@ -80,22 +81,15 @@ pub struct HttpChain {
     pub routes: RouteTable,
 }
 
-/// One of several clusters of a TCP chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TcpCluster {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its share.
-    pub weight: u32,
-}
-
 /// A TCP chain.
 #[derive(Clone, Debug)]
 pub struct TcpChain {
     /// Deciding filters, in order.
     pub rbac: Vec<Rbac>,
-    /// Where to; never empty, weights sum to more than none.
-    pub clusters: Vec<TcpCluster>,
+    /// Where to; never empty.
+    pub clusters: Vec<Arc<str>>,
+    /// Whose turn it is.
+    pub turns: Arc<Turns>,
     /// After which silence in both directions the connection is closed; none is never.
     pub idle_timeout: Option<Duration>,
     /// The longest a connection may last, whatever moves; none is for ever.

@@ -10,6 +10,7 @@ pub mod workload;
 pub mod service;
 pub mod flags;
 pub mod fraction;
+pub mod turns;
 pub mod matcher;
 pub mod claims;
 pub mod stream_view;

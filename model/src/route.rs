@@ -16,6 +16,7 @@ use crate::matcher::StringMatcher;
 use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
 use crate::timeout::RouteTimeouts;
+use crate::turns::Turns;
 
 /// How a path is matched. Paths are matched without their query.
 #[derive(Clone, Debug)]
@@ -113,8 +114,8 @@ pub struct WeightedCluster {
 pub enum ClusterChoice {
     /// One cluster.
     One(Arc<str>),
-    /// A share each; the sum of weights is positive.
-    Weighted(Vec<WeightedCluster>),
+    /// A share each, in turns over all requests of the route.
+    Weighted(Vec<WeightedCluster>, Arc<Turns>),
 }
 
 /// Whose circuit breakers count.

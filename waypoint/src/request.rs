@@ -326,7 +326,7 @@ impl Run {
 
     fn note_destination(&mut self, route: &Route) {
         let RouteAction::Forward(forward) = &route.action else { return };
-        let (name, _) = filters::route::choose_cluster(&forward.clusters, self.worker.draw());
+        let name = filters::route::next_cluster(&forward.clusters, self.worker.draw());
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
     }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use filters::rbac::{RbacInput, RbacVerdict, decide_chain};
-use filters::route::weighted;
 use http::StatusCode;
 use model::chain::TcpChain;
 use model::endpoint::EndpointAddress;
@@ -108,7 +107,7 @@ async fn connect(
     worker: &Worker,
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
-    let name = &chain.clusters[weighted(chain.clusters.iter().map(|one| one.weight), worker.draw())].name;
+    let name = &chain.clusters[chain.turns.take(worker.draw())];
     let entry = worker.published.cluster(name);
     if let Some(ClusterEntry::Served(served)) = &entry {
         record.stream.cluster = Some(Arc::clone(name));

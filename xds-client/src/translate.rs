@@ -29,12 +29,14 @@ mod timeout;
 mod tracing;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::google::protobuf as google;
 use ipnet::IpNet;
 use model::invalid::Invalid;
+use model::turns::Turns;
 use prost::Message;
 
 /// What cannot be translated: where, and why.
@@ -63,6 +65,13 @@ pub(crate) type Translated<T> = Result<T, Problem>;
 /// The value of a message field that has to be there.
 pub(crate) fn required<'a, T>(value: Option<&'a T>, path: &str) -> Translated<&'a T> {
     value.ok_or_else(|| Problem::new(path, "is not set"))
+}
+
+/// The turns of clusters with these weights.
+pub(crate) fn turns(weights: impl IntoIterator<Item = u32>, path: &str) -> Translated<Arc<Turns>> {
+    Turns::new(weights)
+        .map(Arc::new)
+        .ok_or_else(|| Problem::new(path, "the weights of the clusters sum to nothing, or to more than 32 bits"))
 }
 
 /// The type of an `Any`, its URL's prefix left out.

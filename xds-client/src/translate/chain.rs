@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as Netw
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
-use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain, TcpCluster};
+use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
 use model::metrics::Stats;
 use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
@@ -18,7 +18,7 @@ use xds_proto::istio::stats::PluginConfig;
 use super::route_filters::{CORS, FAULT, Slots};
 use super::{
     PLUMBING, Problem, Translated, access_log, extension_type, jwt, open, positive_duration, rbac, required, route, stats, timeout,
-    tracing, type_name,
+    tracing, turns, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -134,15 +134,11 @@ fn refuse_external(prefix: &str, has_shadow: bool, path: &str) -> Translated<()>
 
 fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<model::access_log::AccessLog>)> {
     use tcp::tcp_proxy::ClusterSpecifier;
-    let clusters = match required(value.cluster_specifier.as_ref(), path)? {
-        ClusterSpecifier::Cluster(name) => vec![TcpCluster { name: name.as_str().into(), weight: 1 }],
-        ClusterSpecifier::WeightedClusters(all) => {
-            all.clusters.iter().map(|one| TcpCluster { name: one.name.as_str().into(), weight: one.weight }).collect()
-        }
+    let (clusters, weights) = match required(value.cluster_specifier.as_ref(), path)? {
+        ClusterSpecifier::Cluster(name) => (vec![name.as_str().into()], vec![1]),
+        ClusterSpecifier::WeightedClusters(all) => all.clusters.iter().map(|one| (one.name.as_str().into(), one.weight)).unzip(),
     };
-    if clusters.iter().all(|cluster| cluster.weight == 0) {
-        return Err(Problem::new(path, "the weights of the clusters sum to nothing"));
-    }
+    let turns = turns(weights, path)?;
     if value.tunneling_config.is_some() {
         return Err(Problem::new(format!("{path}.tunneling_config"), "is not supported"));
     }
@@ -154,7 +150,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
     let attempts = value.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value);
     let duration_max =
         positive_duration(value.max_downstream_connection_duration.as_ref(), &format!("{path}.max_downstream_connection_duration"))?;
-    let chain = TcpChain { rbac: Vec::new(), clusters, idle_timeout, duration_max, connect_attempts_max: attempts, hashes_source };
+    let chain = TcpChain { rbac: Vec::new(), clusters, turns, idle_timeout, duration_max, connect_attempts_max: attempts, hashes_source };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
 

@@ -17,7 +17,7 @@ use model::route::{
 use model::route_table::{Domain, RouteTable, VirtualHost};
 
 use super::route_filters::{Configs, Slots};
-use super::{Problem, Translated, hash, matcher, mirror, positive_duration, required, rewrite, timeout};
+use super::{Problem, Translated, hash, matcher, mirror, positive_duration, required, rewrite, timeout, turns};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -189,10 +189,8 @@ fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<C
         })
     });
     let shares: Vec<_> = shares.collect::<Translated<_>>()?;
-    if shares.iter().all(|share| share.weight == 0) {
-        return Err(Problem::new(path, "the weights sum to nothing"));
-    }
-    Ok(ClusterChoice::Weighted(shares))
+    let turns = turns(shares.iter().map(|share| share.weight), path)?;
+    Ok(ClusterChoice::Weighted(shares, turns))
 }
 
 fn retry_priority(value: &proto::retry_policy::RetryPriority, path: &str) -> Translated<u32> {
