@@ -3,6 +3,7 @@
 //! | step | filter | source |
 //! | --- | --- | --- |
 //! | 1 | the route is chosen, so that a refusal still names its cluster | Envoy's filter manager |
+//! | | `envoy.filters.http.header_mutation`: the chain's own changes to headers, which do not change the route | istiod |
 //! | 2 | `envoy.filters.http.jwt_authn`, [`crate::jwt`]: it changes the request, and the route is chosen anew with what tokens say | istiod |
 //! | 3 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
 //! | 4 | `envoy.filters.http.fault`, then `envoy.filters.http.cors`, as the route says: [`model::route::RouteFilter`] | istiod |
@@ -37,11 +38,17 @@ pub enum Outcome<'a> {
     Rejected,
 }
 
-/// Judges a request.
+/// A route and its virtual host, if there is one for a request.
+pub type Selected<'a> = Option<(&'a VirtualHost, &'a Arc<Route>)>;
+
+/// Judges a request. `chosen`: the route that was chosen before the chain changed the request, which stays unless tokens choose another.
 #[must_use]
-pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>) -> Outcome<'a> {
+pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>, chosen: Option<Selected<'a>>) -> Outcome<'a> {
     let (ChainKind::Http(http), Some(head)) = (&chain.kind, &input.head) else { return Outcome::Rejected };
-    let selected = route::select_with(&http.routes, head, input.claims.filter(|claims| claims.is_seen_by_routes));
+    let selected = match (input.claims.filter(|claims| claims.is_seen_by_routes), chosen) {
+        (None, Some(chosen)) => chosen,
+        (claims, _) => route::select_with(&http.routes, head, claims),
+    };
     match (rbac::decide_chain(chain, input), selected) {
         (RbacVerdict::Deny(policy), selected) => Outcome::Denied { policy, route: selected.map(|(_, route)| route) },
         (RbacVerdict::Pass, Some((host, route))) => Outcome::Route(host, route),

@@ -9,13 +9,18 @@ use model::stream_view::StreamView;
 
 /// Changes `headers`. `view` answers the operators in values; what it says of headers is from before the changes.
 ///
-/// A value that an operator made unreadable (control bytes) is not sent.
+/// A value that an operator made unreadable (control bytes) is not sent, and what it would have overwritten is gone.
 pub fn apply(edits: &HeaderEdits, headers: &mut HeaderMap, view: &dyn StreamView) {
     for name in &edits.remove {
         headers.remove(name);
     }
     for add in &edits.add {
-        let Some(value) = render(&add.value, view) else { continue };
+        let Some(value) = render(&add.value, view) else {
+            if matches!(add.action, AppendAction::Overwrite | AppendAction::OverwriteIfExists) {
+                headers.remove(&add.name);
+            }
+            continue;
+        };
         if value.is_empty() && !add.keep_empty_value {
             continue;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::access_log::AccessLog;
+use crate::headers::HeaderEdits;
 use crate::invalid::Invalid;
 use crate::jwt::JwtAuthn;
 use crate::metrics::Stats;
@@ -71,6 +72,8 @@ pub struct HttpOptions {
 pub struct HttpChain {
     /// Connection manager settings.
     pub options: HttpOptions,
+    /// Changes to the headers of requests, in order, before anything looks at them (`header_mutation`).
+    pub request_edits: Box<[HeaderEdits]>,
     /// Which tokens requests must carry; judged before the filters below.
     pub jwt: Option<Box<JwtAuthn>>,
     /// Deciding filters, in order.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use filters::chain::{Outcome, judge};
+use filters::chain::{Outcome, Selected, judge};
 use filters::cors::CorsOutcome;
 use filters::fault::Injected;
 use filters::rbac::RbacInput;
@@ -258,6 +258,7 @@ impl Run {
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
             return Err(LocalReply::low_version().into());
         }
+        let chosen = (!http.request_edits.is_empty()).then(|| self.mutate(http, parts));
         let claims = match &http.jwt {
             Some(authn) => self.authenticate(authn, http, parts)?,
             None => None,
@@ -269,7 +270,7 @@ impl Run {
             destination: self.tunnel.target.address(),
             claims: claims.as_ref(),
         };
-        match judge(chain, &input) {
+        match judge(chain, &input, chosen) {
             Outcome::Route(host, route) => {
                 self.recording.record().stream.route_name.clone_from(&route.name);
                 self.note_operation(route);
@@ -287,6 +288,17 @@ impl Run {
             }
             Outcome::Rejected => Err(LocalReply::config_rejected().into()),
         }
+    }
+
+    /// Makes the chain's own changes to a request; its route, which they do not change.
+    fn mutate<'a>(&mut self, http: &'a HttpChain, parts: &mut http::request::Parts) -> Selected<'a> {
+        let chosen = filters::route::select(&http.routes, &head_of(parts));
+        let record = self.recording.record();
+        for edits in &http.request_edits {
+            filters::headers::apply(edits, &mut parts.headers, record);
+        }
+        record.capture_request(&parts.headers);
+        chosen
     }
 
     /// Notes what the request is, and gives it its id and its span.

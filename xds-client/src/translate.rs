@@ -19,6 +19,7 @@ mod hash;
 mod jwt;
 mod matcher;
 mod mirror;
+mod mutation;
 mod outlier;
 mod rbac;
 mod rewrite;

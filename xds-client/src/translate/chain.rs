@@ -15,6 +15,7 @@ use model::metrics::Stats;
 use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
+use super::mutation::{self, HEADER_MUTATION};
 use super::route_filters::{CORS, FAULT, Slots};
 use super::{
     PLUMBING, Problem, Translated, access_log, extension_type, jwt, open, positive_duration, rbac, required, route, stats, timeout,
@@ -157,7 +158,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
 fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
     let mut filters = Vec::new();
-    let mut jwt = None;
+    let (mut jwt, mut request_edits) = (None, Vec::new());
     let mut slots = Slots::default();
     let (mut chain_stats, mut count_grpc_messages) = (None, false);
     for (at, filter) in value.http_filters.iter().enumerate() {
@@ -176,6 +177,10 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
                     value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Http, &path)).transpose()?.map(HttpFilter::Rbac),
                 );
             }
+            HEADER_MUTATION if jwt.is_some() || !filters.is_empty() || !slots.is_empty() => {
+                return Err(Problem::new(path, "headers can only be changed before all other filters"));
+            }
+            HEADER_MUTATION => request_edits.extend(mutation::request_edits(&open(config, &path)?, &path)?),
             JWT_AUTHN if jwt.is_some() || !filters.is_empty() || !slots.is_empty() => {
                 return Err(Problem::new(path, "tokens can only be verified once, and before all policies"));
             }
@@ -195,7 +200,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
     };
     let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
     Ok(HttpParts {
-        chain: HttpChain { options: options(value, path)?, jwt, filters, count_grpc_messages, routes },
+        chain: HttpChain { options: options(value, path)?, request_edits: request_edits.into(), jwt, filters, count_grpc_messages, routes },
         access_logs: access_log::all(&value.access_log, path)?,
         tracing,
         stats: chain_stats,

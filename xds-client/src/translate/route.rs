@@ -241,7 +241,7 @@ fn edits(add: &[core::HeaderValueOption], remove: &[String], path: &str) -> Tran
 }
 
 /// A header that may be edited: Envoy refuses pseudo-headers and `host`, which are rewritten by fields of their own.
-fn edited_name(text: &str, path: &str) -> Translated<HeaderName> {
+pub(super) fn edited_name(text: &str, path: &str) -> Translated<HeaderName> {
     let name = text.to_ascii_lowercase();
     if name.starts_with(':') || name == "host" {
         return Err(Problem::new(path, format!("{text:?} may not be edited; paths and hosts have rewrites")));
@@ -249,7 +249,8 @@ fn edited_name(text: &str, path: &str) -> Translated<HeaderName> {
     matcher::header_name(&name, path)
 }
 
-fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderAdd> {
+/// One addition.
+pub(super) fn header_add(value: &core::HeaderValueOption, path: &str) -> Translated<HeaderAdd> {
     use core::header_value_option::HeaderAppendAction;
     let header = required(value.header.as_ref(), path)?;
     #[expect(deprecated, reason = "istiod's older releases set append")]

@@ -157,3 +157,53 @@ async fn cors_is_answered_as_envoy_does() -> Result<()> {
     assert_eq!(seen[1].header("access-control-expose-headers"), "x-c");
     Ok(())
 }
+
+/// As istiod writes it for a gateway with the annotation that asks for it, and an edit of each other kind.
+fn edits_of_the_chain(scenario: &mut Scenario) -> Result<()> {
+    with_routes(
+        scenario,
+        vec![forward("caller", json!({"prefix": "/caller", "headers": [{"name": "x-added", "present_match": true}]}), json!({}))],
+    )?;
+    let http = scenario.http(WEB_CHAIN)?;
+    http["forward_client_cert_details"] = "ALWAYS_FORWARD_ONLY".into();
+    let add = |name: &str, value: &str, action: &str| json!({"append": {"header": {"key": name, "value": value}, "append_action": action}});
+    let caller = "By=%FILTER_STATE(io.istio.local_principal:PLAIN)%;URI=%FILTER_STATE(io.istio.peer_principal:PLAIN)%";
+    let mutations = json!([
+        add("x-forwarded-client-cert", caller, "OVERWRITE_IF_EXISTS_OR_ADD"),
+        add("x-added", "%REQ(:METHOD)%", "ADD_IF_ABSENT"),
+        {"remove": "x-secret"},
+    ]);
+    let config = typed(json!({"mutations": {"request_mutations": mutations}}), "header_mutation.v3.HeaderMutation");
+    scenario.add_http_filters(WEB_CHAIN, vec![json!({"name": "istio.waypoint.xfcc_client_identity", "typed_config": config})])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_is_told_who_the_caller_is_whatever_the_caller_claims() -> Result<()> {
+    let mut both = Both::edited(edits_of_the_chain).await?;
+    let forged = &[("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/other/sa/admin"), ("x-secret", "1"), ("x-added", "theirs")];
+    let seen = both.all_same(&[Ask::get("/caller"), Ask::get("/caller").with(forged)]).await?;
+    let by = "By=spiffe://cluster.local/ns/shop/sa/waypoint;URI=spiffe://cluster.local/ns/clients/sa/frontend";
+    for (seen, added) in seen.iter().zip(["GET", "theirs"]) {
+        assert_eq!((&*seen.told("x-forwarded-client-cert"), &*seen.told("x-added"), &*seen.told("x-secret")), (by, added, ""));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_the_chain_holds_where_a_route_has_none_of_its_own() -> Result<()> {
+    let mut both = Both::edited(|scenario| {
+        let route = |name: &str| forward(name, json!({"prefix": format!("/{name}")}), json!({}));
+        let own = with_fault(route("own"), json!({"abort": {"http_status": 418, "percentage": percent(100)}}));
+        with_routes(scenario, vec![own, with_fault(route("none"), json!({})), route("chain")])?;
+        let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().into_iter().flatten();
+        for fault in filters.filter(|filter| filter["name"] == FAULT) {
+            fault["typed_config"]["abort"] = json!({"http_status": 410, "percentage": percent(100)});
+        }
+        Ok(())
+    })
+    .await?;
+    let seen = both.all_same(&[Ask::get("/own"), Ask::get("/none"), Ask::get("/chain"), Ask::get("/others")]).await?;
+    let codes: Vec<_> = seen.iter().map(|seen| seen.status.as_u16()).collect();
+    assert_eq!(codes, [418, 200, 410, 410]);
+    Ok(())
+}

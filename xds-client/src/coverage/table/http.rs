@@ -213,6 +213,27 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(Routing, "envoy.extensions.filters.http.cors.v3.Cors", &[]),
     entry(
         Routing,
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        &[("mutations", Honoured), ("most_specific_header_mutations_wins", Unused("it orders the changes of routes, which are refused"))],
+    ),
+    entry(
+        Routing,
+        "envoy.extensions.filters.http.header_mutation.v3.Mutations",
+        &[
+            ("request_mutations", Honoured),
+            ("response_mutations", Refused("answers would be changed")),
+            ("query_parameter_mutations", Refused("queries would be changed")),
+            ("request_trailers_mutations", Refused("trailers would be changed")),
+            ("response_trailers_mutations", Refused("trailers would be changed")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.common.mutation_rules.v3.HeaderMutation",
+        &[("remove", Honoured), ("append", Honoured), ("remove_on_match", Refused("headers would be taken away by their names"))],
+    ),
+    entry(
+        Routing,
         "envoy.extensions.filters.http.router.v3.Router",
         &[
             ("start_child_span", Listed("one span per request")),
@@ -263,7 +284,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.filters.http.ratelimit.v3.RateLimit", "requests would be limited"),
     refused("envoy.extensions.filters.http.lua.v3.Lua", "a script would see every request"),
     refused("envoy.extensions.filters.http.wasm.v3.Wasm", "an extension would see every request"),
-    refused("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", "headers would be changed"),
+    walked("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"),
     refused("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", "gRPC-Web would be translated"),
     refused("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig", "the host would be resolved when asked for"),
     refused("envoy.extensions.filters.http.stateful_session.v3.StatefulSession", "a session would stay with its endpoint"),
