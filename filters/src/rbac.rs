@@ -43,13 +43,18 @@ pub enum RbacVerdict {
 /// Judges one filter.
 #[must_use]
 pub fn decide(rbac: &Rbac, input: &RbacInput<'_>) -> RbacVerdict {
-    let must_hold = rbac.action == RbacAction::Allow;
-    let matched = rbac.policies.iter().find(|policy| policy_matches(policy, input, must_hold));
-    match (rbac.action, matched) {
+    match (rbac.action, matching(rbac, input)) {
         (RbacAction::Allow, Some(_)) | (RbacAction::Deny, None) | (RbacAction::Log, _) => RbacVerdict::Pass,
         (RbacAction::Allow, None) => RbacVerdict::Deny(None),
         (RbacAction::Deny, Some(policy)) => RbacVerdict::Deny(Some(Arc::clone(&policy.name))),
     }
+}
+
+/// The first policy of a filter that matches.
+#[must_use]
+pub fn matching<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> Option<&'a Policy> {
+    let must_hold = rbac.action == RbacAction::Allow;
+    rbac.policies.iter().find(|policy| policy_matches(policy, input, must_hold))
 }
 
 /// The first refusal of a chain's filters, in their order.

@@ -84,7 +84,8 @@ impl TimeLimits {
 const GRPC_COUNT_MAX: u128 = 99_999_999;
 
 /// Milliseconds, or the next coarser unit that the number fits in, as Envoy writes it.
-fn write_grpc_timeout(timeout: Duration) -> HeaderValue {
+#[must_use]
+pub fn write_grpc_timeout(timeout: Duration) -> HeaderValue {
     let (mut count, mut unit) = (timeout.as_millis(), "m");
     for (coarser, per) in [("S", 1000), ("M", 60), ("H", 60)] {
         if count > GRPC_COUNT_MAX {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::access_log::AccessLog;
+use crate::ext_authz::ExtAuthz;
 use crate::headers::HeaderEdits;
 use crate::invalid::Invalid;
 use crate::jwt::JwtAuthn;
@@ -23,6 +24,17 @@ use crate::turns::Turns;
 pub enum HttpFilter {
     /// `envoy.filters.http.rbac`.
     Rbac(Rbac),
+}
+
+/// A filter of the part of a chain that may have to wait for another server's answer, in the chain's order.
+#[derive(Clone, Debug)]
+pub enum EarlyFilter {
+    /// `rbac` with rules.
+    Rbac(Rbac),
+    /// `rbac` with shadow rules: they refuse nothing, the name of the policy that matches says whether to ask.
+    Shadow(Rbac),
+    /// `ext_authz`.
+    External(Box<ExtAuthz>),
 }
 
 /// What becomes of the response's `server` header.
@@ -74,6 +86,8 @@ pub struct HttpChain {
     pub options: HttpOptions,
     /// Changes to the headers of requests, in order, before anything looks at them (`header_mutation`).
     pub request_edits: Box<[HeaderEdits]>,
+    /// Judged first, up to the last external authorization; of most chains empty.
+    pub early: Box<[EarlyFilter]>,
     /// Which tokens requests must carry; judged before the filters below.
     pub jwt: Option<Box<JwtAuthn>>,
     /// Deciding filters, in order.
@@ -87,6 +101,8 @@ pub struct HttpChain {
 /// A TCP chain.
 #[derive(Clone, Debug)]
 pub struct TcpChain {
+    /// Judged first, up to the last external authorization; of most chains empty.
+    pub early: Box<[EarlyFilter]>,
     /// Deciding filters, in order.
     pub rbac: Vec<Rbac>,
     /// Where to; never empty.

@@ -28,6 +28,7 @@ pub mod route;
 pub mod route_table;
 pub mod rbac;
 pub mod jwt;
+pub mod ext_authz;
 pub mod transport;
 pub mod endpoint;
 pub mod dns;

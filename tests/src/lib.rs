@@ -2,6 +2,7 @@
 //! loopback addresses: a scripted istiod that serves recorded configuration, HBONE peers and workloads, a trace sink, and the waypoint's
 //! binary between them ([`scenario::Mesh`] puts them together); and a stock Envoy as the waypoint of the same mesh ([`envoy`]).
 
+pub mod authz;
 pub mod dns;
 pub mod envoy;
 pub mod fake_istiod;

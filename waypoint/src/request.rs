@@ -6,6 +6,7 @@
 
 mod attempt;
 mod edits;
+mod external;
 mod limits;
 mod mirror;
 mod recording;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, Selected, judge};
 use filters::cors::CorsOutcome;
+use filters::ext_authz::Header;
 use filters::fault::Injected;
 use filters::rbac::RbacInput;
 use filters::redirect::{has_location, location};
@@ -28,6 +30,7 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
+use model::claims::TokenMetadata;
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
@@ -160,7 +163,8 @@ impl Exchange for TunnelExchange {
         let Begun { served, is_gone } = begun;
         let recording = self.record(&served, protocol);
         let (tunnel, worker) = (Arc::clone(&self.tunnel), Arc::clone(&self.worker));
-        let run = Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None, told: HeaderMap::new() };
+        let run =
+            Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None, told: HeaderMap::new(), back: Vec::new() };
         run.answer(request)
     }
 
@@ -222,6 +226,8 @@ struct Run {
     decorator: Option<HeaderValue>,
     /// Headers that filters set on the answer, whoever makes it.
     told: HeaderMap,
+    /// What authorization services change in the answer, whoever makes it.
+    back: Vec<Header>,
 }
 
 /// The route of a request that may take it.
@@ -234,9 +240,17 @@ struct Routed<'a> {
 
 impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
         let served = Arc::clone(&self.served);
-        let routed = match self.decide(&served.chain, &mut parts) {
+        let admitted = match self.admit(&served.chain, &mut parts) {
+            // Boxed, so that requests of other chains do not carry the room for it.
+            Ok((http, chosen)) if !http.early.is_empty() => {
+                let passed = Box::pin(self.pass_early((http, chosen), &mut parts, &mut body)).await;
+                passed.map(|selected| (http, Some(selected)))
+            }
+            admitted => admitted,
+        };
+        let routed = match admitted.and_then(|(http, chosen)| self.decide(&served.chain, http, &mut parts, chosen)) {
             Ok(routed) => routed,
             Err(reply) => return Ok(self.reply(*reply)),
         };
@@ -249,7 +263,12 @@ impl Run {
         self.act(routed, parts, body).await
     }
 
-    fn decide<'a>(&mut self, chain: &'a Chain, parts: &mut http::request::Parts) -> Result<Routed<'a>, Box<LocalReply>> {
+    /// The chain of a request that is looked at at all, once it has changed the request; and the route, if it was chosen before.
+    fn admit<'a>(
+        &mut self,
+        chain: &'a Chain,
+        parts: &mut http::request::Parts,
+    ) -> Result<(&'a HttpChain, Option<Selected<'a>>), Box<LocalReply>> {
         let ChainKind::Http(http) = &chain.kind else { return Err(LocalReply::config_rejected().into()) };
         if self.is_gone {
             return Err(LocalReply::config_rejected().into());
@@ -259,18 +278,22 @@ impl Run {
             return Err(LocalReply::low_version().into());
         }
         let chosen = (!http.request_edits.is_empty()).then(|| self.mutate(http, parts));
+        Ok((http, chosen))
+    }
+
+    fn decide<'a>(
+        &mut self,
+        chain: &'a Chain,
+        http: &'a HttpChain,
+        parts: &mut http::request::Parts,
+        chosen: Option<Selected<'a>>,
+    ) -> Result<Routed<'a>, Box<LocalReply>> {
         let claims = match &http.jwt {
             Some(authn) => self.authenticate(authn, http, parts)?,
             None => None,
         };
-        let input = RbacInput {
-            head: Some(head_of(parts)),
-            peer_principal: Some(self.tunnel.connection.peer.as_str()),
-            peer_address: self.tunnel.connection.peer_address.ip(),
-            destination: self.tunnel.target.address(),
-            claims: claims.as_ref(),
-        };
-        match judge(chain, &input, chosen) {
+        let outcome = judge(chain, &self.policy_input(parts, claims.as_ref()), chosen);
+        match outcome {
             Outcome::Route(host, route) => {
                 self.recording.record().stream.route_name.clone_from(&route.name);
                 self.note_operation(route);
@@ -299,6 +322,17 @@ impl Run {
         }
         record.capture_request(&parts.headers);
         chosen
+    }
+
+    /// What policies see.
+    fn policy_input<'a>(&'a self, parts: &'a http::request::Parts, claims: Option<&'a TokenMetadata>) -> RbacInput<'a> {
+        RbacInput {
+            head: Some(head_of(parts)),
+            peer_principal: Some(self.tunnel.connection.peer.as_str()),
+            peer_address: self.tunnel.connection.peer_address.ip(),
+            destination: self.tunnel.target.address(),
+            claims,
+        }
     }
 
     /// Notes what the request is, and gives it its id and its span.
@@ -434,16 +468,19 @@ impl Run {
         for edits in levels {
             filters::headers::apply(edits, response.headers_mut(), self.recording.record());
         }
-        tell(&mut self.told, response.headers_mut());
+        self.tell(response.headers_mut());
         self.recording.answered_here(&response);
         response
     }
-}
 
-/// Sets what filters set on an answer.
-fn tell(told: &mut HeaderMap, headers: &mut HeaderMap) {
-    if !told.is_empty() {
-        headers.extend(std::mem::take(told));
+    /// Sets what filters set on an answer.
+    fn tell(&mut self, headers: &mut HeaderMap) {
+        if !self.told.is_empty() {
+            headers.extend(std::mem::take(&mut self.told));
+        }
+        if !self.back.is_empty() {
+            filters::ext_authz::apply(&self.back, headers);
+        }
     }
 }
 

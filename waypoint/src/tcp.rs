@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use filters::ext_authz::{Answer, Facts, Peer, Progress, Step};
 use filters::rbac::{RbacInput, RbacVerdict, decide_chain};
-use http::StatusCode;
-use model::chain::TcpChain;
+use http::{HeaderMap, StatusCode};
+use model::chain::{EarlyFilter, TcpChain};
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::route::Priority;
 use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::external;
 use crate::request::TunnelContext;
 use crate::sniff::Replay;
 use crate::state::breaker::Resource;
@@ -121,10 +123,11 @@ async fn connect(
         destination: tunnel.target.address(),
         claims: None,
     };
+    if !chain.early.is_empty() {
+        Box::pin(judge_early(tunnel, &chain.early, &input, (worker, record))).await?;
+    }
     if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.last().chain, &input) {
-        let policy = policy.as_deref().unwrap_or("none");
-        record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
-        return Err(StatusCode::FORBIDDEN);
+        return Err(denied(policy.as_deref(), record));
     }
     match entry {
         Some(ClusterEntry::Served(served)) => {
@@ -139,6 +142,45 @@ async fn connect(
             record.stream.flags.insert(ResponseFlag::NoClusterFound);
             Err(StatusCode::SERVICE_UNAVAILABLE)
         }
+    }
+}
+
+fn denied(policy: Option<&str>, record: &mut ConnectionRecord) -> StatusCode {
+    let policy = policy.unwrap_or("none");
+    record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
+    StatusCode::FORBIDDEN
+}
+
+/// The part of a chain that may have to ask an authorization service; nothing is dialled before its answer.
+async fn judge_early(
+    tunnel: &TunnelContext,
+    early: &[EarlyFilter],
+    input: &RbacInput<'_>,
+    (worker, record): (&Worker, &mut ConnectionRecord),
+) -> Result<(), StatusCode> {
+    let connection = &tunnel.connection;
+    let facts = Facts {
+        source: Peer { address: Some(connection.peer_address), principal: connection.peer.as_str() },
+        destination: Peer { address: tunnel.target.address(), principal: connection.local.as_str() },
+        http: None,
+    };
+    let mut progress = Progress::new(early);
+    loop {
+        let details = match progress.next(input, || worker.draw()) {
+            Step::Passed => return Ok(()),
+            Step::Denied(policy) => return Err(denied(policy.as_deref(), record)),
+            Step::Unasked(_) => "ext_authz_error",
+            Step::Ask(filter, _policy) => match external::ask(worker, filter, &facts, HeaderMap::new()).await {
+                Answer::Allowed(_) => continue,
+                Answer::Failed(_) if filter.on_failure.allows => continue,
+                Answer::Denied(_) => "ext_authz_denied",
+                Answer::Failed(_) => "ext_authz_error",
+                Answer::Unusable => "ext_authz_invalid",
+            },
+        };
+        record.stream.flags.insert(ResponseFlag::UnauthorizedExternalService);
+        record.stream.details = Some(details.into());
+        return Err(StatusCode::FORBIDDEN);
     }
 }
 

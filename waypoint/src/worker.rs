@@ -15,6 +15,10 @@ use crate::upstream::pool::SessionPool;
 
 /// Copies of requests that one worker has under way; more are not sent, and counted.
 const MIRRORS_MAX: usize = 1024;
+/// Calls of authorization services that one worker has under way; beyond, there is no answer.
+const CHECKS_MAX: usize = 1024;
+/// KiB of bodies that one worker keeps while authorization services look at them; beyond, there is no answer.
+const CHECK_BODIES_KIB_MAX: usize = 64 * 1024;
 
 /// One worker.
 pub struct Worker {
@@ -26,6 +30,10 @@ pub struct Worker {
     pub dialer: Dialer,
     /// Copies of requests that may be under way.
     pub mirrors: Arc<Semaphore>,
+    /// Calls of authorization services that may be under way.
+    pub checks: Semaphore,
+    /// KiB of bodies that may be kept while such services look at them.
+    pub check_bodies: Arc<Semaphore>,
     telemetry: Mutex<WorkerTelemetry>,
     random: Mutex<fastrand::Rng>,
     tokens: Mutex<TokenCache>,
@@ -46,6 +54,8 @@ impl Worker {
             sessions: SessionPool::default(),
             dialer,
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
+            checks: Semaphore::new(CHECKS_MAX),
+            check_bodies: Arc::new(Semaphore::new(CHECK_BODIES_KIB_MAX)),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),
             tokens: Mutex::default(),

@@ -23,14 +23,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const DRAWN: [&str; 4] = ["x-request-id", "x-envoy-upstream-service-time", "date", "x-envoy-expected-rq-timeout-ms"];
 
 /// A message's headers by name, lines of one name in their order.
-type Headers = BTreeMap<String, Vec<String>>;
+pub(super) type Headers = BTreeMap<String, Vec<String>>;
 
 /// What the client read and what the pod was asked.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    status: String,
-    headers: Headers,
-    asked: Option<(String, String, Headers)>,
+pub(super) struct Seen {
+    pub(super) status: String,
+    pub(super) headers: Headers,
+    pub(super) asked: Option<(String, String, Headers)>,
 }
 
 fn headers(pairs: impl Iterator<Item = (String, String)>) -> Headers {
@@ -77,7 +77,7 @@ async fn whole_answer(connection: &Connection, request: &str) -> Result<String> 
 }
 
 /// What one exchange looks like from both its ends.
-async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
+pub(super) async fn exchange(connection: &Connection, request: &str) -> Result<Seen> {
     let heard = whole_answer(connection, request).await?;
     let (head, body) = heard.split_once("\r\n\r\n").with_context(|| format!("no answer but {heard:?}"))?;
     let mut lines = head.lines();
@@ -209,7 +209,7 @@ fn time_limits(scenario: &mut Scenario) -> Result<()> {
 }
 
 /// Flags and details of the line for `path`.
-async fn line_of(output: &Lines, path: &str) -> Result<(Value, Value)> {
+pub(super) async fn line_of(output: &Lines, path: &str) -> Result<(Value, Value)> {
     until(&format!("the line of {path}"), DEADLINE, async || {
         let lines = output.all();
         let found = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find(|line| line["path"] == path);

@@ -86,7 +86,7 @@ async fn a_request_reaches_the_same_pod_in_the_same_form_through_both() -> Resul
 /// The recorded policies, in both proxies. Chains that ask external services are refused by our waypoint by name.
 async fn with_policies() -> Result<(Mesh, Envoy)> {
     let edit = |scenario: &mut Scenario| scenario.keep_endpoints(REVIEWS_CHAIN, 1);
-    let mesh = Mesh::builder("05-authz")?.environment("WAYPOINT_READY_WITH_REFUSED", Some("true")).edit(edit)?.start().await?;
+    let mesh = Mesh::builder("05-authz")?.edit(edit)?.start().await?;
     let envoy = Envoy::beside(&mesh).start().await?;
     Ok((mesh, envoy))
 }

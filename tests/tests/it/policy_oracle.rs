@@ -140,7 +140,6 @@ fn policy_ask(rng: &mut Rng) -> Ask {
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_policies_decide_alike_in_both_on_generated_requests() -> Result<()> {
     let mesh = Mesh::builder("05-authz")?
-        .environment("WAYPOINT_READY_WITH_REFUSED", Some("true"))
         .edit(|scenario| scenario.keep_endpoints(REVIEWS_CHAIN, 1).and_then(|()| without_addresses(scenario)))?
         .start()
         .await?;

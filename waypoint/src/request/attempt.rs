@@ -426,7 +426,7 @@ fn pass_on(
     for edits in levels.into_iter().flatten().filter(|edits| !edits.is_empty()) {
         filters::headers::apply(edits, &mut parts.headers, run.recording.record());
     }
-    super::tell(&mut run.told, &mut parts.headers);
+    run.tell(&mut parts.headers);
     set_server(&mut parts.headers, to.http);
     if let Some(operation) = run.decorator.take() {
         parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);

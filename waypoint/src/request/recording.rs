@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
@@ -93,6 +93,11 @@ impl Recording {
         Body::wrap(CountedUpload { inner: body, upload, messages, activity: self.activity.clone() })
     }
 
+    /// When the request came.
+    pub(super) fn start_time(&self) -> SystemTime {
+        self.record.as_ref().map_or(SystemTime::UNIX_EPOCH, |record| record.stream.start_time)
+    }
+
     /// Its progress; none if there was no body.
     pub(super) fn upload(&self) -> Option<Arc<Upload>> {
         self.upload.clone()
@@ -166,6 +171,11 @@ impl Upload {
     /// Whether the last byte has come.
     pub(super) fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// How much has come.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Waits for the last byte.

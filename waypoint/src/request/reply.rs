@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use filters::ext_authz::Refusal;
 use filters::jwt::TokenProblem;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
@@ -17,6 +18,10 @@ use crate::http::body::Body;
 use crate::upstream::failure::UpstreamFailure;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// Bytes of an authorization service's text in the `grpc-message` of a refusal; it is cut.
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// Of a refusal that names no status.
+const STATUS_DENIED: u16 = 403;
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
@@ -88,6 +93,44 @@ impl LocalReply {
         let text = problem.to_string();
         let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
         Self::new(problem.status(), text, details)
+    }
+
+    /// An authorization service refuses the request; what of it the client gets is the service's.
+    pub(super) fn external_denied(refusal: Refusal, body_bytes_max: Option<usize>) -> Self {
+        Self::external(refusal, STATUS_DENIED, body_bytes_max, "ext_authz_denied")
+    }
+
+    /// An authorization service gives no answer, or says that it cannot.
+    pub(super) fn external_failed(status: u16, refusal: Option<Refusal>) -> Self {
+        Self::external(refusal.unwrap_or_default(), status, None, "ext_authz_error")
+    }
+
+    /// An authorization service lets the request pass with a change that is not made.
+    pub(super) fn external_invalid() -> Self {
+        Self::external(Refusal::default(), 500, None, "ext_authz_invalid")
+    }
+
+    fn external(refusal: Refusal, status: u16, body_bytes_max: Option<usize>, details: &'static str) -> Self {
+        let status = refusal.status.unwrap_or(status);
+        let mut bytes = refusal.body;
+        bytes.truncate(body_bytes_max.unwrap_or(usize::MAX));
+        // These have no body (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
+        if matches!(status, 204 | 205 | 304) {
+            bytes.clear();
+        }
+        let mut headers = refusal.headers;
+        if bytes.is_empty() {
+            headers.remove(header::CONTENT_TYPE);
+        }
+        // For gRPC clients, whose message is a header.
+        let message = bytes.get(..MESSAGE_BYTES_MAX).unwrap_or(&bytes);
+        let text = String::from_utf8_lossy(message).into_owned();
+        Self { bytes: Some(bytes), headers, ..Self::new(status, text, details) }.flagged(ResponseFlag::UnauthorizedExternalService)
+    }
+
+    /// A body that is longer than an authorization service is to see.
+    pub(super) fn payload_too_large() -> Self {
+        Self::new(413, "Payload Too Large", "request_payload_too_large")
     }
 
     /// HTTP/1.0, which istiod did not ask to accept.

@@ -72,7 +72,7 @@ impl Run {
     }
 }
 
-fn with_path(uri: &Uri, path: String) -> Option<Uri> {
+pub(super) fn with_path(uri: &Uri, path: String) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
     Uri::from_parts(parts).ok()

@@ -198,14 +198,28 @@ pub(super) fn is_known_action(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 2])
 }
 
-/// A dry run that nothing but metadata shows. With the prefix of a CUSTOM policy, the result decides whether a provider is asked.
-pub(super) fn is_dry_run(_: &Value, site: &Site<'_>) -> bool {
-    !text(site.message, "shadow_rules_stat_prefix").starts_with("istio_ext_authz_")
+/// Shadow rules by which an external service is asked; others are dry runs, which nothing but metadata shows.
+pub(super) fn is_of_external_authorization(_: &Value, site: &Site<'_>) -> bool {
+    text(site.message, "shadow_rules_stat_prefix") == "istio_ext_authz_"
 }
 
-/// Metadata that verified tokens leave.
-pub(super) fn is_token_metadata(value: &Value, _: &Site<'_>) -> bool {
-    value.as_str() == Some("envoy.filters.http.jwt_authn")
+/// In a filter of external authorization.
+pub(super) fn is_of_authorization(_: &Value, site: &Site<'_>) -> bool {
+    site.holder.is_some_and(|holder| holder.message.descriptor().name() == "ExtAuthz")
+}
+
+/// `transport_api_version`: AUTO or V3.
+pub(super) fn is_third_version(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 2])
+}
+
+/// Metadata that verified tokens leave, or shadow rules for the external authorization behind them.
+pub(super) fn is_known_metadata(value: &Value, site: &Site<'_>) -> bool {
+    match value.as_str() {
+        Some("envoy.filters.http.jwt_authn") => true,
+        Some("envoy.filters.http.rbac" | "envoy.filters.network.rbac") => is_of_authorization(value, site),
+        _ => false,
+    }
 }
 
 /// `metadata_source` DYNAMIC.

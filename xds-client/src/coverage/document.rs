@@ -65,7 +65,7 @@ fn row(page: &mut String, field: &str, rule: &Rule) {
             ("honoured", format!("only {only}; otherwise: {otherwise}"))
         }
         Rule::Listed(missing) => ("listed", (*missing).to_owned()),
-        Rule::ListedWhen { only, missing, otherwise, .. } => ("listed", format!("{missing}; only {only}; otherwise refused: {otherwise}")),
+        Rule::ListedUnless { only, missing, .. } => ("honoured", format!("only {only}; otherwise listed: {missing}")),
         Rule::Refused(effect) => ("refused", (*effect).to_owned()),
         Rule::Extension(_) => ("by type", String::new()),
     };

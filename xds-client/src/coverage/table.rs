@@ -3,6 +3,7 @@
 //! It says what this version does, not what it should do. A feature that is added changes its lines here, and the generated
 //! `docs/coverage.md` with them.
 mod cluster;
+mod ext_authz;
 mod http;
 mod jwt;
 mod listener;
@@ -24,12 +25,13 @@ pub(super) struct Section {
 }
 
 /// The table, in the order in which it is documented.
-pub(super) const SECTIONS: [Section; 8] = [
+pub(super) const SECTIONS: [Section; 9] = [
     Section { title: "Listeners and the dispatch of connections", entries: listener::ENTRIES },
     Section { title: "HTTP and TCP chains", entries: http::ENTRIES },
     Section { title: "Routes", entries: route::ENTRIES },
     Section { title: "Authentication of requests", entries: jwt::ENTRIES },
     Section { title: "Authorization", entries: rbac::ENTRIES },
+    Section { title: "External authorization", entries: ext_authz::ENTRIES },
     Section { title: "Clusters and endpoints", entries: cluster::ENTRIES },
     Section { title: "TLS", entries: tls::ENTRIES },
     Section { title: "Telemetry and workload discovery", entries: telemetry::ENTRIES },
@@ -55,7 +57,7 @@ pub(super) fn missing(message: &str, field: &str) -> Option<&'static str> {
         }
     };
     match rule {
-        Rule::Listed(missing) | Rule::ListedWhen { missing, .. } => Some(missing),
+        Rule::Listed(missing) | Rule::ListedUnless { missing, .. } => Some(missing),
         Rule::When { otherwise, .. } | Rule::WholeWhen { otherwise, .. } => Some(otherwise),
         _ => None,
     }

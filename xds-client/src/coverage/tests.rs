@@ -140,11 +140,10 @@ fn chains_within_the_first_step_have_no_refusals() {
 
 #[test]
 fn a_chain_that_needs_more_is_refused_and_its_neighbours_are_not() {
-    let auto = "inbound-vip|7000|http|auto.shop.svc.cluster.local";
     let wild = "inbound-vip|80|http|*.wild.example.com";
     assert_eq!(refused_chains("istiod-1.31/02-httproute"), Vec::<String>::new());
     assert_eq!(refused_chains("istiod-1.31/04-virtualservice"), Vec::<String>::new());
-    assert_eq!(refused_chains("istiod-1.31/05-authz"), [auto, WEB]);
+    assert_eq!(refused_chains("istiod-1.31/05-authz"), Vec::<String>::new());
     assert_eq!(refused_chains("istiod-1.31/06-jwt"), [""; 0]);
     assert_eq!(refused_chains("istiod-1.31/08-egress"), [wild]);
 }
@@ -324,13 +323,13 @@ fn principals_and_permissions_that_are_not_evaluated_are_refused() {
 }
 
 #[test]
-fn shadow_rules_are_listed_unless_they_decide_who_is_asked() {
+fn shadow_rules_are_listed_unless_they_decide_whether_to_ask() {
     let shadow = |prefix: &str| {
         let findings = walk_json(HTTP_RBAC, &json!({"shadow_rules": {"action": "DENY"}, "shadow_rules_stat_prefix": prefix}));
         (findings.refused.len(), findings.listed.len())
     };
     assert_eq!(shadow("istio_dry_run_allow_"), (0, 1));
-    assert_eq!(shadow("istio_ext_authz_"), (1, 0));
+    assert_eq!(shadow("istio_ext_authz_"), (0, 0));
 }
 
 /// A chain of one connection manager with this filter.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3 as listener;
+use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz as HttpExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz as NetworkExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
@@ -12,14 +14,14 @@ use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
 use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
 use model::metrics::Stats;
-use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
+use super::judges::Judges;
 use super::mutation::{self, HEADER_MUTATION};
 use super::route_filters::{CORS, FAULT, Slots};
 use super::{
-    PLUMBING, Problem, Translated, access_log, extension_type, jwt, open, positive_duration, rbac, required, route, stats, timeout,
-    tracing, turns, type_name,
+    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, rbac, required, route, stats,
+    timeout, tracing, turns, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -30,8 +32,8 @@ const JWT_AUTHN: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentic
 const STATS: &str = "stats.PluginConfig";
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
-/// Prefix of the shadow rules that choose whether an external service is asked.
-const EXTERNAL_SHADOW_PREFIX: &str = "istio_ext_authz_";
+const HTTP_EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+const NETWORK_EXT_AUTHZ: &str = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
 /// Envoy's default of `max_request_headers_kb`.
 const HEADER_KIBIBYTES_DEFAULT: u32 = 60;
 
@@ -70,12 +72,12 @@ fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain
         network.add(config, filter, &path)?;
     }
     let (kind, access_logs, tracing, http_stats) = match network.last {
-        Some(Last::Http(http)) if network.rbac.is_empty() => {
+        Some(Last::Http(http)) if network.judges.is_empty() => {
             (ChainKind::Http(Box::new(http.chain)), http.access_logs, http.tracing, http.stats)
         }
         Some(Last::Http(_)) => return Err(Problem::new("filters", "policies before the HTTP connection manager are not supported")),
         Some(Last::Tcp(mut chain, logs)) => {
-            chain.rbac = network.rbac;
+            (chain.early, chain.rbac) = network.judges.finish();
             (ChainKind::Tcp(chain), logs, None, None)
         }
         None => return Err(Problem::new("filters", "neither an HTTP connection manager nor a TCP proxy")),
@@ -97,7 +99,7 @@ enum Last {
 
 #[derive(Default)]
 struct Network {
-    rbac: Vec<Rbac>,
+    judges: Judges,
     stats: Option<Stats>,
     last: Option<Last>,
 }
@@ -115,8 +117,11 @@ impl Network {
             }
             NETWORK_RBAC => {
                 let value: NetworkRbac = open(config, path)?;
-                refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), path)?;
-                self.rbac.extend(value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Tcp, path)).transpose()?);
+                let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
+                self.judges.add_rbac(value.rules.as_ref(), shadow, rbac::Place::Tcp, path)?;
+            }
+            NETWORK_EXT_AUTHZ => {
+                self.judges.add_external(ext_authz::network(&open::<NetworkExtAuthz>(config, path)?, &filter.name, path)?);
             }
             STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
             known if PLUMBING.contains(&known) => {}
@@ -124,13 +129,6 @@ impl Network {
         }
         Ok(())
     }
-}
-
-fn refuse_external(prefix: &str, has_shadow: bool, path: &str) -> Translated<()> {
-    if has_shadow && prefix.starts_with(EXTERNAL_SHADOW_PREFIX) {
-        return Err(Problem::new(path, "external authorization (CUSTOM) is not supported yet"));
-    }
-    Ok(())
 }
 
 fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<model::access_log::AccessLog>)> {
@@ -151,13 +149,22 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
     let attempts = value.max_connect_attempts.as_ref().map_or(1, |attempts| attempts.value);
     let duration_max =
         positive_duration(value.max_downstream_connection_duration.as_ref(), &format!("{path}.max_downstream_connection_duration"))?;
-    let chain = TcpChain { rbac: Vec::new(), clusters, turns, idle_timeout, duration_max, connect_attempts_max: attempts, hashes_source };
+    let chain = TcpChain {
+        early: Box::default(),
+        rbac: Vec::new(),
+        clusters,
+        turns,
+        idle_timeout,
+        duration_max,
+        connect_attempts_max: attempts,
+        hashes_source,
+    };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
 
 fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
-    let mut filters = Vec::new();
+    let mut judges = Judges::default();
     let (mut jwt, mut request_edits) = (None, Vec::new());
     let mut slots = Slots::default();
     let (mut chain_stats, mut count_grpc_messages) = (None, false);
@@ -167,24 +174,27 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
         };
         match extension_type(config)?.as_str() {
-            HTTP_RBAC if !slots.is_empty() => {
+            HTTP_RBAC | HTTP_EXT_AUTHZ | JWT_AUTHN if !slots.is_empty() => {
                 return Err(Problem::new(path, "a policy behind the filters for faults or CORS is not supported"));
             }
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
-                refuse_external(&value.shadow_rules_stat_prefix, value.shadow_rules.is_some(), &path)?;
-                filters.extend(
-                    value.rules.as_ref().map(|rules| rbac::rules(rules, rbac::Place::Http, &path)).transpose()?.map(HttpFilter::Rbac),
-                );
+                let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
+                judges.add_rbac(value.rules.as_ref(), shadow, rbac::Place::Http, &path)?;
             }
-            HEADER_MUTATION if jwt.is_some() || !filters.is_empty() || !slots.is_empty() => {
+            HEADER_MUTATION if jwt.is_some() || !judges.is_empty() || !slots.is_empty() => {
                 return Err(Problem::new(path, "headers can only be changed before all other filters"));
             }
             HEADER_MUTATION => request_edits.extend(mutation::request_edits(&open(config, &path)?, &path)?),
-            JWT_AUTHN if jwt.is_some() || !filters.is_empty() || !slots.is_empty() => {
-                return Err(Problem::new(path, "tokens can only be verified once, and before all policies"));
+            HTTP_EXT_AUTHZ if jwt.is_some() => {
+                return Err(Problem::new(path, "external authorization behind the verification of tokens is not supported"));
             }
-            JWT_AUTHN => jwt = Some(Box::new(jwt::jwt_authn(&open(config, &path)?, &path)?)),
+            HTTP_EXT_AUTHZ => judges.add_external(ext_authz::http(&open::<HttpExtAuthz>(config, &path)?, &filter.name, &path)?),
+            JWT_AUTHN if jwt.is_some() => return Err(Problem::new(path, "tokens can only be verified once")),
+            JWT_AUTHN => {
+                judges.settle();
+                jwt = Some(Box::new(jwt::jwt_authn(&open(config, &path)?, &path)?));
+            }
             STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
             GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
             known if PLUMBING.contains(&known) => {}
@@ -199,8 +209,18 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
         _ => return Err(Problem::new(path, "routes have to be inline")),
     };
     let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
+    let (early, policies) = judges.finish();
+    let filters = policies.into_iter().map(HttpFilter::Rbac).collect();
     Ok(HttpParts {
-        chain: HttpChain { options: options(value, path)?, request_edits: request_edits.into(), jwt, filters, count_grpc_messages, routes },
+        chain: HttpChain {
+            options: options(value, path)?,
+            request_edits: request_edits.into(),
+            early,
+            jwt,
+            filters,
+            count_grpc_messages,
+            routes,
+        },
         access_logs: access_log::all(&value.access_log, path)?,
         tracing,
         stats: chain_stats,

@@ -278,7 +278,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     walked("stats.PluginConfig"),
     walked("envoy.extensions.filters.http.router.v3.Router"),
     walked("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
-    refused("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", "an external service would decide about requests"),
+    walked("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"),
     refused("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", "an external service would change requests"),
     refused("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", "requests would be limited"),
     refused("envoy.extensions.filters.http.ratelimit.v3.RateLimit", "requests would be limited"),

@@ -84,7 +84,14 @@ pub(super) const ENTRIES: &[Entry] = &[
         Security,
         "envoy.type.matcher.v3.MetadataMatcher",
         &[
-            ("filter", when("envoy.filters.http.jwt_authn", check::is_token_metadata, "it would hold by metadata of another filter")),
+            (
+                "filter",
+                when(
+                    "envoy.filters.http.jwt_authn; of external authorization, the RBAC filter",
+                    check::is_known_metadata,
+                    "it would hold by metadata of another filter",
+                ),
+            ),
             ("path", Honoured),
             ("value", Honoured),
             ("invert", Honoured),

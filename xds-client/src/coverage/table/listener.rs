@@ -178,7 +178,7 @@ const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.network.set_filter_state.v3.Config"),
     walked("envoy.tcp.metadataexchange.config.MetadataExchange"),
     walked("stats.PluginConfig"),
-    refused("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz", "an external service would decide about connections"),
+    walked("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
     refused("envoy.extensions.filters.network.wasm.v3.Wasm", "an extension would look at connections"),
     refused("envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig", "the host would be resolved when asked for"),
     refused("envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "connections would be limited"),

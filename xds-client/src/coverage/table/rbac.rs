@@ -1,14 +1,13 @@
 //! Authorization: the RBAC filters and what their policies are made of.
 use super::super::check;
 use super::super::rule::Kind::{Part, Security};
-use super::super::rule::Rule::{Extension, Honoured, Listed, ListedWhen, Refused, Unused};
+use super::super::rule::Rule::{Extension, Honoured, Listed, ListedUnless, Refused, Unused};
 use super::super::rule::{Entry, entry, walked, when};
 
-const SHADOW_RULES: super::super::rule::Rule = ListedWhen {
-    only: "dry runs (any prefix but istio_ext_authz_)",
-    check: check::is_dry_run,
+const SHADOW_RULES: super::super::rule::Rule = ListedUnless {
+    only: "istio_ext_authz_ as their prefix",
+    check: check::is_of_external_authorization,
     missing: "dry runs are not evaluated",
-    otherwise: "an external service would be asked where these rules match",
 };
 
 pub(super) const ENTRIES: &[Entry] = &[

@@ -1,0 +1,292 @@
+//! The part of a chain that may have to ask an authorization service: what it reads of the request, and what comes of the answers.
+//!
+//! Invariants: nothing goes on before the answer; without one a request passes only where that is configured. What was read of a body
+//! goes upstream as it came.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use filters::chain::Selected;
+use filters::ext_authz::{Allowed, Answer, Facts, HttpFacts, Peer, Progress, Shown, Step, apply};
+use filters::timeout::TimeLimits;
+use http::header::{HeaderMap, HeaderName};
+use http::request;
+use http::uri::PathAndQuery;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use model::chain::HttpChain;
+use model::ext_authz::{BodyShown, ExtAuthz};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::limits;
+use super::reply::LocalReply;
+use super::{Run, head_of, protocol_name};
+use crate::external;
+use crate::http::body::{Body, BodyError};
+use crate::http::normalize::UpgradeRequested;
+use crate::upstream::failure::UpstreamFailure;
+
+/// What of a request's body counts as one unit of those that wait.
+pub const CHECK_BODY_UNIT_BYTES: usize = 1024;
+
+const FAILURE_MODE_ALLOWED: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
+/// By these a call belongs to the trace of its request.
+const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+
+/// A request on its way through the early part.
+struct Asking<'a> {
+    http: &'a HttpChain,
+    body: Body,
+    shown: Option<Shown>,
+    selected: Selected<'a>,
+}
+
+impl Run {
+    /// Passes what of a chain comes before tokens and policies: the route that was chosen, or the answer. The body stays whole.
+    pub(super) async fn pass_early<'a>(
+        &mut self,
+        (http, chosen): (&'a HttpChain, Option<Selected<'a>>),
+        parts: &mut request::Parts,
+        body: &mut Body,
+    ) -> Result<Selected<'a>, Box<LocalReply>> {
+        let chain = &http.options.timeouts;
+        let limits = TimeLimits { idle: chain.idle, stream: chain.stream, upload: chain.upload, ..TimeLimits::default() };
+        let activity = limits.idle.map(|_| self.recording.watch_activity());
+        let counted = self.recording.count_upload(std::mem::take(body));
+        let upload = self.recording.upload();
+        let selected = chosen.unwrap_or_else(|| filters::route::select(&http.routes, &head_of(parts)));
+        let mut asking = Asking { http, body: counted, shown: None, selected };
+        let passed = match limits::expiry(&limits, upload.clone(), activity) {
+            None => self.judge_early(&mut asking, parts).await,
+            Some(expiry) => tokio::select! {
+                biased;
+                passed = self.judge_early(&mut asking, parts) => passed,
+                expired = expiry => {
+                    let failure = expired.failure(upload.is_none_or(|upload| upload.has_ended()));
+                    Err(LocalReply::failure(&failure, 503, false).into())
+                }
+            },
+        };
+        match passed {
+            Ok(()) => {
+                *body = asking.body;
+                Ok(asking.selected)
+            }
+            Err(reply) => {
+                if let Some((_, route)) = asking.selected {
+                    self.note_route(route);
+                }
+                Err(reply)
+            }
+        }
+    }
+
+    async fn judge_early(&mut self, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
+        let mut progress = Progress::new(&asking.http.early);
+        loop {
+            let step = progress.next(&self.policy_input(parts, None), || self.worker.draw());
+            match step {
+                Step::Passed => return Ok(()),
+                Step::Denied(policy) => return Err(LocalReply::denied(policy.as_deref()).into()),
+                Step::Unasked(filter) => return Err(LocalReply::external_failed(filter.on_failure.status, None).into()),
+                // Where there is no route and tokens cannot change that, the answer is 404 whatever the service says (Envoy).
+                Step::Ask(..) if asking.selected.is_none() && asking.http.jwt.is_none() => {}
+                Step::Ask(filter, _policy) => self.ask(filter, asking, parts).await?,
+            }
+        }
+    }
+
+    async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
+        let answer = match self.show(filter, asking, parts).await? {
+            true => self.answer_of(filter, asking.shown.as_ref(), parts).await,
+            false => Answer::none(),
+        };
+        match answer {
+            Answer::Allowed(allowed) => {
+                if self.change(&allowed, parts).is_none() {
+                    return Err(LocalReply::external_invalid().into());
+                }
+                if filter.chooses_route_anew && !allowed.is_unchanged() {
+                    asking.selected = filters::route::select(&asking.http.routes, &head_of(parts));
+                }
+                self.back.extend(allowed.response);
+                Ok(())
+            }
+            Answer::Denied(refusal) => Err(LocalReply::external_denied(refusal, filter.denied_body_bytes_max).into()),
+            Answer::Unusable => Err(LocalReply::external_invalid().into()),
+            Answer::Failed(_) if filter.on_failure.allows => {
+                if filter.on_failure.adds_header {
+                    parts.headers.append(FAILURE_MODE_ALLOWED, http::HeaderValue::from_static("true"));
+                }
+                Ok(())
+            }
+            Answer::Failed(refusal) => Err(LocalReply::external_failed(filter.on_failure.status, Some(refusal)).into()),
+        }
+    }
+
+    /// Reads of the body what the service is to see. False: there is no room to keep it.
+    async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &request::Parts) -> Result<bool, Box<LocalReply>> {
+        asking.shown = None;
+        let Some(wanted) = filter.told.body else { return Ok(true) };
+        // What follows an upgrade is no body.
+        if asking.body.is_end_stream() || parts.extensions.get::<UpgradeRequested>().is_some() {
+            return Ok(true);
+        }
+        let mut read = Read::of(std::mem::take(&mut asking.body));
+        let outcome = read.until(wanted, &self.worker.check_bodies).await;
+        let shown = Shown { bytes: read.first(wanted.bytes_max), is_partial: read.bytes > wanted.bytes_max };
+        asking.body = read.into_body();
+        match outcome {
+            Ok(()) => {
+                asking.shown = Some(shown);
+                Ok(true)
+            }
+            Err(NotRead::TooLong) => Err(LocalReply::payload_too_large().into()),
+            Err(NotRead::NoRoom) => Ok(false),
+            Err(NotRead::Broken(error)) => Err(LocalReply::failure(&UpstreamFailure::RequestBody(error), 503, false).into()),
+        }
+    }
+
+    async fn answer_of(&self, filter: &ExtAuthz, shown: Option<&Shown>, parts: &request::Parts) -> Answer {
+        let connection = &self.tunnel.connection;
+        let (id, head) = (self.worker.draw(), head_of(parts));
+        let http = HttpFacts {
+            head,
+            protocol: protocol_name(parts.version),
+            time: self.recording.start_time(),
+            id,
+            size: self.recording.upload().map_or(0, |upload| upload.bytes()),
+            shown,
+            context: &[],
+        };
+        let facts = Facts {
+            source: Peer { address: Some(connection.peer_address), principal: connection.peer.as_str() },
+            destination: Peer { address: self.tunnel.target.address(), principal: connection.local.as_str() },
+            http: Some(http),
+        };
+        let mut traced = HeaderMap::new();
+        if self.served.telemetry.tracing.is_some() {
+            traced.extend(TRACE_HEADERS.into_iter().filter_map(|name| parts.headers.get(&name).map(|value| (name, value.clone()))));
+        }
+        external::ask(&self.worker, filter, &facts, traced).await
+    }
+
+    /// Makes the changes to a request; none if one of them cannot be made.
+    fn change(&mut self, allowed: &Allowed, parts: &mut request::Parts) -> Option<()> {
+        if allowed.is_unchanged() {
+            return Some(());
+        }
+        apply(&allowed.request, &mut parts.headers);
+        for name in &allowed.removed {
+            parts.headers.remove(name);
+        }
+        let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        if let Some(path) = allowed.path(path).ok()? {
+            parts.uri = super::token::with_path(&parts.uri, path)?;
+        }
+        let record = self.recording.record();
+        if let Some(head) = &mut record.head {
+            head.path = parts.uri.path_and_query().cloned();
+        }
+        record.capture_request(&parts.headers);
+        Some(())
+    }
+}
+
+/// Why a body could not be shown.
+enum NotRead {
+    /// It is longer than it may be.
+    TooLong,
+    /// Too much of others' bodies is kept.
+    NoRoom,
+    /// Its sender failed.
+    Broken(BodyError),
+}
+
+/// A body of which the beginning was read; whoever reads it on gets all of it.
+struct Read {
+    ahead: VecDeque<Frame<Bytes>>,
+    bytes: usize,
+    rest: Body,
+    kept: Option<OwnedSemaphorePermit>,
+}
+
+impl Read {
+    fn of(rest: Body) -> Self {
+        Self { ahead: VecDeque::new(), bytes: 0, rest, kept: None }
+    }
+
+    /// Reads on until there is enough, or nothing more.
+    async fn until(&mut self, wanted: BodyShown, room: &Arc<Semaphore>) -> Result<(), NotRead> {
+        loop {
+            let is_enough = wanted.allows_partial && self.bytes >= wanted.bytes_max;
+            if is_enough || self.rest.is_end_stream() {
+                return Ok(());
+            }
+            let Some(frame) = self.rest.frame().await else { return Ok(()) };
+            let frame = frame.map_err(NotRead::Broken)?;
+            let data = frame.data_ref().map_or(0, Bytes::len);
+            self.ahead.push_back(frame);
+            self.bytes += data;
+            if self.bytes > wanted.bytes_max && !wanted.allows_partial {
+                return Err(NotRead::TooLong);
+            }
+            let units = u32::try_from(data.div_ceil(CHECK_BODY_UNIT_BYTES)).map_err(|_| NotRead::NoRoom)?;
+            let permit = Arc::clone(room).try_acquire_many_owned(units).map_err(|_| NotRead::NoRoom)?;
+            match &mut self.kept {
+                Some(kept) => kept.merge(permit),
+                None => self.kept = Some(permit),
+            }
+        }
+    }
+
+    /// The first bytes of what was read.
+    fn first(&self, bytes_max: usize) -> Bytes {
+        let mut pieces = self.ahead.iter().filter_map(Frame::data_ref);
+        let (first, second) = (pieces.next(), pieces.next());
+        if let (Some(only), None) = (first, second) {
+            return only.slice(..only.len().min(bytes_max));
+        }
+        let mut all = Vec::with_capacity(self.bytes.min(bytes_max));
+        for piece in self.ahead.iter().filter_map(Frame::data_ref) {
+            all.extend_from_slice(&piece[..piece.len().min(bytes_max - all.len())]);
+        }
+        all.into()
+    }
+
+    fn into_body(self) -> Body {
+        if self.ahead.is_empty() && self.rest.is_end_stream() { Body::empty() } else { Body::wrap(self) }
+    }
+}
+
+impl HttpBody for Read {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(frame) = self.ahead.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        self.kept = None;
+        Pin::new(&mut self.rest).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let ahead: usize = self.ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(ahead));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
+            hint.set_upper(upper);
+        }
+        hint
+    }
+}

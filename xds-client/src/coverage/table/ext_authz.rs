@@ -1,0 +1,108 @@
+//! External authorization of requests and connections (CUSTOM policies).
+use super::super::check;
+use super::super::rule::Kind::Security;
+use super::super::rule::Rule::{Honoured, Listed, Refused, Unused, Whole};
+use super::super::rule::{Entry, entry, when};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        &[
+            ("grpc_service", Honoured),
+            ("http_service", Honoured),
+            ("transport_api_version", when("V3, AUTO", check::is_third_version, "another protocol would be spoken")),
+            ("failure_mode_allow", Honoured),
+            ("failure_mode_allow_header_add", Honoured),
+            ("with_request_body", Honoured),
+            ("clear_route_cache", Honoured),
+            ("status_on_error", Whole),
+            ("validate_mutations", Unused("what an answer changes is always validated")),
+            ("metadata_context_namespaces", Refused("the service would be told what other filters noted")),
+            ("typed_metadata_context_namespaces", Refused("the service would be told what other filters noted")),
+            ("route_metadata_context_namespaces", Refused("the service would be told of the route")),
+            ("route_typed_metadata_context_namespaces", Refused("the service would be told of the route")),
+            ("filter_enabled", Honoured),
+            ("filter_enabled_metadata", Honoured),
+            ("deny_at_disable", Honoured),
+            ("include_peer_certificate", Unused("a connection inside a tunnel shows no certificate")),
+            ("stat_prefix", Unused("names Envoy's own statistics")),
+            ("bootstrap_metadata_labels_key", Refused("the service would be told labels of this proxy")),
+            ("allowed_headers", Honoured),
+            ("disallowed_headers", Honoured),
+            ("include_tls_session", Unused("a connection inside a tunnel has no TLS session")),
+            ("charge_cluster_response_stats", Unused("Envoy's own statistics")),
+            ("encode_raw_headers", Honoured),
+            ("decoder_header_mutation_rules", Refused("answers would change other headers")),
+            ("enable_dynamic_metadata_ingestion", Unused("no filter reads what an answer notes")),
+            ("filter_metadata", Unused("no log line prints it")),
+            ("emit_filter_state_stats", Listed("no log line prints the time and bytes of a check")),
+            ("max_denied_response_body_bytes", Honoured),
+            ("enforce_response_header_limits", Unused("answers have bounds of their own")),
+            ("shadow_mode", Refused("answers would have no effect")),
+            ("emit_client_span", Listed("a check has no span of its own")),
+        ],
+    ),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.BufferSettings",
+        &[("max_request_bytes", Honoured), ("allow_partial_message", Honoured), ("pack_as_bytes", Honoured)],
+    ),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.HttpService",
+        &[
+            ("server_uri", Honoured),
+            ("path_prefix", Honoured),
+            ("path_override", Refused("the service would be asked for one path")),
+            ("authorization_request", Honoured),
+            ("authorization_response", Honoured),
+            ("retry_policy", Listed("a check is not repeated")),
+        ],
+    ),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest",
+        &[("allowed_headers", Honoured), ("headers_to_add", Honoured)],
+    ),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.AuthorizationResponse",
+        &[
+            ("allowed_upstream_headers", Honoured),
+            ("allowed_upstream_headers_to_append", Honoured),
+            ("allowed_client_headers", Honoured),
+            ("allowed_client_headers_on_success", Honoured),
+            ("dynamic_metadata_from_headers", Unused("no filter reads what an answer notes")),
+        ],
+    ),
+    entry(
+        Security,
+        "envoy.config.core.v3.HttpUri",
+        &[("uri", Unused("the cluster is where it leads")), ("cluster", Honoured), ("timeout", Honoured)],
+    ),
+    entry(
+        Security,
+        "envoy.config.core.v3.RuntimeFeatureFlag",
+        &[("default_value", Honoured), ("runtime_key", Unused("there is no runtime"))],
+    ),
+    entry(Security, "envoy.type.matcher.v3.ListStringMatcher", &[("patterns", Honoured)]),
+    entry(
+        Security,
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+        &[
+            ("stat_prefix", Unused("names Envoy's own statistics")),
+            ("grpc_service", Honoured),
+            ("failure_mode_allow", Honoured),
+            ("include_peer_certificate", Unused("a connection inside a tunnel shows no certificate")),
+            ("transport_api_version", when("V3, AUTO", check::is_third_version, "another protocol would be spoken")),
+            ("filter_enabled_metadata", Honoured),
+            ("bootstrap_metadata_labels_key", Refused("the service would be told labels of this proxy")),
+            ("include_tls_session", Unused("a connection inside a tunnel has no TLS session")),
+            ("send_tls_alert_on_denial", Unused("a connection inside a tunnel has no TLS of its own")),
+            ("metadata_context_namespaces", Refused("the service would be told what other filters noted")),
+            ("typed_metadata_context_namespaces", Refused("the service would be told what other filters noted")),
+            ("shadow_mode", Refused("answers would have no effect")),
+        ],
+    ),
+];
