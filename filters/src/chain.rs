@@ -18,7 +18,7 @@ use model::chain::{Chain, ChainKind};
 use model::route::Route;
 use model::route_table::VirtualHost;
 
-use crate::rbac::{self, RbacInput, RbacVerdict};
+use crate::rbac::{self, Denial, RbacInput, RbacVerdict};
 use crate::route;
 
 /// What the filters say of a request.
@@ -30,8 +30,8 @@ pub enum Outcome<'a> {
     NoRoute,
     /// Refused: 403. The route is the one it would have taken.
     Denied {
-        /// Which policy, none if no ALLOW policy matched.
-        policy: Option<Arc<str>>,
+        /// By whom.
+        by: Denial<'a>,
         /// For the cluster's name in metrics and logs.
         route: Option<&'a Arc<Route>>,
     },
@@ -51,7 +51,7 @@ pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>, chosen: Option<Selecte
         (claims, _) => route::select_with(&http.routes, head, claims),
     };
     match (rbac::decide_chain(chain, input), selected) {
-        (RbacVerdict::Deny(policy), selected) => Outcome::Denied { policy, route: selected.map(|(_, route)| route) },
+        (RbacVerdict::Deny(by), selected) => Outcome::Denied { by, route: selected.map(|(_, route)| route) },
         (RbacVerdict::Pass, Some((host, route))) => Outcome::Route(host, route),
         (RbacVerdict::Pass, None) => Outcome::NoRoute,
     }

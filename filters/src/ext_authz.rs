@@ -13,7 +13,7 @@ use std::sync::Arc;
 use model::chain::EarlyFilter;
 use model::ext_authz::{ExtAuthz, Gate};
 
-use crate::rbac::{self, RbacInput, RbacVerdict};
+use crate::rbac::{self, Denial, RbacInput, RbacVerdict};
 
 pub use self::answer::{Answer, Refusal, read_grpc, read_http};
 pub use self::change::{Allowed, Header, How, Unusable, apply};
@@ -22,8 +22,8 @@ pub use self::check::{Facts, HttpFacts, Peer, Shown, grpc_call, http_call};
 /// What comes next on the way through the early part of a chain.
 #[derive(Clone, Debug)]
 pub enum Step<'a> {
-    /// A policy refuses it; none if no ALLOW policy matched.
-    Denied(Option<Arc<str>>),
+    /// A policy refuses it.
+    Denied(Denial<'a>),
     /// The service has to be asked, because of this policy.
     Ask(&'a ExtAuthz, Option<Arc<str>>),
     /// It is not asked, and what it is not asked about is refused.
@@ -52,8 +52,8 @@ impl<'a> Progress<'a> {
         for filter in self.left.by_ref() {
             match filter {
                 EarlyFilter::Rbac(policies) => {
-                    if let RbacVerdict::Deny(policy) = rbac::decide(policies, input) {
-                        return Step::Denied(policy);
+                    if let RbacVerdict::Deny(by) = rbac::decide(policies, input) {
+                        return Step::Denied(by);
                     }
                 }
                 EarlyFilter::Shadow(rules) => {

@@ -75,6 +75,9 @@ mod tests {
         fn peer(&self, _: Side) -> Option<&Workload> {
             None
         }
+        fn refusal(&self) -> Option<&model::refusal::Refusal> {
+            None
+        }
     }
 
     fn add(name: &'static str, value: &str, action: AppendAction) -> HeaderAdd {

@@ -11,6 +11,7 @@ pub mod redirect;
 pub mod cors;
 pub mod fault;
 pub mod rbac;
+pub mod explain;
 pub mod ext_authz;
 pub mod jwt;
 pub mod hash;

@@ -5,7 +5,6 @@
 //! where a match permits, every line must match, and so must all lines joined (what Envoy sees).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use model::chain::{Chain, ChainKind, HttpFilter};
 use model::claims::TokenMetadata;
@@ -32,39 +31,66 @@ pub struct RbacInput<'a> {
 }
 
 /// What a filter says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RbacVerdict {
+#[derive(Clone, Copy, Debug)]
+pub enum RbacVerdict<'a> {
     /// Go on.
     Pass,
-    /// Refused, by this policy, or because no policy of an ALLOW filter matched.
-    Deny(Option<Arc<str>>),
+    /// Refused.
+    Deny(Denial<'a>),
+}
+
+/// Who refuses.
+#[derive(Clone, Copy, Debug)]
+pub enum Denial<'a> {
+    /// This policy of a DENY filter, which matched.
+    Matched(&'a Policy),
+    /// This ALLOW filter, no policy of which matched.
+    NoneMatched(&'a Rbac),
+    /// A chain that is not obeyed.
+    Rejected,
+}
+
+impl Denial<'_> {
+    /// The policy as Envoy names it: none if none matched.
+    #[must_use]
+    pub fn policy(&self) -> Option<&str> {
+        match self {
+            Self::Matched(policy) => Some(&policy.name),
+            Self::NoneMatched(_) | Self::Rejected => None,
+        }
+    }
 }
 
 /// Judges one filter.
 #[must_use]
-pub fn decide(rbac: &Rbac, input: &RbacInput<'_>) -> RbacVerdict {
+pub fn decide<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> RbacVerdict<'a> {
     match (rbac.action, matching(rbac, input)) {
         (RbacAction::Allow, Some(_)) | (RbacAction::Deny, None) | (RbacAction::Log, _) => RbacVerdict::Pass,
-        (RbacAction::Allow, None) => RbacVerdict::Deny(None),
-        (RbacAction::Deny, Some(policy)) => RbacVerdict::Deny(Some(Arc::clone(&policy.name))),
+        (RbacAction::Allow, None) => RbacVerdict::Deny(Denial::NoneMatched(rbac)),
+        (RbacAction::Deny, Some(policy)) => RbacVerdict::Deny(Denial::Matched(policy)),
     }
 }
 
 /// The first policy of a filter that matches.
 #[must_use]
 pub fn matching<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> Option<&'a Policy> {
-    let must_hold = rbac.action == RbacAction::Allow;
+    let must_hold = must_hold(rbac.action);
     rbac.policies.iter().find(|policy| policy_matches(policy, input, must_hold))
+}
+
+/// Whether a match of this action permits.
+pub(crate) fn must_hold(action: RbacAction) -> bool {
+    action == RbacAction::Allow
 }
 
 /// The first refusal of a chain's filters, in their order.
 #[must_use]
-pub fn decide_chain(chain: &Chain, input: &RbacInput<'_>) -> RbacVerdict {
-    let refuses = |rbac: &Rbac| Some(decide(rbac, input)).filter(|verdict| *verdict != RbacVerdict::Pass);
+pub fn decide_chain<'a>(chain: &'a Chain, input: &RbacInput<'_>) -> RbacVerdict<'a> {
+    let refuses = |rbac: &'a Rbac| Some(decide(rbac, input)).filter(|verdict| matches!(verdict, RbacVerdict::Deny(_)));
     let refused = match &chain.kind {
         ChainKind::Http(http) => http.filters.iter().find_map(|HttpFilter::Rbac(rbac)| refuses(rbac)),
         ChainKind::Tcp(tcp) => tcp.rbac.iter().find_map(refuses),
-        ChainKind::Refused { .. } => Some(RbacVerdict::Deny(None)),
+        ChainKind::Refused { .. } => Some(RbacVerdict::Deny(Denial::Rejected)),
     };
     refused.unwrap_or(RbacVerdict::Pass)
 }
@@ -75,7 +101,7 @@ fn policy_matches(policy: &Policy, input: &RbacInput<'_>, must_hold: bool) -> bo
 }
 
 /// `must_hold`: the answer permits, so every line of a header has to meet a condition; below a `not` it is the other way round.
-fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> bool {
+pub(crate) fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> bool {
     match permission {
         Permission::Any => true,
         Permission::And(all) => all.iter().all(|one| permits(one, input, must_hold)),
@@ -92,7 +118,7 @@ fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold: bool) -> b
     }
 }
 
-fn is_principal(principal: &Principal, input: &RbacInput<'_>, must_hold: bool) -> bool {
+pub(crate) fn is_principal(principal: &Principal, input: &RbacInput<'_>, must_hold: bool) -> bool {
     match principal {
         Principal::Any => true,
         Principal::And(all) => all.iter().all(|one| is_principal(one, input, must_hold)),

@@ -9,6 +9,7 @@ pub mod identity;
 pub mod workload;
 pub mod service;
 pub mod flags;
+pub mod refusal;
 pub mod fraction;
 pub mod turns;
 pub mod matcher;

@@ -9,7 +9,7 @@ mod uri_template;
 
 use regex::bytes::{Regex, RegexBuilder};
 
-pub use self::glob::Globs;
+pub use self::glob::{Globs, Identities};
 pub use self::uri_template::UriTemplate;
 
 /// Compiled size above which an expression is refused: bounds memory and time for hostile configuration.

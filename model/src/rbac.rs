@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::claims::ClaimMatcher;
 use crate::matcher::{StringMatcher, UriTemplate};
+use crate::refusal::PolicyRule;
 use crate::route::HeaderMatcher;
 
 /// What a matched policy does.
@@ -81,12 +82,22 @@ pub enum Principal {
 /// One policy rule, `ns[shop]-policy[web-allow]-rule[0]`.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Its name.
+    /// Its name, as Envoy prints it.
     pub name: Arc<str>,
+    /// What istiod made it of.
+    pub rule: PolicyRule,
     /// One of these must match.
     pub permissions: Vec<Permission>,
     /// And one of these.
     pub principals: Vec<Principal>,
+}
+
+impl Policy {
+    /// A rule of this name.
+    #[must_use]
+    pub fn new(name: &str, permissions: Vec<Permission>, principals: Vec<Principal>) -> Self {
+        Self { name: name.into(), rule: PolicyRule::of(name), permissions, principals }
+    }
 }
 
 /// One RBAC filter.

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use http::HeaderMap;
 
+use crate::refusal::Refusal;
 use crate::workload::Workload;
 
 /// Everything besides headers that a format can ask for. Named as Envoy's operators are.
@@ -80,6 +81,8 @@ pub enum Value<'a> {
     Hex64(u64),
     /// Response flags, `-` for none.
     Flags(crate::flags::ResponseFlags),
+    /// Members of an object with their texts; an object in JSON, and its JSON in text.
+    Object(Vec<(&'static str, std::borrow::Cow<'a, str>)>),
 }
 
 /// The request line and headers, pseudo-headers apart.
@@ -109,4 +112,6 @@ pub trait StreamView {
     fn field(&self, field: Field) -> Value<'_>;
     /// Who is at that end, if discovery knows.
     fn peer(&self, side: Side) -> Option<&Workload>;
+    /// Why it was refused, if it was.
+    fn refusal(&self) -> Option<&Refusal>;
 }

@@ -16,6 +16,7 @@ use model::flags::ResponseFlags;
 use model::format::HeaderUse;
 use model::identity::SpiffeId;
 use model::metrics::Stats;
+use model::refusal::Refusal;
 use model::service::ServiceRef;
 use model::stream_view::{Field, RequestHead, Side, StreamView, Value};
 use model::tracing::Tracing;
@@ -119,6 +120,8 @@ pub struct StreamRecord {
     pub termination_details: Option<Cow<'static, str>>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; spaces print as underscores.
     pub failure_reason: Option<Cow<'static, str>>,
+    /// Why it was refused, if it was.
+    pub refusal: Option<Box<Refusal>>,
     /// What went wrong, in the order in which it did.
     pub flags: ResponseFlags,
     /// Body bytes (TCP: bytes) received from the client.
@@ -167,6 +170,7 @@ impl StreamRecord {
             details: None,
             termination_details: None,
             failure_reason: None,
+            refusal: None,
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,
@@ -415,6 +419,10 @@ impl StreamView for RequestRecord {
     fn peer(&self, side: Side) -> Option<&Workload> {
         self.stream.peer(side)
     }
+
+    fn refusal(&self) -> Option<&Refusal> {
+        self.stream.refusal.as_deref()
+    }
 }
 
 /// One TCP connection.
@@ -455,6 +463,10 @@ impl StreamView for ConnectionRecord {
 
     fn peer(&self, side: Side) -> Option<&Workload> {
         self.stream.peer(side)
+    }
+
+    fn refusal(&self) -> Option<&Refusal> {
+        self.stream.refusal.as_deref()
     }
 }
 

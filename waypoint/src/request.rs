@@ -292,8 +292,8 @@ impl Run {
             Some(authn) => self.authenticate(authn, http, parts)?,
             None => None,
         };
-        let outcome = judge(chain, &self.policy_input(parts, claims.as_ref()), chosen);
-        match outcome {
+        let input = policy_input(&self.tunnel, parts, claims.as_ref());
+        match judge(chain, &input, chosen) {
             Outcome::Route(host, route) => {
                 self.recording.record().stream.route_name.clone_from(&route.name);
                 self.note_operation(route);
@@ -303,11 +303,12 @@ impl Run {
                 self.recording.record().is_grpc = self.is_grpc;
                 Err(LocalReply::no_route().into())
             }
-            Outcome::Denied { policy, route } => {
+            Outcome::Denied { by, route } => {
+                self.recording.record().stream.refusal = Some(Box::new(filters::explain::refusal(&by, &input)));
                 if let Some(route) = route {
                     self.note_route(route);
                 }
-                Err(LocalReply::denied(policy.as_deref()).into())
+                Err(LocalReply::denied(by.policy()).into())
             }
             Outcome::Rejected => Err(LocalReply::config_rejected().into()),
         }
@@ -322,17 +323,6 @@ impl Run {
         }
         record.capture_request(&parts.headers);
         chosen
-    }
-
-    /// What policies see.
-    fn policy_input<'a>(&'a self, parts: &'a http::request::Parts, claims: Option<&'a TokenMetadata>) -> RbacInput<'a> {
-        RbacInput {
-            head: Some(head_of(parts)),
-            peer_principal: Some(self.tunnel.connection.peer.as_str()),
-            peer_address: self.tunnel.connection.peer_address.ip(),
-            destination: self.tunnel.target.address(),
-            claims,
-        }
     }
 
     /// Notes what the request is, and gives it its id and its span.
@@ -496,6 +486,17 @@ fn scheme_of(parts: &http::request::Parts) -> &str {
     match parts.headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
         Some(b"https") => "https",
         _ => "http",
+    }
+}
+
+/// What policies see.
+fn policy_input<'a>(tunnel: &'a TunnelContext, parts: &'a http::request::Parts, claims: Option<&'a TokenMetadata>) -> RbacInput<'a> {
+    RbacInput {
+        head: Some(head_of(parts)),
+        peer_principal: Some(tunnel.connection.peer.as_str()),
+        peer_address: tunnel.connection.peer_address.ip(),
+        destination: tunnel.target.address(),
+        claims,
     }
 }
 

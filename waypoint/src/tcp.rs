@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use filters::ext_authz::{Answer, Facts, Peer, Progress, Step};
-use filters::rbac::{RbacInput, RbacVerdict, decide_chain};
+use filters::rbac::{Denial, RbacInput, RbacVerdict, decide_chain};
 use http::{HeaderMap, StatusCode};
 use model::chain::{EarlyFilter, TcpChain};
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
+use model::refusal::{PolicyRule, Refusal, RefusedBy};
 use model::route::Priority;
 use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -126,8 +127,8 @@ async fn connect(
     if !chain.early.is_empty() {
         Box::pin(judge_early(tunnel, &chain.early, &input, (worker, record))).await?;
     }
-    if let RbacVerdict::Deny(policy) = decide_chain(&tunnel.served.last().chain, &input) {
-        return Err(denied(policy.as_deref(), record));
+    if let RbacVerdict::Deny(by) = decide_chain(&tunnel.served.last().chain, &input) {
+        return Err(denied(&by, &input, record));
     }
     match entry {
         Some(ClusterEntry::Served(served)) => {
@@ -145,9 +146,9 @@ async fn connect(
     }
 }
 
-fn denied(policy: Option<&str>, record: &mut ConnectionRecord) -> StatusCode {
-    let policy = policy.unwrap_or("none");
-    record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
+fn denied(by: &Denial<'_>, input: &RbacInput<'_>, record: &mut ConnectionRecord) -> StatusCode {
+    record.stream.refusal = Some(Box::new(filters::explain::refusal(by, input)));
+    record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{}]", by.policy().unwrap_or("none")).into());
     StatusCode::FORBIDDEN
 }
 
@@ -166,18 +167,21 @@ async fn judge_early(
     };
     let mut progress = Progress::new(early);
     loop {
-        let details = match progress.next(input, || worker.draw()) {
+        let (details, policy) = match progress.next(input, || worker.draw()) {
             Step::Passed => return Ok(()),
-            Step::Denied(policy) => return Err(denied(policy.as_deref(), record)),
-            Step::Unasked(_) => "ext_authz_error",
-            Step::Ask(filter, _policy) => match external::ask(worker, filter, &facts, HeaderMap::new()).await {
+            Step::Denied(by) => return Err(denied(&by, input, record)),
+            Step::Unasked(_) => ("ext_authz_error", None),
+            Step::Ask(filter, policy) => match external::ask(worker, filter, &facts, HeaderMap::new()).await {
                 Answer::Allowed(_) => continue,
                 Answer::Failed(_) if filter.on_failure.allows => continue,
-                Answer::Denied(_) => "ext_authz_denied",
-                Answer::Failed(_) => "ext_authz_error",
-                Answer::Unusable => "ext_authz_invalid",
+                Answer::Denied(_) => ("ext_authz_denied", policy),
+                Answer::Failed(_) => ("ext_authz_error", policy),
+                Answer::Unusable => ("ext_authz_invalid", policy),
             },
         };
+        let rule = policy.as_deref().map(PolicyRule::of);
+        let refusal = Refusal { rule, detail: Some(details.into()), ..Refusal::new(RefusedBy::External) };
+        record.stream.refusal = Some(Box::new(refusal));
         record.stream.flags.insert(ResponseFlag::UnauthorizedExternalService);
         record.stream.details = Some(details.into());
         return Err(StatusCode::FORBIDDEN);

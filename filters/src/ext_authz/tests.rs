@@ -30,7 +30,7 @@ fn gate(prefix: &str, invert: bool) -> Gate {
 }
 
 fn rules(action: RbacAction, name: &str, port: u16) -> Rbac {
-    let policy = Policy { name: name.into(), permissions: vec![Permission::DestinationPort(port)], principals: vec![Principal::Any] };
+    let policy = Policy::new(name, vec![Permission::DestinationPort(port)], vec![Principal::Any]);
     Rbac { action, policies: vec![policy] }
 }
 
@@ -52,8 +52,8 @@ fn steps(early: &[EarlyFilter]) -> Vec<String> {
     loop {
         match progress.next(&input, || 50) {
             Step::Passed => return all,
-            Step::Denied(policy) => {
-                all.push(format!("denied {policy:?}"));
+            Step::Denied(by) => {
+                all.push(format!("denied {:?}", by.policy()));
                 return all;
             }
             Step::Ask(_, policy) => all.push(format!("ask {}", policy.as_deref().unwrap_or("-"))),

@@ -1,5 +1,6 @@
 //! JSON log lines: a tree compiled into literal bytes and operators, keys sorted, no spaces.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::operator::write_text;
@@ -208,7 +209,7 @@ impl Compiler<'_> {
 fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
     match value {
         Value::Missing => out.extend_from_slice(b"null"),
-        Value::Number(_) => {
+        Value::Number(_) | Value::Object(_) => {
             write_text(value, out);
         }
         Value::Text(text) => write_string(text.as_bytes(), out),
@@ -221,6 +222,17 @@ fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
             out.push(b'"');
         }
     }
+}
+
+/// Appends an object of texts.
+pub(super) fn write_object(members: &[(&'static str, Cow<'_, str>)], out: &mut Vec<u8>) {
+    for (at, (name, text)) in members.iter().enumerate() {
+        out.push(if at == 0 { b'{' } else { b',' });
+        write_string(name.as_bytes(), out);
+        out.push(b':');
+        write_string(text.as_bytes(), out);
+    }
+    out.extend_from_slice(if members.is_empty() { b"{}" } else { b"}" });
 }
 
 /// Appends a JSON string. Bytes that are not UTF-8 are replaced, so that a line is always JSON.

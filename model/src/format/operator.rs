@@ -1,11 +1,13 @@
 //! Single operators: `%NAME%`, `%NAME(argument)%`, `%NAME(argument):length%`.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use http::HeaderName;
 
 use super::HeaderUse;
 use super::time::{TimeFormat, write_default};
+use crate::refusal::RefusalField;
 use crate::stream_view::{Field, RequestHead, Side, StreamView, Value};
 use crate::workload::Workload;
 
@@ -130,6 +132,8 @@ pub enum Operator {
     AddressOnly(Field),
     /// `FILTER_STATE(downstream_peer_obj:FIELD:workload)` and its like.
     Peer(Side, PeerField),
+    /// `DYNAMIC_METADATA(waypoint.refusal:KEY)`; without a key all of it. Envoy reads the operator, and finds nothing there.
+    Refusal(Option<RefusalField>),
     /// `ENVIRONMENT(X)` and other values that never change, read when the format was compiled.
     Fixed(Box<str>),
     /// Not known here: always missing.
@@ -170,6 +174,7 @@ impl Operator {
             ("TRAILER" | "RESPONSE_TRAILER", Some(argument)) => Some(Self::Trailer(names(argument)?, bytes_max)),
             ("START_TIME", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
             ("FILTER_STATE", Some(argument)) => filter_state(argument),
+            ("DYNAMIC_METADATA", Some(argument)) => refusal(argument),
             (_, None) => plain(name),
             _ => None,
         }
@@ -203,6 +208,7 @@ impl Operator {
                 Some(text) if !text.is_empty() => Value::Text(text),
                 _ => Value::Missing,
             },
+            Self::Refusal(field) => refusal_value(view, *field),
             Self::Fixed(text) => Value::Text(text),
             Self::Unknown => Value::Missing,
         }
@@ -243,6 +249,7 @@ pub(super) fn write_text(value: &Value<'_>, out: &mut Vec<u8>) -> bool {
         Value::Address(address) => write_display(out, address),
         Value::Hex128(id) => write_hex(out, &id.to_be_bytes()),
         Value::Hex64(id) => write_hex(out, &id.to_be_bytes()),
+        Value::Object(members) => super::json::write_object(members, out),
     }
     true
 }
@@ -310,6 +317,22 @@ fn filter_state(argument: &str) -> Option<Operator> {
         ("io.istio.peer_principal", _, None) => Some(Operator::Field(Field::DownstreamPeerUriSan)),
         ("io.istio.local_principal", _, None) => Some(Operator::Field(Field::DownstreamLocalUriSan)),
         _ => None,
+    }
+}
+
+fn refusal(argument: &str) -> Option<Operator> {
+    let rest = argument.strip_prefix("waypoint.refusal")?;
+    let field = if rest.is_empty() { None } else { Some(RefusalField::parse(rest.strip_prefix(':')?)?) };
+    Some(Operator::Refusal(field))
+}
+
+fn refusal_value(view: &dyn StreamView, field: Option<RefusalField>) -> Value<'_> {
+    let Some(refusal) = view.refusal() else { return Value::Missing };
+    match field.map(|field| refusal.field(field)) {
+        Some(Some(Cow::Borrowed(text))) => Value::Text(text),
+        Some(Some(Cow::Owned(text))) => Value::Owned(text),
+        Some(None) => Value::Missing,
+        None => Value::Object(refusal.fields().map(|(field, text)| (field.key(), text)).collect()),
     }
 }
 

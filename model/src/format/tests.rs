@@ -7,6 +7,7 @@ use http::HeaderMap;
 
 use super::*;
 use crate::flags::{ResponseFlag, ResponseFlags};
+use crate::refusal::{PolicyRule, Refusal, RefusedBy};
 use crate::stream_view::{Field, RequestHead, Side, Value};
 use crate::workload::Workload;
 
@@ -15,6 +16,7 @@ struct Request {
     headers: HeaderMap,
     flags: ResponseFlags,
     span: Option<u64>,
+    refusal: Option<Refusal>,
 }
 
 impl StreamView for Request {
@@ -40,6 +42,9 @@ impl StreamView for Request {
     }
     fn peer(&self, _: Side) -> Option<&Workload> {
         None
+    }
+    fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
     }
 }
 
@@ -128,4 +133,22 @@ fn response_flags_print_in_order() {
     view.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
     view.flags.insert(ResponseFlag::UpstreamConnectionFailure);
     assert_eq!(text("%RESPONSE_FLAGS%", &view), "URX,UF");
+}
+
+#[test]
+fn a_refusal_is_an_object_its_parts_are_texts_and_envoy_reads_the_operator_too() {
+    let formats = [
+        ("by", string("%DYNAMIC_METADATA(waypoint.refusal:by)%")),
+        ("policy", string("%DYNAMIC_METADATA(waypoint.refusal:policy)%")),
+        ("nearest", string("%DYNAMIC_METADATA(waypoint.refusal:nearest_policy)%")),
+        ("refusal", string("%DYNAMIC_METADATA(waypoint.refusal)%")),
+    ];
+    assert_eq!(line(&formats, false, &Request::default()), "{\"by\":null,\"nearest\":null,\"policy\":null,\"refusal\":null}\n");
+    let rule = Some(PolicyRule::of("ns[shop]-policy[web]-rule[1]"));
+    let refused = Request { refusal: Some(Refusal { rule, ..Refusal::new(RefusedBy::DenyPolicy) }), ..Request::default() };
+    let object = r#"{"by":"deny_policy","policy":"shop/web","rule":"1"}"#;
+    let expected = format!("{{\"by\":\"deny_policy\",\"nearest\":null,\"policy\":\"shop/web\",\"refusal\":{object}}}\n");
+    assert_eq!(line(&formats, false, &refused), expected);
+    assert_eq!(text("%DYNAMIC_METADATA(waypoint.refusal)%", &refused), object);
+    assert!(Operator::parse("DYNAMIC_METADATA(waypoint.refusal:other)").is_none());
 }

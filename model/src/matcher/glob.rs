@@ -8,7 +8,47 @@ const ALTERNATIVES_MAX: usize = 4;
 
 /// One of these must match the whole text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Globs(Box<[Glob]>);
+pub struct Globs {
+    alternatives: Box<[Glob]>,
+    expression: Box<str>,
+    identities: Option<Identities>,
+}
+
+/// Which identities istiod means by an expression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identities {
+    /// All of a namespace: `.*/ns/NAMESPACE/.*`.
+    Namespace(Box<str>),
+    /// One service account, whatever its trust domain: `spiffe://.+/ns/NAMESPACE/(.+/|)sa/ACCOUNT(/.+)?`.
+    Account {
+        /// Its namespace.
+        namespace: Box<str>,
+        /// Its name.
+        account: Box<str>,
+    },
+}
+
+impl Identities {
+    fn of(expression: &str) -> Option<Self> {
+        if let Some(namespace) = expression.strip_prefix(".*/ns/").and_then(|rest| rest.strip_suffix("/.*")) {
+            return Some(Self::Namespace(path_part(namespace)?));
+        }
+        let parts = expression.strip_prefix("spiffe://.+/ns/")?.strip_suffix("(/.+)?")?;
+        let (namespace, account) = parts.split_once("/(.+/|)sa/")?;
+        Some(Self::Account { namespace: path_part(namespace)?, account: path_part(account)? })
+    }
+}
+
+/// A text without gaps and slashes, unescaped.
+fn path_part(expression: &str) -> Option<Box<str>> {
+    let (mut text, mut left) = (String::new(), expression);
+    while !left.is_empty() {
+        let (byte, after) = literal(left).filter(|(byte, _)| *byte != b'/')?;
+        text.push(char::from(byte));
+        left = after;
+    }
+    Some(text.into())
+}
 
 /// Text, and then each time a gap and text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,14 +92,26 @@ impl Globs {
                 left = after;
             }
         }
-        Some(Self(globs.into_boxed_slice()))
+        Some(Self { alternatives: globs.into_boxed_slice(), expression: expression.into(), identities: Identities::of(expression) })
+    }
+
+    /// The expression that it was.
+    #[must_use]
+    pub fn expression(&self) -> &str {
+        &self.expression
+    }
+
+    /// Which identities istiod means by it; none if it is not of such a form.
+    #[must_use]
+    pub fn identities(&self) -> Option<&Identities> {
+        self.identities.as_ref()
     }
 
     /// Whether the whole text matches.
     #[must_use]
     pub fn matches(&self, text: &[u8]) -> bool {
         let is_lines_or_bytes = || text.contains(&b'\n') || std::str::from_utf8(text).is_err();
-        self.0.iter().any(|glob| glob.matches(text)) && !is_lines_or_bytes()
+        self.alternatives.iter().any(|glob| glob.matches(text)) && !is_lines_or_bytes()
     }
 }
 
@@ -216,6 +268,17 @@ mod tests {
             "xspiffe://td/ns/shop/sa/web",
         ] {
             assert!(!globs.matches(id.as_bytes()), "{id}");
+        }
+    }
+
+    #[test]
+    fn namespaces_and_accounts_are_known_by_name() {
+        let of = |expression: &str| Globs::of(expression).and_then(|globs| globs.identities().cloned());
+        assert_eq!(of(".*/ns/shop/.*"), Some(Identities::Namespace("shop".into())));
+        let account = Identities::Account { namespace: "shop".into(), account: "web.v1".into() };
+        assert_eq!(of("spiffe://.+/ns/shop/(.+/|)sa/web\\.v1(/.+)?"), Some(account));
+        for other in [".*/ns/sh.*op/.*", ".*/ns/a/b/.*", ".+", "spiffe://.+/ns/.*/(.+/|)sa/web(/.+)?"] {
+            assert!(Globs::of(other).is_some() && of(other).is_none(), "{other}");
         }
     }
 

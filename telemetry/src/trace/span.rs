@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
 use http::uri::PathAndQuery;
+use model::refusal::Refusal;
 use model::stream_view::StreamView;
 use model::tracing::{CustomTag, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
@@ -205,6 +206,9 @@ fn write_attributes(out: &mut Attributes<'_>, record: &RequestRecord, tracing: &
     out.add_number("response_size", stream.bytes_sent);
     out.add("component", "proxy");
     add_outcome(out, record, grpc);
+    if let Some(refusal) = &stream.refusal {
+        add_refusal(out, refusal);
+    }
     for tag in &tracing.custom_tags {
         add_custom(out, record, tag);
     }
@@ -265,6 +269,13 @@ fn add_outcome(out: &mut Attributes<'_>, record: &RequestRecord, grpc: bool) {
     let failed = record.grpc_status.is_some_and(|status| grpc && status.is_error());
     if failed || record.response_code == 0 || record.response_code >= 500 {
         out.add("error", "true");
+    }
+}
+
+/// Why it was refused, `waypoint.refusal.by` and so on.
+fn add_refusal(out: &mut Attributes<'_>, refusal: &Refusal) {
+    for (field, text) in refusal.fields() {
+        out.add(field.attribute(), &text);
     }
 }
 

@@ -1,11 +1,15 @@
 //! AuthorizationPolicies as istiod translates them.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tests::peer::empty;
 use tests::scenario::{DB, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, WEB, WEB_CHAIN};
 use tests::workload::App;
+
+const SPAN_DEADLINE: Duration = Duration::from_secs(15);
 
 /// An RBAC filter with one policy, in the form istiod writes.
 fn rbac(action: &str, policy: &str, permission: &Value, principal: &Value) -> Value {
@@ -45,6 +49,44 @@ async fn one_identity_is_allowed_and_another_is_not() -> Result<()> {
     let is_refusal = |line: &str| line.starts_with("istio_requests_total{") && line.contains("response_code=\"403\"");
     let line = mesh.waypoint.metric("the refusal's series", is_refusal).await?;
     assert!(line.contains("source_workload=\"batch-0\"") && line.contains("destination_service_name=\"web\""), "{line}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_explained_in_line_and_span_and_not_to_the_client() -> Result<()> {
+    let to = json!({"or_rules": {"rules": [{"url_path": {"path": {"exact": "/mine"}}}]}});
+    let allow = rbac("ALLOW", "ns[shop]-policy[web]-rule[2]", &to, &identity("spiffe://cluster.local/ns/clients/sa/frontend"));
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            let format = &mut scenario.http(WEB_CHAIN)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
+            format["refusal"] = json!("%DYNAMIC_METADATA(waypoint.refusal)%");
+            format["nearest"] = json!("%DYNAMIC_METADATA(waypoint.refusal:nearest_policy)%");
+            scenario.add_http_filters(WEB_CHAIN, vec![allow])
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let refused = mesh.connect("frontend-0").await?.get(WEB, "/other").await?;
+    assert_eq!((refused.status, refused.text().as_str()), (StatusCode::FORBIDDEN, "RBAC: access denied"));
+    assert!(refused.headers.values().all(|value| value.to_str().is_ok_and(|value| !value.contains("shop/web"))));
+    let (_, line) = mesh.waypoint.access_line("the line of /other", |line| line["path"] == "/other").await?;
+    assert_eq!(line["nearest"], "shop/web");
+    let failed = "request.path is \"/mine\"";
+    let told = json!({"by": "no_allow_policy", "nearest_policy": "shop/web", "nearest_rule": "2", "failed_condition": failed});
+    assert_eq!(line["refusal"], told);
+    let span =
+        mesh.spans.wait_for("the span of /other", SPAN_DEADLINE, |span| Some(span.trace_id.as_str()) == line["trace_id"].as_str()).await?;
+    assert_eq!(span.attributes["waypoint.refusal.by"], "no_allow_policy");
+    assert_eq!(
+        (&*span.attributes["waypoint.refusal.nearest_policy"], &*span.attributes["waypoint.refusal.failed_condition"]),
+        ("shop/web", failed)
+    );
+    let by_another = mesh.connect("batch-0").await?.get(WEB, "/mine").await?;
+    assert_eq!(by_another.status, StatusCode::FORBIDDEN);
+    let (_, line) = mesh.waypoint.access_line("the line of /mine", |line| line["path"] == "/mine").await?;
+    assert_eq!(line["refusal"]["failed_condition"], "source.principal is \"spiffe://cluster.local/ns/clients/sa/frontend\"");
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/mine").await?.status, StatusCode::OK);
     Ok(())
 }
 

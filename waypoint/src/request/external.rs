@@ -19,11 +19,12 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use model::chain::HttpChain;
 use model::ext_authz::{BodyShown, ExtAuthz};
+use model::refusal::{PolicyRule, Refusal, RefusedBy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::limits;
 use super::reply::LocalReply;
-use super::{Run, head_of, protocol_name};
+use super::{Run, head_of, policy_input, protocol_name};
 use crate::external;
 use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
@@ -87,16 +88,33 @@ impl Run {
     async fn judge_early(&mut self, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
         let mut progress = Progress::new(&asking.http.early);
         loop {
-            let step = progress.next(&self.policy_input(parts, None), || self.worker.draw());
-            match step {
+            let input = policy_input(&self.tunnel, parts, None);
+            match progress.next(&input, || self.worker.draw()) {
                 Step::Passed => return Ok(()),
-                Step::Denied(policy) => return Err(LocalReply::denied(policy.as_deref()).into()),
-                Step::Unasked(filter) => return Err(LocalReply::external_failed(filter.on_failure.status, None).into()),
+                Step::Denied(by) => {
+                    self.recording.record().stream.refusal = Some(Box::new(filters::explain::refusal(&by, &input)));
+                    return Err(LocalReply::denied(by.policy()).into());
+                }
+                Step::Unasked(filter) => {
+                    let reply = LocalReply::external_failed(filter.on_failure.status, None);
+                    return Err(self.refused_by_service(None, reply.into()));
+                }
                 // Where there is no route and tokens cannot change that, the answer is 404 whatever the service says (Envoy).
                 Step::Ask(..) if asking.selected.is_none() && asking.http.jwt.is_none() => {}
-                Step::Ask(filter, _policy) => self.ask(filter, asking, parts).await?,
+                Step::Ask(filter, policy) => {
+                    if let Err(reply) = self.ask(filter, asking, parts).await {
+                        return Err(self.refused_by_service(policy.as_deref(), reply));
+                    }
+                }
             }
         }
+    }
+
+    /// Notes that a service refused, or did not answer, which was asked because of this policy.
+    fn refused_by_service(&mut self, policy: Option<&str>, reply: Box<LocalReply>) -> Box<LocalReply> {
+        let (rule, detail) = (policy.map(PolicyRule::of), Some(reply.details().to_owned().into()));
+        self.recording.record().stream.refusal = Some(Box::new(Refusal { rule, detail, ..Refusal::new(RefusedBy::External) }));
+        reply
     }
 
     async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {

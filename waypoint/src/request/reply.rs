@@ -183,6 +183,11 @@ impl LocalReply {
         }
     }
 
+    /// Why, for logs.
+    pub(super) fn details(&self) -> &str {
+        &self.details
+    }
+
     /// Makes the answer, and notes why in the record.
     pub(super) fn response(self, record: &mut RequestRecord, server: Option<HeaderValue>) -> Response<Body> {
         if let Some(flag) = self.flag {

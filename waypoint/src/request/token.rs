@@ -11,6 +11,7 @@ use http::{HeaderValue, Uri};
 use model::chain::HttpChain;
 use model::claims::TokenMetadata;
 use model::jwt::{JwtAuthn, TokenEdit};
+use model::refusal::{Refusal, RefusedBy};
 
 use super::reply::LocalReply;
 use super::{Run, head_of};
@@ -40,6 +41,8 @@ impl Run {
                 if let Some((_, route)) = filters::route::select(&http.routes, &head) {
                     self.note_route(route);
                 }
+                let refusal = Refusal { detail: Some(problem.to_string().into()), ..Refusal::new(RefusedBy::Token) };
+                self.recording.record().stream.refusal = Some(Box::new(refusal));
                 self.told.extend(realm(&head, problem).map(|value| (WWW_AUTHENTICATE, value)));
                 Err(LocalReply::token_refused(problem).into())
             }

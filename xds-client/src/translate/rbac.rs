@@ -47,7 +47,7 @@ fn translate_policy(name: &str, value: &proto::Policy, place: Place, path: &str)
     let permissions = value.permissions.iter().enumerate().map(|(at, one)| permission(one, place, &format!("{path}.permissions[{at}]"), 0));
     let permissions = permissions.collect::<Translated<_>>()?;
     let principals = value.principals.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}.principals[{at}]"), 0));
-    Ok(Policy { name: name.into(), permissions, principals: principals.collect::<Translated<_>>()? })
+    Ok(Policy::new(name, permissions, principals.collect::<Translated<_>>()?))
 }
 
 fn too_deep(path: &str) -> Problem {
