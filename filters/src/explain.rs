@@ -6,8 +6,9 @@ mod words;
 
 use model::rbac::{Permission, Policy, Principal, Rbac};
 use model::refusal::{Nearest, Refusal, RefusedBy};
+use smallvec::SmallVec;
 
-use crate::rbac::{Denial, RbacInput, is_principal, must_hold, permits};
+use crate::rbac::{Denial, RbacInput, is_principal, must_hold, path_of, permits};
 
 pub use self::words::{Values, words};
 
@@ -75,12 +76,22 @@ pub fn refusal(denial: &Denial<'_>, input: &RbacInput<'_>) -> Refusal {
 
 /// The policy with the fewest conditions that are not met; of several, the one with the most that are; then the first.
 fn nearest(rbac: &Rbac, input: &RbacInput<'_>) -> Option<Nearest> {
-    let looked_at = rbac.policies.iter().take(NEAREST_POLICIES_MAX).filter_map(|policy| {
+    let policies = rbac.policies();
+    let mut numbers: SmallVec<[usize; NEAREST_POLICIES_MAX]> = SmallVec::new();
+    if let Some(index) = rbac.index() {
+        // They have something in common with the request, the others may have nothing.
+        index.visit(input.peer_principal, path_of(input), |found| {
+            numbers.extend(found.iter().copied().take(NEAREST_POLICIES_MAX - numbers.len()));
+        });
+    }
+    numbers.extend((0..policies.len()).take(NEAREST_POLICIES_MAX - numbers.len()));
+    let looked_at = numbers.into_iter().filter_map(|at| {
+        let policy = &policies[at];
         let conditions = conditions(policy, must_hold(rbac.action), input)?;
         let failed = conditions.iter().find(|one| !one.is_met)?.clause;
         let n_failed = n_failed(&conditions);
         let n_met = conditions.iter().filter(|one| one.is_met && !one.clause.is_any()).count();
-        Some(((n_failed, std::cmp::Reverse(n_met)), policy, failed))
+        Some(((n_failed, std::cmp::Reverse(n_met), at), policy, failed))
     });
     let (_, policy, failed) = looked_at.min_by_key(|(distance, ..)| *distance)?;
     Some(Nearest { rule: policy.rule.clone(), failed: words(failed, Values::Hidden, CONDITION_BYTES_MAX) })

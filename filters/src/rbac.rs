@@ -75,7 +75,17 @@ pub fn decide<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> RbacVerdict<'a> {
 #[must_use]
 pub fn matching<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> Option<&'a Policy> {
     let must_hold = must_hold(rbac.action);
-    rbac.policies.iter().find(|policy| policy_matches(policy, input, must_hold))
+    let policies = rbac.policies();
+    let Some(index) = rbac.index() else {
+        return policies.iter().find(|policy| policy_matches(policy, input, must_hold));
+    };
+    let first = index.first(input.peer_principal, path_of(input), |at| policy_matches(&policies[at], input, must_hold));
+    first.map(|at| &policies[at])
+}
+
+/// The path that conditions see.
+pub(crate) fn path_of<'a>(input: &RbacInput<'a>) -> Option<&'a str> {
+    input.head.map(|head| path_only(head.path))
 }
 
 /// Whether a match of this action permits.
@@ -158,3 +168,6 @@ fn remote_ip(input: &RbacInput<'_>) -> IpAddr {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod properties;

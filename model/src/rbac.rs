@@ -4,6 +4,8 @@
 //! Invariants: policies are kept in name order, in which Envoy evaluates them; what could not be compiled is not here
 //! (its chain was refused), so evaluating fails closed by construction.
 
+mod index;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use crate::claims::ClaimMatcher;
 use crate::matcher::{StringMatcher, UriTemplate};
 use crate::refusal::PolicyRule;
 use crate::route::HeaderMatcher;
+
+pub use self::index::Index;
 
 /// What a matched policy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,5 +110,31 @@ pub struct Rbac {
     /// What a match does.
     pub action: RbacAction,
     /// In name order.
-    pub policies: Vec<Policy>,
+    policies: Vec<Policy>,
+    /// Where there are so many that it is worth it.
+    index: Option<Box<Index>>,
+}
+
+/// Policies from which on they are looked up by what they need, since trying fewer costs no more.
+const INDEXED_FROM: usize = 8;
+
+impl Rbac {
+    /// A filter of policies in name order.
+    #[must_use]
+    pub fn new(action: RbacAction, policies: Vec<Policy>) -> Self {
+        let index = (policies.len() >= INDEXED_FROM).then(|| Box::new(Index::new(&policies)));
+        Self { action, policies, index }
+    }
+
+    /// Its policies, in the order in which they are tried.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    /// Finds those that can match; none where all are to be tried.
+    #[must_use]
+    pub fn index(&self) -> Option<&Index> {
+        self.index.as_deref()
+    }
 }

@@ -44,7 +44,7 @@ fn refused(action: RbacAction, policies: Vec<Policy>) -> Refusal {
         destination: Some("10.96.1.1:80".parse().unwrap()),
         claims: None,
     };
-    let rbac = Rbac { action, policies };
+    let rbac = Rbac::new(action, policies);
     let RbacVerdict::Deny(denial) = decide(&rbac, &input) else { panic!("it passes") };
     refusal(&denial, &input)
 }
@@ -122,7 +122,7 @@ fn the_conditions_of_a_policy_are_met_exactly_when_it_matches() {
             claims: None,
         };
         let met = conditions(&changed, true, &input).is_some_and(|all| all.iter().all(|one| one.is_met));
-        let rbac = Rbac { action: RbacAction::Allow, policies: vec![changed] };
+        let rbac = Rbac::new(RbacAction::Allow, vec![changed]);
         assert_eq!(met, matches!(decide(&rbac, &input), RbacVerdict::Pass));
         assert_eq!(met, matches);
     }

@@ -31,7 +31,7 @@ fn gate(prefix: &str, invert: bool) -> Gate {
 
 fn rules(action: RbacAction, name: &str, port: u16) -> Rbac {
     let policy = Policy::new(name, vec![Permission::DestinationPort(port)], vec![Principal::Any]);
-    Rbac { action, policies: vec![policy] }
+    Rbac::new(action, vec![policy])
 }
 
 fn external(gate: Option<Gate>) -> EarlyFilter {

@@ -56,6 +56,12 @@ impl UriTemplate {
         Ok(Self { text: template.into(), regex: full_regex(&expression)? })
     }
 
+    /// What every path that matches begins with.
+    #[must_use]
+    pub fn literal_prefix(&self) -> &str {
+        self.text.split('*').next().unwrap_or_default()
+    }
+
     /// Whether a path without query and fragment matches.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {

@@ -184,7 +184,7 @@ fn policies_are_compiled_in_their_order() {
     let ChainKind::Tcp(db) = &applied.listeners.chains["inbound-vip|5432|tcp|db.shop.svc.cluster.local"].kind else { panic!("tcp") };
     let actions: Vec<_> = db.rbac.iter().map(|rbac| rbac.action).collect();
     assert_eq!(actions, [RbacAction::Deny, RbacAction::Allow]);
-    assert_eq!(&*db.rbac[1].policies[0].name, "ns[shop]-policy[db-allow]-rule[0]");
+    assert_eq!(&*db.rbac[1].policies()[0].name, "ns[shop]-policy[db-allow]-rule[0]");
     let ChainKind::Http(empty) = &applied.listeners.chains["inbound-vip|80|http|empty.shop.svc.cluster.local"].kind else { panic!("http") };
     let [HttpFilter::Rbac(deny)] = empty.filters.as_slice() else { panic!("one filter") };
     assert_eq!(deny.action, RbacAction::Deny);
@@ -195,7 +195,7 @@ fn a_custom_policy_is_judged_before_the_others() {
     let applied = apply("istiod-1.31/05-authz");
     let ChainKind::Http(http) = &applied.listeners.chains[web().as_str()].kind else { panic!("http") };
     let [EarlyFilter::Shadow(rules), EarlyFilter::External(filter)] = &http.early[..] else { panic!("a pair") };
-    assert_eq!(&*rules.policies[0].name, "istio-ext-authz-ext-authz-grpc-ns[shop]-policy[web-custom]-rule[0]");
+    assert_eq!(&*rules.policies()[0].name, "istio-ext-authz-ext-authz-grpc-ns[shop]-policy[web-custom]-rule[0]");
     assert_eq!(&**filter.service.cluster(), "outbound|9001||ext-authz.authz.svc.cluster.local");
     assert_eq!(http.filters.len(), 2, "DENY and ALLOW come after");
 }

@@ -37,7 +37,7 @@ pub(super) fn rules(value: &proto::Rbac, place: Place, path: &str) -> Translated
     let mut named: Vec<_> = value.policies.iter().collect();
     named.sort_unstable_by_key(|(name, _)| *name);
     let policies = named.into_iter().map(|(name, policy)| translate_policy(name, policy, place, &format!("{path}.policies[{name}]")));
-    Ok(Rbac { action, policies: policies.collect::<Translated<_>>()? })
+    Ok(Rbac::new(action, policies.collect::<Translated<_>>()?))
 }
 
 fn translate_policy(name: &str, value: &proto::Policy, place: Place, path: &str) -> Translated<Policy> {

@@ -13,11 +13,11 @@ fn with(place: Place, permission: &Value, principal: &Value) -> Translated<Rbac>
 }
 
 fn permission_of(permission: &Value) -> Translated<Permission> {
-    with(Place::Http, permission, &json!({"any": true})).map(|mut rbac| rbac.policies.remove(0).permissions.remove(0))
+    with(Place::Http, permission, &json!({"any": true})).map(|rbac| rbac.policies()[0].permissions[0].clone())
 }
 
 fn principal_of(principal: &Value) -> Translated<Principal> {
-    with(Place::Http, &json!({"any": true}), principal).map(|mut rbac| rbac.policies.remove(0).principals.remove(0))
+    with(Place::Http, &json!({"any": true}), principal).map(|rbac| rbac.policies()[0].principals[0].clone())
 }
 
 fn template(type_name: &str, template: &str) -> Value {
