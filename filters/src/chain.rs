@@ -18,7 +18,7 @@ use model::chain::{Chain, ChainKind};
 use model::route::Route;
 use model::route_table::VirtualHost;
 
-use crate::rbac::{self, Denial, RbacInput, RbacVerdict};
+use crate::rbac::{self, Decisions, Denial, RbacInput, RbacVerdict};
 use crate::route;
 
 /// What the filters say of a request.
@@ -42,15 +42,15 @@ pub enum Outcome<'a> {
 /// A route and its virtual host, if there is one for a request.
 pub type Selected<'a> = Option<(&'a VirtualHost, &'a Arc<Route>)>;
 
-/// Judges a request. `chosen`: the route that was chosen before the chain changed the request, which stays unless tokens choose another.
-#[must_use]
-pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>, chosen: Option<Selected<'a>>) -> Outcome<'a> {
+/// Judges a request; what there is to tell of policies is added. `chosen`: the route that was chosen before the chain changed the
+/// request, which stays unless tokens choose another.
+pub fn judge<'a>(chain: &'a Chain, input: &RbacInput<'_>, chosen: Option<Selected<'a>>, decisions: &mut Decisions<'a>) -> Outcome<'a> {
     let (ChainKind::Http(http), Some(head)) = (&chain.kind, &input.head) else { return Outcome::Rejected };
     let selected = match (input.claims.filter(|claims| claims.is_seen_by_routes), chosen) {
         (None, Some(chosen)) => chosen,
         (claims, _) => route::select_with(&http.routes, head, claims),
     };
-    match (rbac::decide_chain(chain, input), selected) {
+    match (rbac::decide_chain(chain, input, decisions), selected) {
         (RbacVerdict::Deny(by), selected) => Outcome::Denied { by, route: selected.map(|(_, route)| route) },
         (RbacVerdict::Pass, Some((host, route))) => Outcome::Route(host, route),
         (RbacVerdict::Pass, None) => Outcome::NoRoute,

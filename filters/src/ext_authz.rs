@@ -13,7 +13,7 @@ use std::sync::Arc;
 use model::chain::EarlyFilter;
 use model::ext_authz::{ExtAuthz, Gate};
 
-use crate::rbac::{self, Denial, RbacInput, RbacVerdict};
+use crate::rbac::{self, Decisions, Denial, RbacInput, RbacVerdict};
 
 pub use self::answer::{Answer, Refusal, read_grpc, read_http};
 pub use self::change::{Allowed, Header, How, Unusable, apply};
@@ -38,13 +38,15 @@ pub struct Progress<'a> {
     left: std::slice::Iter<'a, EarlyFilter>,
     /// Of the last shadow rules that matched.
     policy: Option<Arc<str>>,
+    /// What there is to tell of policies since it was last taken.
+    pub decisions: Decisions<'a>,
 }
 
 impl<'a> Progress<'a> {
     /// At the beginning.
     #[must_use]
     pub fn new(early: &'a [EarlyFilter]) -> Self {
-        Self { left: early.iter(), policy: None }
+        Self { left: early.iter(), policy: None, decisions: Decisions::new() }
     }
 
     /// Goes on to where somebody else has to say something. `input`: as it is now, since an answer may have changed it.
@@ -52,7 +54,7 @@ impl<'a> Progress<'a> {
         for filter in self.left.by_ref() {
             match filter {
                 EarlyFilter::Rbac(policies) => {
-                    if let RbacVerdict::Deny(by) = rbac::decide(policies, input) {
+                    if let RbacVerdict::Deny(by) = rbac::decide(policies, input, &mut self.decisions) {
                         return Step::Denied(by);
                     }
                 }

@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use model::chain::{Chain, ChainKind, HttpFilter};
 use model::claims::TokenMetadata;
 use model::matcher::StringMatcher;
-use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
+use model::rbac::{Decision, Mode, Permission, Policy, Principal, Rbac, RbacAction};
 use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
 use model::stream_view::RequestHead;
+use smallvec::SmallVec;
 
 use crate::header_match::{self, path_only};
 
@@ -29,6 +30,9 @@ pub struct RbacInput<'a> {
     /// What the verified tokens of the request say; none without one.
     pub claims: Option<&'a TokenMetadata>,
 }
+
+/// What there is to tell of the filters of a chain: one for each in most chains.
+pub type Decisions<'a> = SmallVec<[Decision<'a>; 4]>;
 
 /// What a filter says.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +54,17 @@ pub enum Denial<'a> {
     Rejected,
 }
 
-impl Denial<'_> {
+impl<'a> Denial<'a> {
+    /// The one that comes of a decision, if it is one.
+    #[must_use]
+    pub fn of(decision: &Decision<'a>) -> Option<Self> {
+        match decision.matched {
+            _ if !decision.refuses() => None,
+            Some(policy) => Some(Self::Matched(policy)),
+            None => Some(Self::NoneMatched(decision.rbac)),
+        }
+    }
+
     /// The policy as Envoy names it: none if none matched.
     #[must_use]
     pub fn policy(&self) -> Option<&str> {
@@ -61,13 +75,15 @@ impl Denial<'_> {
     }
 }
 
-/// Judges one filter.
-#[must_use]
-pub fn decide<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> RbacVerdict<'a> {
-    match (rbac.action, matching(rbac, input)) {
-        (RbacAction::Allow, Some(_)) | (RbacAction::Deny, None) | (RbacAction::Log, _) => RbacVerdict::Pass,
-        (RbacAction::Allow, None) => RbacVerdict::Deny(Denial::NoneMatched(rbac)),
-        (RbacAction::Deny, Some(policy)) => RbacVerdict::Deny(Denial::Matched(policy)),
+/// Judges one filter, and adds what there is to tell of it.
+pub fn decide<'a>(rbac: &'a Rbac, input: &RbacInput<'_>, decisions: &mut Decisions<'a>) -> RbacVerdict<'a> {
+    let decision = Decision { rbac, matched: matching(rbac, input) };
+    if decision.is_telling() {
+        decisions.push(decision);
+    }
+    match (rbac.mode, Denial::of(&decision)) {
+        (Mode::Enforced, Some(denial)) => RbacVerdict::Deny(denial),
+        _ => RbacVerdict::Pass,
     }
 }
 
@@ -93,13 +109,13 @@ pub(crate) fn must_hold(action: RbacAction) -> bool {
     action == RbacAction::Allow
 }
 
-/// The first refusal of a chain's filters, in their order.
+/// The first refusal of a chain's filters, in their order; what there is to tell is added.
 #[must_use]
-pub fn decide_chain<'a>(chain: &'a Chain, input: &RbacInput<'_>) -> RbacVerdict<'a> {
-    let refuses = |rbac: &'a Rbac| Some(decide(rbac, input)).filter(|verdict| matches!(verdict, RbacVerdict::Deny(_)));
+pub fn decide_chain<'a>(chain: &'a Chain, input: &RbacInput<'_>, decisions: &mut Decisions<'a>) -> RbacVerdict<'a> {
+    let mut refuses = |rbac: &'a Rbac| Some(decide(rbac, input, decisions)).filter(|verdict| matches!(verdict, RbacVerdict::Deny(_)));
     let refused = match &chain.kind {
         ChainKind::Http(http) => http.filters.iter().find_map(|HttpFilter::Rbac(rbac)| refuses(rbac)),
-        ChainKind::Tcp(tcp) => tcp.rbac.iter().find_map(refuses),
+        ChainKind::Tcp(tcp) => tcp.rbac.iter().find_map(&mut refuses),
         ChainKind::Refused { .. } => Some(RbacVerdict::Deny(Denial::Rejected)),
     };
     refused.unwrap_or(RbacVerdict::Pass)

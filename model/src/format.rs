@@ -9,6 +9,7 @@ mod operator;
 mod time;
 
 use std::fmt;
+use std::time::SystemTime;
 
 use http::HeaderName;
 
@@ -16,6 +17,12 @@ pub use json::{JsonFormat, JsonValue};
 pub use operator::{Operator, PeerField};
 
 use crate::stream_view::StreamView;
+
+/// A point in time as access logs print it, `2026-11-23T20:31:46.500Z`.
+#[must_use]
+pub fn timestamp(time: SystemTime) -> String {
+    time::TimeFormat::Default.render(time)
+}
 
 /// How a missing value looks inside a text.
 const MISSING: &[u8] = b"-";

@@ -19,7 +19,7 @@ use crate::route::HeaderMatcher;
 pub use self::index::Index;
 
 /// What a matched policy does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RbacAction {
     /// Only what a policy matches may pass.
     Allow,
@@ -27,6 +27,28 @@ pub enum RbacAction {
     Deny,
     /// Nothing is refused.
     Log,
+}
+
+impl RbacAction {
+    /// As AuthorizationPolicies call it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+            Self::Log => "AUDIT",
+        }
+    }
+}
+
+/// Whether policies count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// They do.
+    #[default]
+    Enforced,
+    /// They are tried and told about, and refuse nothing: shadow rules.
+    DryRun,
 }
 
 /// What is asked for.
@@ -109,6 +131,8 @@ impl Policy {
 pub struct Rbac {
     /// What a match does.
     pub action: RbacAction,
+    /// Whether it counts.
+    pub mode: Mode,
     /// In name order.
     policies: Vec<Policy>,
     /// Where there are so many that it is worth it.
@@ -123,7 +147,13 @@ impl Rbac {
     #[must_use]
     pub fn new(action: RbacAction, policies: Vec<Policy>) -> Self {
         let index = (policies.len() >= INDEXED_FROM).then(|| Box::new(Index::new(&policies)));
-        Self { action, policies, index }
+        Self { action, mode: Mode::Enforced, policies, index }
+    }
+
+    /// The same, to be told about only.
+    #[must_use]
+    pub fn as_dry_run(self) -> Self {
+        Self { mode: Mode::DryRun, ..self }
     }
 
     /// Its policies, in the order in which they are tried.
@@ -136,5 +166,32 @@ impl Rbac {
     #[must_use]
     pub fn index(&self) -> Option<&Index> {
         self.index.as_deref()
+    }
+}
+
+/// What came of one filter.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision<'a> {
+    /// The filter.
+    pub rbac: &'a Rbac,
+    /// The first of its policies that matched.
+    pub matched: Option<&'a Policy>,
+}
+
+impl Decision<'_> {
+    /// Whether it refuses, or would if it counted.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        match self.rbac.action {
+            RbacAction::Allow => self.matched.is_none(),
+            RbacAction::Deny => self.matched.is_some(),
+            RbacAction::Log => false,
+        }
+    }
+
+    /// Whether there is anything to tell: a policy matched, or one would have had to.
+    #[must_use]
+    pub fn is_telling(&self) -> bool {
+        self.matched.is_some() || self.refuses()
     }
 }

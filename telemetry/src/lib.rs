@@ -7,6 +7,7 @@
 mod access_log;
 pub mod grpc;
 mod metrics;
+mod policies;
 pub mod record;
 pub mod trace;
 
@@ -19,17 +20,20 @@ use std::time::{Duration, Instant};
 
 use model::access_log::AccessLog;
 use model::metrics::Stats;
+use model::rbac;
 use model::tracing::Tracing;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tokio::runtime::Handle;
 
 use crate::access_log::{LogCounters, WorkerLogs, Writers};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
+use crate::policies::{Policies, WorkerPolicies};
 use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
 use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
 pub use crate::metrics::SERIES_MAX;
+pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.
 #[derive(Clone, Debug)]
@@ -75,6 +79,7 @@ pub struct Telemetry {
     registry: Registry,
     series: IntGauge,
     store: Arc<Store>,
+    policies: Arc<Policies>,
     writers: Arc<Writers>,
     exporters: Arc<Exporters>,
     mirrors: MirrorCounters,
@@ -138,6 +143,7 @@ impl Telemetry {
             series: register(&registry, series),
             registry,
             store: Arc::new(Store::new(settings.series_max, folded)),
+            policies: Arc::default(),
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
             exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),
             mirrors,
@@ -173,6 +179,7 @@ impl Telemetry {
         let identity = SpanIdentity { node_id: Arc::clone(&self.settings.node_id), zone: Arc::clone(&self.settings.zone) };
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
+            policies: WorkerPolicies::new(Arc::clone(&self.policies), worker),
             logs: WorkerLogs::new(Arc::clone(&self.writers)),
             spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
             random: fastrand::Rng::new(),
@@ -203,9 +210,16 @@ impl Telemetry {
             gauges.push(Gauge { name: "istio_build", labels, value: 1 });
         }
         metrics::write(&self.store, &gauges, out)?;
+        self.policies.write(out)?;
         self.series.set(i64::try_from(self.store.series_count()).unwrap_or(i64::MAX));
         let own = TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(io::Error::other)?;
         out.write_all(own.as_bytes())
+    }
+
+    /// The latest kinds of refusals, dry runs too, the newest first.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<SeenRefusal> {
+        self.policies.seen()
     }
 
     /// Writes and exports what is buffered, and ends threads and tasks; waits at most `within`. What is recorded later is lost.
@@ -229,6 +243,7 @@ pub struct WorkerTelemetry {
     /// Copies of requests that were given up.
     pub mirrors: MirrorCounters,
     metrics: WorkerMetrics,
+    policies: WorkerPolicies,
     logs: WorkerLogs,
     spans: WorkerSpans,
     random: fastrand::Rng,
@@ -247,6 +262,12 @@ impl WorkerTelemetry {
         self.metrics.record_request(record);
         self.logs.record(&record.stream.chain, record);
         self.spans.record(record);
+        self.policies.note(&record.stream, record.head.as_ref());
+    }
+
+    /// Counts what policies decided of a request or connection.
+    pub fn count_decisions(&mut self, decisions: &[rbac::Decision<'_>]) {
+        self.policies.count(decisions);
     }
 
     /// Counts the messages of a gRPC stream since the last report: to be called every [`Stats::reporting_interval`] of a long one.
@@ -265,6 +286,7 @@ impl WorkerTelemetry {
         record.stream.ended();
         self.metrics.record_connection(record);
         self.logs.record(&record.stream.chain, record);
+        self.policies.note(&record.stream, None);
     }
 }
 

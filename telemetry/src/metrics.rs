@@ -17,14 +17,16 @@ use model::metrics::{Metric, Reporter, Stats};
 use model::service::ServiceRef;
 use model::workload::Workload;
 
-use self::histogram::{Counter, Histogram};
+use self::histogram::Histogram;
 use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render};
 use self::store::Wanted;
 use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecord, StreamRecord, whole_milliseconds};
 
 pub(crate) use self::exposition::{Gauge, write};
+pub(crate) use self::histogram::Counter;
+pub(crate) use self::labels::push_pair;
 pub use self::store::SERIES_MAX;
-pub(crate) use self::store::Store;
+pub(crate) use self::store::{Series, Store};
 
 /// Resolved series that one worker remembers; then it forgets all and resolves anew.
 const REMEMBERED_MAX: usize = 4096;

@@ -122,6 +122,8 @@ pub struct StreamRecord {
     pub failure_reason: Option<Cow<'static, str>>,
     /// Why it was refused, if it was.
     pub refusal: Option<Box<Refusal>>,
+    /// Why it would have been refused if dry runs counted.
+    pub would_refuse: Vec<Refusal>,
     /// What went wrong, in the order in which it did.
     pub flags: ResponseFlags,
     /// Body bytes (TCP: bytes) received from the client.
@@ -171,6 +173,7 @@ impl StreamRecord {
             termination_details: None,
             failure_reason: None,
             refusal: None,
+            would_refuse: Vec::new(),
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,

@@ -57,6 +57,8 @@ pub struct Admin {
     pub unsupported: Page,
     /// Clusters and endpoints, as text.
     pub clusters: Page,
+    /// What was refused lately, and what dry runs would have refused, as JSON.
+    pub refusals: Page,
     /// Begins a drain.
     pub drain: Act,
     /// Ends the process, draining first.
@@ -114,6 +116,7 @@ fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin
         ("/drain" | "/drain_listeners", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.drain),
         ("/unsupported", Port::Admin) if read => content("application/json", (admin.unsupported)()),
         ("/clusters", Port::Admin) if read => content("text/plain; charset=UTF-8", (admin.clusters)()),
+        ("/refusals", Port::Admin) if read => content("application/json", (admin.refusals)()),
         ("/", Port::Admin) if read => content("text/plain; charset=UTF-8", INDEX.to_owned()),
         _ => status(StatusCode::NOT_FOUND, "not found\n"),
     }
@@ -122,6 +125,7 @@ fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin
 const INDEX: &str = "/ready                whether this waypoint is ready, and why not
 /stats/prometheus     all metrics
 /clusters             clusters and their endpoints
+/refusals             what was refused lately and why, and what dry runs would have refused
 /unsupported          what istiod sent that is refused, or accepted and not obeyed
 POST /drain           stop taking connections, finish what is open
 POST /quitquitquit    drain and exit

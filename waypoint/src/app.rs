@@ -7,6 +7,7 @@
 mod collector;
 mod discovery;
 pub mod parity;
+mod refusals;
 mod workers;
 
 use std::io;
@@ -252,7 +253,7 @@ fn ads_settings(settings: &Settings, node: Node) -> Result<AdsSettings, AppError
 }
 
 fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<Readiness>, quit: &Arc<Notify>) -> Admin {
-    let (metrics, gauges) = (Arc::clone(telemetry), discovery.gauges());
+    let (metrics, gauges, seen) = (Arc::clone(telemetry), discovery.gauges(), Arc::clone(telemetry));
     let (quit, drain) = (Arc::clone(quit), Arc::clone(quit));
     Admin {
         readiness: Arc::clone(readiness),
@@ -264,6 +265,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<R
         }),
         unsupported: discovery.unsupported(),
         clusters: discovery.clusters(),
+        refusals: Box::new(move || refusals::page(&seen.refusals())),
         drain: Box::new(move || drain.notify_one()),
         quit: Box::new(move || quit.notify_one()),
     }

@@ -15,6 +15,7 @@ pub mod state;
 pub mod upstream;
 pub mod worker;
 pub mod external;
+pub mod policies;
 pub mod request;
 pub mod tcp;
 pub mod tunnel;

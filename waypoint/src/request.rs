@@ -23,7 +23,7 @@ use filters::chain::{Outcome, Selected, judge};
 use filters::cors::CorsOutcome;
 use filters::ext_authz::Header;
 use filters::fault::Injected;
-use filters::rbac::RbacInput;
+use filters::rbac::{Decisions, RbacInput};
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
@@ -47,6 +47,7 @@ use crate::http::body::Body;
 use crate::http::headers;
 use crate::http::normalize::{Malformed, PathOptions, RequestScheme, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
+use crate::policies;
 use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
 
@@ -293,7 +294,10 @@ impl Run {
             None => None,
         };
         let input = policy_input(&self.tunnel, parts, claims.as_ref());
-        match judge(chain, &input, chosen) {
+        let mut decisions = Decisions::new();
+        let outcome = judge(chain, &input, chosen, &mut decisions);
+        policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);
+        match outcome {
             Outcome::Route(host, route) => {
                 self.recording.record().stream.route_name.clone_from(&route.name);
                 self.note_operation(route);
@@ -304,7 +308,6 @@ impl Run {
                 Err(LocalReply::no_route().into())
             }
             Outcome::Denied { by, route } => {
-                self.recording.record().stream.refusal = Some(Box::new(filters::explain::refusal(&by, &input)));
                 if let Some(route) = route {
                     self.note_route(route);
                 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use filters::ext_authz::{Answer, Facts, Peer, Progress, Step};
-use filters::rbac::{Denial, RbacInput, RbacVerdict, decide_chain};
+use filters::rbac::{Decisions, Denial, RbacInput, RbacVerdict, decide_chain};
 use http::{HeaderMap, StatusCode};
-use model::chain::{EarlyFilter, TcpChain};
+use model::chain::{Chain, EarlyFilter, TcpChain};
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::refusal::{PolicyRule, Refusal, RefusedBy};
@@ -20,6 +20,7 @@ use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::external;
+use crate::policies;
 use crate::request::TunnelContext;
 use crate::sniff::Replay;
 use crate::state::breaker::Resource;
@@ -127,9 +128,7 @@ async fn connect(
     if !chain.early.is_empty() {
         Box::pin(judge_early(tunnel, &chain.early, &input, (worker, record))).await?;
     }
-    if let RbacVerdict::Deny(by) = decide_chain(&tunnel.served.last().chain, &input) {
-        return Err(denied(&by, &input, record));
-    }
+    judge(&tunnel.served.last().chain, &input, worker, record)?;
     match entry {
         Some(ClusterEntry::Served(served)) => {
             let hash = chain.hashes_source.then(|| filters::hash::of_address(tunnel.connection.peer_address.ip()));
@@ -146,8 +145,7 @@ async fn connect(
     }
 }
 
-fn denied(by: &Denial<'_>, input: &RbacInput<'_>, record: &mut ConnectionRecord) -> StatusCode {
-    record.stream.refusal = Some(Box::new(filters::explain::refusal(by, input)));
+fn denied(by: &Denial<'_>, record: &mut ConnectionRecord) -> StatusCode {
     record.stream.termination_details = Some(format!("rbac_access_denied_matched_policy[{}]", by.policy().unwrap_or("none")).into());
     StatusCode::FORBIDDEN
 }
@@ -167,9 +165,11 @@ async fn judge_early(
     };
     let mut progress = Progress::new(early);
     loop {
-        let (details, policy) = match progress.next(input, || worker.draw()) {
+        let step = progress.next(input, || worker.draw());
+        policies::note(&std::mem::take(&mut progress.decisions), input, &mut record.stream, worker);
+        let (details, policy) = match step {
             Step::Passed => return Ok(()),
-            Step::Denied(by) => return Err(denied(&by, input, record)),
+            Step::Denied(by) => return Err(denied(&by, record)),
             Step::Unasked(_) => ("ext_authz_error", None),
             Step::Ask(filter, policy) => match external::ask(worker, filter, &facts, HeaderMap::new()).await {
                 Answer::Allowed(_) => continue,
@@ -185,6 +185,17 @@ async fn judge_early(
         record.stream.flags.insert(ResponseFlag::UnauthorizedExternalService);
         record.stream.details = Some(details.into());
         return Err(StatusCode::FORBIDDEN);
+    }
+}
+
+/// Whether policies let a connection be.
+fn judge(chain: &Chain, input: &RbacInput<'_>, worker: &Worker, record: &mut ConnectionRecord) -> Result<(), StatusCode> {
+    let mut decisions = Decisions::new();
+    let verdict = decide_chain(chain, input, &mut decisions);
+    policies::note(&decisions, input, &mut record.stream, worker);
+    match verdict {
+        RbacVerdict::Pass => Ok(()),
+        RbacVerdict::Deny(by) => Err(denied(&by, record)),
     }
 }
 

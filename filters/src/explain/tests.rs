@@ -8,7 +8,7 @@ use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
 use model::stream_view::RequestHead;
 
 use super::*;
-use crate::rbac::{RbacVerdict, decide};
+use crate::rbac::{Decisions, RbacVerdict, decide};
 
 fn text(exact: &str) -> StringMatcher {
     StringMatcher::Exact(exact.as_bytes().into())
@@ -45,7 +45,7 @@ fn refused(action: RbacAction, policies: Vec<Policy>) -> Refusal {
         claims: None,
     };
     let rbac = Rbac::new(action, policies);
-    let RbacVerdict::Deny(denial) = decide(&rbac, &input) else { panic!("it passes") };
+    let RbacVerdict::Deny(denial) = decide(&rbac, &input, &mut Decisions::new()) else { panic!("it passes") };
     refusal(&denial, &input)
 }
 
@@ -123,7 +123,7 @@ fn the_conditions_of_a_policy_are_met_exactly_when_it_matches() {
         };
         let met = conditions(&changed, true, &input).is_some_and(|all| all.iter().all(|one| one.is_met));
         let rbac = Rbac::new(RbacAction::Allow, vec![changed]);
-        assert_eq!(met, matches!(decide(&rbac, &input), RbacVerdict::Pass));
+        assert_eq!(met, matches!(decide(&rbac, &input, &mut Decisions::new()), RbacVerdict::Pass));
         assert_eq!(met, matches);
     }
 }

@@ -111,7 +111,7 @@ fn policies(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Valu
 }
 
 fn passes(filters: &[Rbac], ask: &Ask) -> bool {
-    ask.judged_by(|input| filters.iter().all(|rbac| matches!(decide(rbac, input), RbacVerdict::Pass)))
+    ask.judged_by(|input| filters.iter().all(|rbac| matches!(decide(rbac, input, &mut Decisions::new()), RbacVerdict::Pass)))
 }
 
 #[test]

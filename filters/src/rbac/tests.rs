@@ -52,11 +52,11 @@ impl Ask {
 }
 
 fn passes(rbac: &Rbac, ask: &Ask) -> bool {
-    matches!(decide(rbac, &ask.input()), RbacVerdict::Pass)
+    matches!(decide(rbac, &ask.input(), &mut Decisions::new()), RbacVerdict::Pass)
 }
 
 fn is_denied_by_none(rbac: &Rbac, input: &RbacInput<'_>) -> bool {
-    matches!(decide(rbac, input), RbacVerdict::Deny(Denial::NoneMatched(_)))
+    matches!(decide(rbac, input, &mut Decisions::new()), RbacVerdict::Deny(Denial::NoneMatched(_)))
 }
 
 fn allows(permission: Permission, ask: &Ask) -> bool {
@@ -80,7 +80,7 @@ fn an_allow_filter_refuses_what_no_policy_matches_and_names_none() {
 fn a_deny_filter_names_the_policy_and_an_audit_filter_refuses_nothing() {
     let ask = Ask::new(&[]);
     let deny = rbac(RbacAction::Deny, Permission::UrlPath(text("/reviews/1")), Principal::Any);
-    assert!(matches!(decide(&deny, &ask.input()), RbacVerdict::Deny(by) if by.policy() == Some("p")));
+    assert!(matches!(decide(&deny, &ask.input(), &mut Decisions::new()), RbacVerdict::Deny(by) if by.policy() == Some("p")));
     assert!(passes(&Rbac::new(RbacAction::Log, deny.policies().to_vec()), &ask));
 }
 
@@ -168,4 +168,28 @@ fn a_connection_without_a_request_matches_no_http_condition() {
     let without_identity = RbacInput { peer_principal: None, ..input };
     let anyone = rbac(RbacAction::Allow, Permission::Any, Principal::PeerPrincipal(StringMatcher::regex(".+").unwrap()));
     assert!(is_denied_by_none(&anyone, &without_identity));
+}
+
+#[test]
+fn a_dry_run_refuses_nothing_and_is_told_of_as_if_it_counted() {
+    let ask = Ask::new(&[]);
+    let get = || Permission::Header(named(":method", text("GET")));
+    let post = || Permission::Header(named(":method", text("POST")));
+    for (action, permission, told) in [
+        (RbacAction::Deny, get(), Some(true)),
+        (RbacAction::Deny, post(), None),
+        (RbacAction::Allow, get(), Some(false)),
+        (RbacAction::Allow, post(), Some(true)),
+        (RbacAction::Log, get(), Some(false)),
+        (RbacAction::Log, post(), None),
+    ] {
+        let enforced = rbac(action, permission, Principal::Any);
+        let shadow = enforced.clone().as_dry_run();
+        let (mut decisions, mut dry_run) = (Decisions::new(), Decisions::new());
+        let passes = matches!(decide(&enforced, &ask.input(), &mut decisions), RbacVerdict::Pass);
+        assert_eq!(decisions.first().map(Decision::refuses), told, "{action:?}");
+        assert_eq!(passes, told != Some(true));
+        assert!(matches!(decide(&shadow, &ask.input(), &mut dry_run), RbacVerdict::Pass));
+        assert_eq!(dry_run.first().map(Decision::refuses), told, "{action:?}");
+    }
 }

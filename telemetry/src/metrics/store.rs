@@ -43,11 +43,11 @@ pub(crate) struct Series<C> {
 }
 
 impl<C: Default> Series<C> {
-    fn new(labels: Arc<str>) -> Self {
+    pub(crate) fn new(labels: Arc<str>) -> Self {
         Self { labels, cells: Mutex::default() }
     }
 
-    fn cell(&self, worker: usize) -> Arc<C> {
+    pub(crate) fn cell(&self, worker: usize) -> Arc<C> {
         let mut cells = self.cells.lock();
         if let Some((_, cell)) = cells.iter().find(|(of, _)| *of == worker) {
             return Arc::clone(cell);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tests::peer::empty;
+use tests::peer::{empty, plain_get};
 use tests::scenario::{DB, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, WEB, WEB_CHAIN};
 use tests::workload::App;
 
@@ -87,6 +87,51 @@ async fn a_refusal_is_explained_in_line_and_span_and_not_to_the_client() -> Resu
     let (_, line) = mesh.waypoint.access_line("the line of /mine", |line| line["path"] == "/mine").await?;
     assert_eq!(line["refusal"]["failed_condition"], "source.principal is \"spiffe://cluster.local/ns/clients/sa/frontend\"");
     assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/mine").await?.status, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_are_counted_by_policy_and_dry_runs_only_told_of() -> Result<()> {
+    let any = json!({"any": true});
+    let path = |exact: &str| json!({"or_rules": {"rules": [{"url_path": {"path": {"exact": exact}}}]}});
+    let mut deny = rbac("DENY", "ns[shop]-policy[no-admin]-rule[0]", &path("/admin"), &any);
+    deny["typed_config"]["shadow_rules"] =
+        rbac("DENY", "ns[shop]-policy[try]-rule[1]", &path("/old"), &any)["typed_config"]["rules"].clone();
+    deny["typed_config"]["shadow_rules_stat_prefix"] = json!("istio_dry_run_deny_");
+    let allow = rbac("ALLOW", "ns[shop]-policy[web]-rule[0]", &any, &identity("spiffe://cluster.local/ns/clients/sa/frontend"));
+    let mesh = Mesh::builder("01-plain")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.add_http_filters(WEB_CHAIN, vec![deny, allow])
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let frontend = mesh.connect("frontend-0").await?;
+    for (path, status) in [("/old?a=1", StatusCode::OK), ("/old?a=2", StatusCode::OK), ("/admin", StatusCode::FORBIDDEN)] {
+        assert_eq!(frontend.get(WEB, path).await?.status, status, "{path}");
+    }
+    assert_eq!(mesh.connect("batch-0").await?.get(WEB, "/").await?.status, StatusCode::FORBIDDEN);
+    for series in [
+        "decisions_total{policy=\"shop/web\",rule=\"0\",action=\"ALLOW\",decision=\"allowed\"} 2",
+        "decisions_total{policy=\"shop/no-admin\",rule=\"0\",action=\"DENY\",decision=\"denied\"} 1",
+        "decisions_total{policy=\"none\",rule=\"none\",action=\"ALLOW\",decision=\"denied\"} 1",
+        "shadow_decisions_total{policy=\"shop/try\",rule=\"1\",action=\"DENY\",decision=\"denied\"} 2",
+    ] {
+        mesh.waypoint.metric(series, |line| line == format!("waypoint_authz_{series}")).await?;
+    }
+    let listed = plain_get(mesh.waypoint.port(15000), "/refusals").await?.json();
+    let told = |list: &str| {
+        let entries = listed[list].as_array().cloned().unwrap_or_default();
+        entries.into_iter().map(|one| json!([one["path"], one["count"], one["reason"], one["source"]])).collect::<Vec<_>>()
+    };
+    let (frontend, batch) = ("spiffe://cluster.local/ns/clients/sa/frontend", "spiffe://cluster.local/ns/clients/sa/batch");
+    let dry_run = json!({"by": "deny_policy", "policy": "shop/try", "rule": "1"});
+    assert_eq!(told("would_be_refused"), [json!(["/old", 2, dry_run, frontend])]);
+    let denied = json!({"by": "deny_policy", "policy": "shop/no-admin", "rule": "0"});
+    let failed = format!("source.principal is \"{frontend}\"");
+    let nearest = json!({"by": "no_allow_policy", "nearest_policy": "shop/web", "nearest_rule": "0", "failed_condition": failed});
+    assert_eq!(told("refused"), [json!(["/", 1, nearest, batch]), json!(["/admin", 1, denied, frontend])]);
     Ok(())
 }
 

@@ -28,6 +28,7 @@ use super::{Run, head_of, policy_input, protocol_name};
 use crate::external;
 use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
+use crate::policies;
 use crate::upstream::failure::UpstreamFailure;
 
 /// What of a request's body counts as one unit of those that wait.
@@ -89,12 +90,11 @@ impl Run {
         let mut progress = Progress::new(&asking.http.early);
         loop {
             let input = policy_input(&self.tunnel, parts, None);
-            match progress.next(&input, || self.worker.draw()) {
+            let step = progress.next(&input, || self.worker.draw());
+            policies::note(&std::mem::take(&mut progress.decisions), &input, &mut self.recording.record().stream, &self.worker);
+            match step {
                 Step::Passed => return Ok(()),
-                Step::Denied(by) => {
-                    self.recording.record().stream.refusal = Some(Box::new(filters::explain::refusal(&by, &input)));
-                    return Err(LocalReply::denied(by.policy()).into());
-                }
+                Step::Denied(by) => return Err(LocalReply::denied(by.policy()).into()),
                 Step::Unasked(filter) => {
                     let reply = LocalReply::external_failed(filter.on_failure.status, None);
                     return Err(self.refused_by_service(None, reply.into()));

@@ -198,11 +198,6 @@ pub(super) fn is_known_action(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 2])
 }
 
-/// Shadow rules by which an external service is asked; others are dry runs, which nothing but metadata shows.
-pub(super) fn is_of_external_authorization(_: &Value, site: &Site<'_>) -> bool {
-    text(site.message, "shadow_rules_stat_prefix") == "istio_ext_authz_"
-}
-
 /// In a filter of external authorization.
 pub(super) fn is_of_authorization(_: &Value, site: &Site<'_>) -> bool {
     site.holder.is_some_and(|holder| holder.message.descriptor().name() == "ExtAuthz")

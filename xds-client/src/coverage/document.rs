@@ -65,7 +65,6 @@ fn row(page: &mut String, field: &str, rule: &Rule) {
             ("honoured", format!("only {only}; otherwise: {otherwise}"))
         }
         Rule::Listed(missing) => ("listed", (*missing).to_owned()),
-        Rule::ListedUnless { only, missing, .. } => ("honoured", format!("only {only}; otherwise listed: {missing}")),
         Rule::Refused(effect) => ("refused", (*effect).to_owned()),
         Rule::Extension(_) => ("by type", String::new()),
     };

@@ -64,8 +64,6 @@ pub(super) enum Rule {
     WholeWhen { only: &'static str, check: Check, otherwise: &'static str },
     /// Accepted, without effect, and counted; the text says what is missing.
     Listed(&'static str),
-    /// Obeyed, and walked, for some values; others are as `Listed`.
-    ListedUnless { only: &'static str, check: Check, missing: &'static str },
     /// Not obeyed, so that the object is not used; the text says what it would have changed.
     Refused(&'static str),
     /// Holds extensions, by type: an `Any`, or messages with a `typed_config`. What is not named here is as the message's kind says.

@@ -57,7 +57,7 @@ pub(super) fn missing(message: &str, field: &str) -> Option<&'static str> {
         }
     };
     match rule {
-        Rule::Listed(missing) | Rule::ListedUnless { missing, .. } => Some(missing),
+        Rule::Listed(missing) => Some(missing),
         Rule::When { otherwise, .. } | Rule::WholeWhen { otherwise, .. } => Some(otherwise),
         _ => None,
     }

@@ -323,13 +323,16 @@ fn principals_and_permissions_that_are_not_evaluated_are_refused() {
 }
 
 #[test]
-fn shadow_rules_are_listed_unless_they_decide_whether_to_ask() {
-    let shadow = |prefix: &str| {
-        let findings = walk_json(HTTP_RBAC, &json!({"shadow_rules": {"action": "DENY"}, "shadow_rules_stat_prefix": prefix}));
+fn shadow_rules_are_walked() {
+    let shadow = |prefix: &str, principal: serde_json::Value| {
+        let rules = json!({"action": "DENY", "policies": {"p": {"permissions": [{"any": true}], "principals": [principal]}}});
+        let findings = walk_json(HTTP_RBAC, &json!({"shadow_rules": rules, "shadow_rules_stat_prefix": prefix}));
         (findings.refused.len(), findings.listed.len())
     };
-    assert_eq!(shadow("istio_dry_run_allow_"), (0, 1));
-    assert_eq!(shadow("istio_ext_authz_"), (0, 0));
+    for prefix in ["istio_dry_run_allow_", "istio_ext_authz_"] {
+        assert_eq!(shadow(prefix, json!({"any": true})), (0, 0));
+        assert_eq!(shadow(prefix, json!({"authenticated": {}})), (1, 0), "what cannot be read is refused by name");
+    }
 }
 
 /// A chain of one connection manager with this filter.

@@ -133,9 +133,8 @@ impl Walker<'_> {
             Rule::When { check, .. } if holds(check) => self.inside(place),
             Rule::WholeWhen { check, .. } if holds(check) => {}
             Rule::When { otherwise, .. } | Rule::WholeWhen { otherwise, .. } => self.unobeyed_field(place, otherwise),
-            Rule::ListedUnless { check, .. } if holds(check) => self.inside(place),
             Rule::Refused(effect) => self.refused_field(place, effect),
-            Rule::Listed(missing) | Rule::ListedUnless { missing, .. } => self.listed_field(place, missing),
+            Rule::Listed(missing) => self.listed_field(place, missing),
             Rule::Extension(allowed) => self.extensions(place, allowed),
         }
     }

@@ -24,7 +24,8 @@ impl Judges {
         self.early.is_empty() && self.pending.is_empty()
     }
 
-    /// An RBAC filter. Shadow rules, with their prefix, are heard before its rules; they count where they may let a service be asked.
+    /// An RBAC filter. Its shadow rules are heard before its rules: with the prefix of external authorization they count where they may
+    /// let a service be asked, with any other they are a dry run.
     pub(super) fn add_rbac(
         &mut self,
         enforced: Option<&proto::Rbac>,
@@ -32,11 +33,15 @@ impl Judges {
         place: Place,
         path: &str,
     ) -> Translated<()> {
-        if let Some(shadow) = shadow.filter(|_| prefix.starts_with(SHADOW_PREFIX)) {
-            if prefix != SHADOW_PREFIX {
-                return Err(Problem::new(format!("{path}.shadow_rules_stat_prefix"), format!("{prefix:?} is not known")));
-            }
-            self.pending.push(EarlyFilter::Shadow(rules(shadow, place, &format!("{path}.shadow_rules"))?));
+        if let Some(shadow) = shadow {
+            let rules = rules(shadow, place, &format!("{path}.shadow_rules"))?;
+            self.pending.push(match prefix {
+                SHADOW_PREFIX => EarlyFilter::Shadow(rules),
+                unknown if unknown.starts_with(SHADOW_PREFIX) => {
+                    return Err(Problem::new(format!("{path}.shadow_rules_stat_prefix"), format!("{prefix:?} is not known")));
+                }
+                _ => EarlyFilter::Rbac(rules.as_dry_run()),
+            });
         }
         if let Some(enforced) = enforced {
             self.pending.push(EarlyFilter::Rbac(rules(enforced, place, path)?));
@@ -62,5 +67,45 @@ impl Judges {
             EarlyFilter::Shadow(_) | EarlyFilter::External(_) => None,
         });
         (self.early.into(), policies.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use model::rbac::{Mode, RbacAction};
+    use prost::Message;
+    use serde_json::json;
+
+    use super::*;
+
+    fn rules_of(action: &str, principal: &serde_json::Value) -> proto::Rbac {
+        let json = json!({"action": action, "policies": {"p": {"permissions": [{"any": true}], "principals": [principal]}}});
+        proto::Rbac::decode(&xds_proto::message_from_json("envoy.config.rbac.v3.RBAC", &json).unwrap()[..]).unwrap()
+    }
+
+    #[test]
+    fn a_dry_run_stands_before_the_rules_that_count() {
+        let (shadow, enforced) = (rules_of("DENY", &json!({"any": true})), rules_of("ALLOW", &json!({"any": true})));
+        let read = |shadow, enforced| {
+            let mut judges = Judges::default();
+            judges.add_rbac(enforced, (shadow, "istio_dry_run_deny_"), Place::Http, "here").unwrap();
+            let (early, policies) = judges.finish();
+            assert!(early.is_empty());
+            policies.iter().map(|rbac| (rbac.action, rbac.mode)).collect::<Vec<_>>()
+        };
+        let (dry_run, counts) = ((RbacAction::Deny, Mode::DryRun), (RbacAction::Allow, Mode::Enforced));
+        assert_eq!(read(Some(&shadow), Some(&enforced)), [dry_run, counts]);
+        assert_eq!((read(Some(&shadow), None), read(None, Some(&enforced))), (vec![dry_run], vec![counts]));
+        assert_eq!(read(None, None), []);
+    }
+
+    #[test]
+    fn a_dry_run_that_cannot_be_read_is_a_problem() {
+        let unreadable = rules_of("DENY", &json!({}));
+        let mut judges = Judges::default();
+        let problem = judges.add_rbac(None, (Some(&unreadable), "istio_dry_run_allow_"), Place::Tcp, "here").unwrap_err();
+        assert_eq!(problem.path, "here.shadow_rules.policies[p].principals[0]");
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Place {
     Tcp,
 }
 
-/// Reads the rules of an RBAC filter; none of them is no filter.
+/// Reads the rules of an RBAC filter.
 pub(super) fn rules(value: &proto::Rbac, place: Place, path: &str) -> Translated<Rbac> {
     let action = match proto::rbac::Action::try_from(value.action) {
         Ok(proto::rbac::Action::Allow) => RbacAction::Allow,

@@ -1,14 +1,8 @@
 //! Authorization: the RBAC filters and what their policies are made of.
 use super::super::check;
 use super::super::rule::Kind::{Part, Security};
-use super::super::rule::Rule::{Extension, Honoured, Listed, ListedUnless, Refused, Unused};
+use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused};
 use super::super::rule::{Entry, entry, walked, when};
-
-const SHADOW_RULES: super::super::rule::Rule = ListedUnless {
-    only: "istio_ext_authz_ as their prefix",
-    check: check::is_of_external_authorization,
-    missing: "dry runs are not evaluated",
-};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -17,8 +11,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[
             ("rules", Honoured),
             ("rules_stat_prefix", Unused("names Envoy's own statistics")),
-            ("shadow_rules", SHADOW_RULES),
-            ("shadow_rules_stat_prefix", Unused("names the results of dry runs")),
+            ("shadow_rules", Honoured),
+            ("shadow_rules_stat_prefix", Unused("names Envoy's own statistics and metadata of dry runs")),
             ("matcher", Refused("requests would be decided about by a matcher tree")),
             ("shadow_matcher", Listed("dry runs are not evaluated")),
             ("track_per_rule_stats", Unused("Envoy's own statistics")),
@@ -30,8 +24,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[
             ("rules", Honoured),
             ("stat_prefix", Unused("names Envoy's own statistics")),
-            ("shadow_rules", SHADOW_RULES),
-            ("shadow_rules_stat_prefix", Unused("names the results of dry runs")),
+            ("shadow_rules", Honoured),
+            ("shadow_rules_stat_prefix", Unused("names Envoy's own statistics and metadata of dry runs")),
             ("enforcement_type", Refused("every packet would be decided about")),
             ("delay_deny", Refused("denied connections would be held open")),
             ("matcher", Refused("connections would be decided about by a matcher tree")),

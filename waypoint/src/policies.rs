@@ -1,0 +1,26 @@
+//! What is told of policies' decisions: counted, and kept with what they decided about.
+//!
+//! Not for: deciding. Invariant: what passes everything costs no more than its counts.
+
+use filters::explain;
+use filters::rbac::{Decisions, Denial, RbacInput};
+use model::rbac::Mode;
+use telemetry::record::StreamRecord;
+
+use crate::worker::Worker;
+
+/// Counts decisions, and notes why something is refused or would be.
+pub fn note(decisions: &Decisions<'_>, input: &RbacInput<'_>, stream: &mut StreamRecord, worker: &Worker) {
+    if decisions.is_empty() {
+        return;
+    }
+    worker.with_telemetry(|telemetry| telemetry.count_decisions(decisions));
+    for decision in decisions {
+        let Some(denial) = Denial::of(decision) else { continue };
+        let refusal = explain::refusal(&denial, input);
+        match decision.rbac.mode {
+            Mode::Enforced => stream.refusal = Some(Box::new(refusal)),
+            Mode::DryRun => stream.would_refuse.push(refusal),
+        }
+    }
+}
