@@ -83,6 +83,22 @@ pub struct Telemetry {
     writers: Arc<Writers>,
     exporters: Arc<Exporters>,
     mirrors: MirrorCounters,
+    external: ExternalCounters,
+}
+
+/// What came of asking authorization services, in Envoy's words.
+#[derive(Clone, Debug)]
+pub struct ExternalCounters {
+    /// It may pass.
+    pub ok: IntCounter,
+    /// It may not.
+    pub denied: IntCounter,
+    /// There was no answer.
+    pub error: IntCounter,
+    /// There was none, and it passed all the same; counts as an error too.
+    pub failure_mode_allowed: IntCounter,
+    /// An answer that is not followed.
+    pub invalid: IntCounter,
 }
 
 /// Copies of requests that were not sent, or not to their end.
@@ -129,6 +145,15 @@ impl Telemetry {
             too_slow: mirrors.with_label_values(&["too_slow"]),
             overflow: mirrors.with_label_values(&["overflow"]),
         };
+        let external = Opts::new("waypoint_ext_authz_total", "Checks of authorization services, by what came of them.");
+        let external = register(&registry, IntCounterVec::new(external, &["result"]).expect("a well-formed name"));
+        let external = ExternalCounters {
+            ok: external.with_label_values(&["ok"]),
+            denied: external.with_label_values(&["denied"]),
+            error: external.with_label_values(&["error"]),
+            failure_mode_allowed: external.with_label_values(&["failure_mode_allowed"]),
+            invalid: external.with_label_values(&["invalid"]),
+        };
         let folded = counter(
             &registry,
             "waypoint_metric_series_folded_total",
@@ -147,6 +172,7 @@ impl Telemetry {
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
             exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),
             mirrors,
+            external,
             settings,
         })
     }
@@ -184,6 +210,7 @@ impl Telemetry {
             spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
             random: fastrand::Rng::new(),
             mirrors: self.mirrors.clone(),
+            external: self.external.clone(),
             not_sync: PhantomData,
         }
     }
@@ -242,6 +269,8 @@ impl Telemetry {
 pub struct WorkerTelemetry {
     /// Copies of requests that were given up.
     pub mirrors: MirrorCounters,
+    /// What came of checks.
+    pub external: ExternalCounters,
     metrics: WorkerMetrics,
     policies: WorkerPolicies,
     logs: WorkerLogs,

@@ -67,6 +67,22 @@ pub async fn ask(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, traced: 
     }
 }
 
+/// Counts what came of it.
+pub fn count(worker: &Worker, filter: &ExtAuthz, answer: &Answer) {
+    let counters = worker.with_telemetry(|telemetry| telemetry.external.clone());
+    match answer {
+        Answer::Allowed(_) => counters.ok.inc(),
+        Answer::Denied(_) => counters.denied.inc(),
+        Answer::Unusable => counters.invalid.inc(),
+        Answer::Failed(_) => {
+            counters.error.inc();
+            if filter.on_failure.allows {
+                counters.failure_mode_allowed.inc();
+            }
+        }
+    }
+}
+
 fn without_answer(filter: &ExtAuthz, cause: &Cause) -> Answer {
     tracing::debug!(filter = &*filter.name, cluster = &**filter.service.cluster(), %cause, "no answer of an authorization service");
     Answer::none()

@@ -13,6 +13,7 @@ use filters::rbac::{Decisions, Denial, RbacInput, RbacVerdict, decide_chain};
 use http::{HeaderMap, StatusCode};
 use model::chain::{Chain, EarlyFilter, TcpChain};
 use model::endpoint::EndpointAddress;
+use model::ext_authz::ExtAuthz;
 use model::flags::ResponseFlag;
 use model::refusal::{PolicyRule, Refusal, RefusedBy};
 use model::route::Priority;
@@ -150,6 +151,12 @@ fn denied(by: &Denial<'_>, record: &mut ConnectionRecord) -> StatusCode {
     StatusCode::FORBIDDEN
 }
 
+async fn asked(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>) -> Answer {
+    let answer = external::ask(worker, filter, facts, HeaderMap::new()).await;
+    external::count(worker, filter, &answer);
+    answer
+}
+
 /// The part of a chain that may have to ask an authorization service; nothing is dialled before its answer.
 async fn judge_early(
     tunnel: &TunnelContext,
@@ -171,7 +178,7 @@ async fn judge_early(
             Step::Passed => return Ok(()),
             Step::Denied(by) => return Err(denied(&by, record)),
             Step::Unasked(_) => ("ext_authz_error", None),
-            Step::Ask(filter, policy) => match external::ask(worker, filter, &facts, HeaderMap::new()).await {
+            Step::Ask(filter, policy) => match asked(worker, filter, &facts).await {
                 Answer::Allowed(_) => continue,
                 Answer::Failed(_) if filter.on_failure.allows => continue,
                 Answer::Denied(_) => ("ext_authz_denied", policy),

@@ -11,6 +11,8 @@ use super::wire;
 const HEADERS_TO_REMOVE: &str = "x-envoy-auth-headers-to-remove";
 /// Of a refusal that names no status.
 const STATUS_DENIED: u16 = 403;
+/// Changes that one answer may ask for; one that asks for more is not followed, and of a refusal's headers more are left out.
+const CHANGES_MAX: usize = 256;
 
 /// What the client gets of a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +64,11 @@ pub fn read_grpc(body: &Bytes) -> Answer {
 }
 
 fn allowed(granted: wire::Granted) -> Result<Allowed, Unusable> {
+    let parameters = granted.query_parameters_to_set.len() + granted.query_parameters_to_remove.len();
+    let headers = granted.headers.len() + granted.headers_to_remove.len() + granted.response_headers_to_add.len();
+    if parameters + headers > CHANGES_MAX {
+        return Err(Unusable);
+    }
     // Envoy's order: what is set, then what is appended; on the way back what is added, set, added if absent, set if present.
     let (append, set): (Vec<_>, Vec<_>) = granted.headers.iter().partition(|one| one.append.is_some_and(|append| append.value));
     let set = set.into_iter().map(|one| (one, How::Set));
@@ -106,7 +113,7 @@ fn removable(name: &str) -> Option<HeaderName> {
 
 fn refusal(denied: wire::Denied) -> Refusal {
     let mut headers = HeaderMap::new();
-    for pair in denied.headers.iter().filter_map(|one| one.header.as_ref()) {
+    for pair in denied.headers.iter().filter_map(|one| one.header.as_ref()).take(CHANGES_MAX) {
         let bytes = if pair.value.is_empty() { &pair.raw_value[..] } else { pair.value.as_bytes() };
         // A refusal stays one without a header that it cannot have.
         if let Ok(Header { name, value, .. }) = header(&pair.key, bytes, How::Add) {

@@ -125,6 +125,17 @@ fn an_answer_that_frames_a_message_anew_or_sends_it_elsewhere_is_unusable() {
 }
 
 #[test]
+fn an_answer_that_asks_for_too_much_is_unusable_and_a_refusal_is_cut() {
+    let headers = |count| std::iter::repeat_n(pair("a", "", None), count).collect::<Vec<_>>();
+    assert!(matches!(granted(headers(200), headers(56)), Answer::Allowed(_)));
+    assert_eq!(granted(headers(200), headers(57)), Answer::Unusable);
+    let denied = wire::Denied { status: None, headers: headers(40_000), body: String::new() };
+    let response = wire::CheckResponse { status: Some(wire::Status { code: 7 }), http_response: Some(wire::HttpResponse::Denied(denied)) };
+    let Answer::Denied(refusal) = message(response) else { panic!("it stays one") };
+    assert_eq!(refusal.headers.len(), 256);
+}
+
+#[test]
 fn a_refusal_stays_one_without_headers_that_it_cannot_have() {
     let headers = ["content-length", "connection", ":status", "x y"].map(|name| pair(name, "1", None));
     let denied = wire::Denied { status: None, headers: headers.into(), body: "no".to_owned() };

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::limits;
 use super::reply::LocalReply;
-use super::{Run, head_of, policy_input, protocol_name};
+use super::{Run, head_bytes, head_of, policy_input, protocol_name};
 use crate::external;
 use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
@@ -122,11 +122,13 @@ impl Run {
             true => self.answer_of(filter, asking.shown.as_ref(), parts).await,
             false => Answer::none(),
         };
+        let answer = match answer {
+            Answer::Allowed(allowed) if self.change(&allowed, parts, asking.http).is_none() => Answer::Unusable,
+            answer => answer,
+        };
+        external::count(&self.worker, filter, &answer);
         match answer {
             Answer::Allowed(allowed) => {
-                if self.change(&allowed, parts).is_none() {
-                    return Err(LocalReply::external_invalid().into());
-                }
                 if filter.chooses_route_anew && !allowed.is_unchanged() {
                     asking.selected = filters::route::select(&asking.http.routes, &head_of(parts));
                 }
@@ -193,7 +195,7 @@ impl Run {
     }
 
     /// Makes the changes to a request; none if one of them cannot be made.
-    fn change(&mut self, allowed: &Allowed, parts: &mut request::Parts) -> Option<()> {
+    fn change(&mut self, allowed: &Allowed, parts: &mut request::Parts, http: &HttpChain) -> Option<()> {
         if allowed.is_unchanged() {
             return Some(());
         }
@@ -210,7 +212,9 @@ impl Run {
             head.path = parts.uri.path_and_query().cloned();
         }
         record.capture_request(&parts.headers);
-        Some(())
+        // A request that no client could have sent is not sent either (Envoy).
+        let bytes_max = u64::try_from(http.options.header_bytes_max).unwrap_or(u64::MAX);
+        (head_bytes(&parts.headers, 0) <= bytes_max).then_some(())
     }
 }
 
