@@ -154,6 +154,7 @@ mod tests {
         Arc::new(Route {
             name: Some(name.into()),
             matches,
+            external: Box::default(),
             filters: Box::default(),
             action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
             request_headers: HeaderEdits::default(),

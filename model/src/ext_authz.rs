@@ -151,6 +151,21 @@ pub struct ExtAuthz {
     pub denied_body_bytes_max: Option<usize>,
 }
 
+/// What a route says of one of these filters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteExternal {
+    /// The filter's name.
+    pub filter: Arc<str>,
+    /// The service is not asked.
+    pub is_off: bool,
+    /// It sees nothing of the body.
+    pub hides_body: bool,
+    /// How much of the body it sees, in place of what the filter says.
+    pub body: Option<BodyShown>,
+    /// What it is told besides (`context_extensions`), by name.
+    pub context: Box<[(Box<str>, Box<str>)]>,
+}
+
 /// Headers that say how a message is framed, or that are meant for the next hop only: no answer of a service may set them.
 #[must_use]
 pub fn is_reserved(name: &HeaderName) -> bool {

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::claims::ClaimMatcher;
 use crate::cors::CorsPolicy;
+use crate::ext_authz::RouteExternal;
 use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
 use crate::headers::HeaderEdits;
@@ -220,6 +221,8 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// For which requests.
     pub matches: RouteMatch,
+    /// What it says of the chain's authorization services.
+    pub external: Box<[RouteExternal]>,
     /// Filters that it meets after the chain's policies, in the chain's order, as table, virtual host and route say together.
     pub filters: Box<[RouteFilter]>,
     /// What to do.

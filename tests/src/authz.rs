@@ -57,17 +57,20 @@ pub struct Asked {
 #[derive(Debug)]
 struct State {
     says: Mutex<Says>,
+    /// By HTTP, if that is something else.
+    says_by_http: Mutex<Option<Says>>,
     asked: Mutex<Vec<Asked>>,
 }
 
 impl State {
     /// Keeps a question; what is to be said to it.
     fn hear(&self, asked: Asked) -> Says {
+        let by_http = if asked.check.is_null() { self.says_by_http.lock().unwrap_or_else(PoisonError::into_inner).clone() } else { None };
         let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < ASKED_MAX {
             all.push(asked);
         }
-        self.says.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        by_http.unwrap_or_else(|| self.says.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
@@ -87,7 +90,7 @@ impl Drop for AuthzServer {
 impl AuthzServer {
     /// Listens for gRPC on the first address and for HTTP/1.1 on the second.
     pub async fn start(grpc: SocketAddr, http: SocketAddr, says: Says) -> Result<Self> {
-        let state = Arc::new(State { says: Mutex::new(says), asked: Mutex::default() });
+        let state = Arc::new(State { says: Mutex::new(says), says_by_http: Mutex::default(), asked: Mutex::default() });
         let mut serving = Vec::new();
         for (address, is_grpc) in [(grpc, true), (http, false)] {
             let listener = TcpListener::bind(address).await.with_context(|| format!("the authorization service on {address}"))?;
@@ -99,6 +102,11 @@ impl AuthzServer {
     /// From now on it says this.
     pub fn says(&self, says: Says) {
         *self.state.says.lock().unwrap_or_else(PoisonError::into_inner) = says;
+    }
+
+    /// From now on it says this by HTTP.
+    pub fn says_by_http(&self, says: Says) {
+        *self.state.says_by_http.lock().unwrap_or_else(PoisonError::into_inner) = Some(says);
     }
 
     /// What it was asked since the last call.

@@ -70,8 +70,11 @@ struct Stage {
 }
 
 async fn stage(change: impl FnOnce(&mut Value)) -> Result<Stage> {
-    let builder = Mesh::builder("05-authz")?.edit(|scenario| with_external(scenario, change))?;
-    let mesh = builder.start().await?;
+    stage_with(|scenario| with_external(scenario, change)).await
+}
+
+async fn stage_with(edit: impl FnOnce(&mut Scenario) -> Result<()>) -> Result<Stage> {
+    let mesh = Mesh::builder("05-authz")?.edit(edit)?.start().await?;
     let at = |port| SocketAddr::new(mesh.net.pod(8, 2).into(), port);
     let authz = AuthzServer::start(at(9001), at(8000), Says::Check(json!({}))).await?;
     let web = mesh.pod("web-v1-1", App::Http).await?;
@@ -135,7 +138,10 @@ async fn ask(connection: &Connection, authz: &AuthzServer, request: &str) -> Res
 
 /// Both proxies, one service; what comes out differently.
 async fn compare(change: impl FnOnce(&mut Value), cases: Vec<Case>) -> Result<Vec<(Seen, Vec<Value>)>> {
-    let stage = stage(change).await?;
+    compare_on(&stage(change).await?, cases).await
+}
+
+async fn compare_on(stage: &Stage, cases: Vec<Case>) -> Result<Vec<(Seen, Vec<Value>)>> {
     let envoy = Envoy::beside(&stage.mesh).start().await?;
     let (ours, theirs) = (stage.peer.connect(stage.mesh.hbone()).await?, stage.peer.connect(envoy.hbone()).await?);
     let (mut seen, mut differences) = (Vec::new(), Vec::new());
@@ -223,6 +229,11 @@ fn granted_cases() -> Vec<Case> {
         ("remove-all", grants(json!({"query_parameters_to_remove": ["a"]})), get("q?a=1", "")),
         ("body", Says::Check(json!({})), post("b", "", "0123456789")),
         ("partial-body", Says::Check(json!({})), post("b", "", "0123456789abcdef")),
+        (
+            "chunked",
+            Says::Check(json!({})),
+            format!("POST {CHECKED}c HTTP/1.1\r\nhost: web.shop\r\ntransfer-encoding: chunked\r\n\r\n4\r\n0123\r\n3\r\n456\r\n0\r\n\r\n"),
+        ),
         ("denied-but-0", Says::Check(json!({"denied_response": {"status": {"code": "Unauthorized"}}})), get("0", "")),
         ("not-checked", Says::Breaks, "GET /other HTTP/1.1\r\nhost: web.shop\r\n\r\n".to_owned()),
     ]
@@ -235,7 +246,7 @@ async fn what_a_grpc_service_grants_is_done_alike() -> Result<()> {
     assert!(statuses(&seen).iter().all(|status| *status == "200"), "{seen:?}");
     let (_, asked) = &seen[8];
     assert_eq!(asked[0]["check"].pointer("/attributes/request/http/body"), Some(&json!("0123456789")));
-    assert!(seen[10].1.is_empty(), "what no policy matches is not asked about");
+    assert!(seen[11].1.is_empty(), "what no policy matches is not asked about");
     Ok(())
 }
 
@@ -547,5 +558,143 @@ async fn tcp_connections_are_asked_about_and_refused_alike() -> Result<()> {
         logged(envoy.output(), details, 1).await?;
     }
     assert!(db.record().connections() >= accepted);
+    Ok(())
+}
+
+/// Routes before those of `web`.
+fn with_routes(scenario: &mut Scenario, anew: bool) -> Result<()> {
+    with_external(scenario, |config| config["clear_route_cache"] = json!(anew))?;
+    let green = json!({"name": "x-team", "string_match": {"exact": "green"}});
+    scenario.add_routes(
+        WEB_CHAIN,
+        vec![json!({
+            "match": {"prefix": "/checked/", "headers": [green]},
+            "direct_response": {"status": 409, "body": {"inline_string": "green"}},
+        })],
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_is_chosen_anew_only_where_that_is_configured_alike() -> Result<()> {
+    let cases = || {
+        let green = grants(json!({"headers": [option("x-team", "green", json!({}))]}));
+        vec![
+            ("green", green, get("a", "")),
+            ("not-green", grants(json!({"headers_to_remove": ["x-team"]})), get("a", "x-team: green\r\n")),
+            ("unchanged", Says::Check(json!({})), get("a", "x-team: green\r\n")),
+        ]
+    };
+    for (anew, expected) in [(false, ["200", "409", "409"]), (true, ["409", "200", "409"])] {
+        let seen = compare_on(&stage_with(|scenario| with_routes(scenario, anew)).await?, cases()).await?;
+        assert_eq!(statuses(&seen), expected, "{anew}");
+    }
+    Ok(())
+}
+
+/// What routes say of the filter.
+fn with_settings(scenario: &mut Scenario) -> Result<()> {
+    with_external(scenario, |config| config["with_request_body"] = json!({"max_request_bytes": 100}))?;
+    let route = |path: &str, said: Value| {
+        let mut said = said;
+        said["@type"] = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute".into();
+        json!({
+            "name": path,
+            "match": {"prefix": format!("{CHECKED}{path}")},
+            "route": {"cluster": WEB_CHAIN, "timeout": "0s"},
+            "typed_per_filter_config": {"envoy.filters.http.ext_authz": said},
+        })
+    };
+    scenario.add_routes(
+        WEB_CHAIN,
+        vec![
+            route("off", json!({"disabled": true})),
+            route("context", json!({"check_settings": {"context_extensions": {"a": "1", "b": "2"}}})),
+            route("part", json!({"check_settings": {"with_request_body": {"max_request_bytes": 4, "allow_partial_message": true}}})),
+            route("hidden", json!({"check_settings": {"disable_request_body_buffering": true}})),
+        ],
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_routes_say_of_the_service_is_obeyed_alike() -> Result<()> {
+    let denies = || Says::Check(json!({"status": {"code": 7}}));
+    let cases = ["off", "context", "part", "hidden", "other"].map(|path| (path, denies(), post(path, "", "0123456789")));
+    let seen = compare_on(&stage_with(with_settings).await?, cases.into()).await?;
+    assert_eq!(statuses(&seen), ["200", "403", "403", "403", "403"]);
+    Ok(())
+}
+
+/// Two providers: all checked paths are asked about at the first by gRPC, some at the second by HTTP too.
+fn with_two_providers(scenario: &mut Scenario) -> Result<()> {
+    with_external(scenario, |_| {})?;
+    let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
+    let (mut rules, mut ask) = (filters[0].clone(), filters[1].clone());
+    let policy = json!({
+        "permissions": [{"url_path": {"path": {"prefix": "/checked/both"}}}],
+        "principals": [{"any": true}],
+    });
+    rules["typed_config"]["shadow_rules"]["policies"] = json!({"istio-ext-authz-two-ns[shop]-policy[two]-rule[0]": policy});
+    by_http(&mut ask["typed_config"], json!({}), json!({}));
+    ask["typed_config"]["filter_enabled_metadata"]["value"]["string_match"]["prefix"] = json!("istio-ext-authz-two");
+    filters.splice(2..2, [rules, ask]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_two_providers_is_asked_by_its_own_policies_alike() -> Result<()> {
+    let stage = stage_with(with_two_providers).await?;
+    stage.authz.says_by_http(Says::Http(403, vec![], "second".to_owned()));
+    let first = grants(json!({"headers": [option("x-first", "1", json!({}))]}));
+    let cases = vec![
+        ("one", first.clone(), get("one", "")),
+        ("both", first, get("both", "")),
+        ("first-denies", Says::Check(json!({"status": {"code": 7}})), get("both", "")),
+    ];
+    let seen = compare_on(&stage, cases).await?;
+    assert_eq!(statuses(&seen), ["200", "403", "403"]);
+    assert_eq!(seen.iter().map(|(_, asked)| asked.len()).collect::<Vec<_>>(), [1, 2, 1]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_while_a_service_is_asked_ends_a_request_alike() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        with_external(scenario, |config| {
+            config["grpc_service"]["timeout"] = json!("30s");
+            config["with_request_body"] = json!({"max_request_bytes": 100});
+        })?;
+        scenario.http(WEB_CHAIN)?["stream_idle_timeout"] = json!("0.3s");
+        Ok(())
+    };
+    let stage = stage_with(edit).await?;
+    let envoy = Envoy::beside(&stage.mesh).start().await?;
+    stage.authz.says(Says::Hangs);
+    for (path, length, status) in [("hangs", 0, "504"), ("uploads", 9, "408")] {
+        for (proxy, output) in [(stage.mesh.hbone(), stage.mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+            let request = format!("POST {CHECKED}{path} HTTP/1.1\r\nhost: web.shop\r\ncontent-length: {length}\r\n\r\n");
+            let seen = exchange(&stage.peer.connect(proxy).await?, &request).await?;
+            assert_eq!(seen.status.split(' ').nth(1), Some(status), "{path}");
+            assert_eq!(line_of(output, &format!("{CHECKED}{path}")).await?, (json!("SI"), json!("stream_idle_timeout")), "{path}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_of_checks_is_counted() -> Result<()> {
+    let stage = stage(|config| config["failure_mode_allow"] = json!(true)).await?;
+    for says in [
+        Says::Check(json!({})),
+        Says::Check(json!({"status": {"code": 7}})),
+        Says::Breaks,
+        grants(json!({"headers": [option("te", "x", json!({}))]})),
+    ] {
+        stage.authz.says(says);
+        answer(&stage, "/checked/a").await?;
+    }
+    for result in ["ok", "denied", "error", "failure_mode_allowed", "invalid"] {
+        let wanted = format!("waypoint_ext_authz_total{{result=\"{result}\"}} 1");
+        stage.mesh.waypoint.metric(result, |line| line == wanted).await?;
+    }
     Ok(())
 }

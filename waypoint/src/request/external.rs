@@ -18,7 +18,7 @@ use http::uri::PathAndQuery;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use model::chain::HttpChain;
-use model::ext_authz::{BodyShown, ExtAuthz};
+use model::ext_authz::{BodyShown, ExtAuthz, RouteExternal};
 use model::refusal::{PolicyRule, Refusal, RefusedBy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -44,6 +44,14 @@ struct Asking<'a> {
     body: Body,
     shown: Option<Shown>,
     selected: Selected<'a>,
+}
+
+impl<'a> Asking<'a> {
+    /// What the route says of a filter.
+    fn of_route(&self, filter: &ExtAuthz) -> Option<&'a RouteExternal> {
+        let (_, route) = self.selected?;
+        route.external.iter().find(|said| said.filter == filter.name)
+    }
 }
 
 impl Run {
@@ -95,6 +103,7 @@ impl Run {
             match step {
                 Step::Passed => return Ok(()),
                 Step::Denied(by) => return Err(LocalReply::denied(by.policy()).into()),
+                Step::Unasked(filter) | Step::Ask(filter, _) if asking.of_route(filter).is_some_and(|route| route.is_off) => {}
                 Step::Unasked(filter) => {
                     let reply = LocalReply::external_failed(filter.on_failure.status, None);
                     return Err(self.refused_by_service(None, reply.into()));
@@ -119,7 +128,7 @@ impl Run {
 
     async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
         let answer = match self.show(filter, asking, parts).await? {
-            true => self.answer_of(filter, asking.shown.as_ref(), parts).await,
+            true => self.answer_of(filter, (asking.of_route(filter), asking.shown.as_ref()), parts).await,
             false => Answer::none(),
         };
         let answer = match answer {
@@ -150,7 +159,9 @@ impl Run {
     /// Reads of the body what the service is to see. False: there is no room to keep it.
     async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &request::Parts) -> Result<bool, Box<LocalReply>> {
         asking.shown = None;
-        let Some(wanted) = filter.told.body else { return Ok(true) };
+        let route = asking.of_route(filter);
+        let wanted = route.and_then(|route| route.body).or(filter.told.body).filter(|_| !route.is_some_and(|route| route.hides_body));
+        let Some(wanted) = wanted else { return Ok(true) };
         // What follows an upgrade is no body.
         if asking.body.is_end_stream() || parts.extensions.get::<UpgradeRequested>().is_some() {
             return Ok(true);
@@ -170,7 +181,12 @@ impl Run {
         }
     }
 
-    async fn answer_of(&self, filter: &ExtAuthz, shown: Option<&Shown>, parts: &request::Parts) -> Answer {
+    async fn answer_of(
+        &self,
+        filter: &ExtAuthz,
+        (route, shown): (Option<&RouteExternal>, Option<&Shown>),
+        parts: &request::Parts,
+    ) -> Answer {
         let connection = &self.tunnel.connection;
         let (id, head) = (self.worker.draw(), head_of(parts));
         let http = HttpFacts {
@@ -180,7 +196,7 @@ impl Run {
             id,
             size: self.recording.upload().map_or(0, |upload| upload.bytes()),
             shown,
-            context: &[],
+            context: route.map_or(&[], |route| &route.context),
         };
         let facts = Facts {
             source: Peer { address: Some(connection.peer_address), principal: connection.peer.as_str() },

@@ -189,7 +189,10 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             HTTP_EXT_AUTHZ if jwt.is_some() => {
                 return Err(Problem::new(path, "external authorization behind the verification of tokens is not supported"));
             }
-            HTTP_EXT_AUTHZ => judges.add_external(ext_authz::http(&open::<HttpExtAuthz>(config, &path)?, &filter.name, &path)?),
+            HTTP_EXT_AUTHZ => {
+                judges.add_external(ext_authz::http(&open::<HttpExtAuthz>(config, &path)?, &filter.name, &path)?);
+                slots.add_external(&filter.name);
+            }
             JWT_AUTHN if jwt.is_some() => return Err(Problem::new(path, "tokens can only be verified once")),
             JWT_AUTHN => {
                 judges.settle();

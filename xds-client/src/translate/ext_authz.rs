@@ -2,6 +2,7 @@
 //!
 //! Invariant: what would make a service see or decide otherwise than Envoy's is refused here; nothing passes unasked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3 as http;
 use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3 as network;
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher_proto;
-use model::ext_authz::{AuthzService, BodyShown, ExtAuthz, Gate, GrpcAuthz, HeaderNames, HttpAuthz, OnFailure, Told};
+use model::ext_authz::{AuthzService, BodyShown, ExtAuthz, Gate, GrpcAuthz, HeaderNames, HttpAuthz, OnFailure, RouteExternal, Told};
 use model::fraction::Fraction;
 
 use super::{Problem, Translated, duration, matcher, required, route_filters};
@@ -75,6 +76,36 @@ pub(super) fn network(value: &network::ExtAuthz, name: &str, path: &str) -> Tran
         chooses_route_anew: false,
         denied_body_bytes_max: None,
     })
+}
+
+/// What a route says of the filter of this name; its levels come most specific first.
+pub(super) fn of_route(levels: &[http::ExtAuthzPerRoute], name: &Arc<str>, path: &str) -> Translated<RouteExternal> {
+    use http::ext_authz_per_route::Override;
+    let mut said = RouteExternal { filter: Arc::clone(name), ..RouteExternal::default() };
+    let mut context = BTreeMap::new();
+    for (at, level) in levels.iter().enumerate() {
+        let settings = match required(level.r#override.as_ref(), path)? {
+            Override::Disabled(is_off) => {
+                // Only the most specific level turns it off.
+                said.is_off |= *is_off && at == 0;
+                continue;
+            }
+            Override::CheckSettings(settings) => settings,
+        };
+        if settings.service_override.is_some() {
+            return Err(Problem::new(format!("{path}.check_settings"), "another service for a route is not supported"));
+        }
+        if at == 0 {
+            said.hides_body = settings.disable_request_body_buffering;
+            said.body =
+                settings.with_request_body.as_ref().map(|body| body_shown(body, &format!("{path}.with_request_body"))).transpose()?;
+        }
+        for (key, value) in &settings.context_extensions {
+            context.entry(key.as_str()).or_insert(value.as_str());
+        }
+    }
+    said.context = context.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+    Ok(said)
 }
 
 fn refuse_any(set: &[(&str, bool)], path: &str) -> Translated<()> {
@@ -148,7 +179,7 @@ fn deprecated_allowed(value: &http::ExtAuthz) -> Option<&matcher_proto::ListStri
     }
 }
 
-pub(super) fn body_shown(value: &http::BufferSettings, path: &str) -> Translated<BodyShown> {
+fn body_shown(value: &http::BufferSettings, path: &str) -> Translated<BodyShown> {
     let within = Some(value.max_request_bytes).filter(|max| (1..=BODY_SHOWN_BYTES_MAX).contains(max));
     let bytes_max = within.and_then(|max| usize::try_from(max).ok());
     let bytes_max = bytes_max

@@ -79,6 +79,7 @@ fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Rout
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
         matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
+        external: outer.slots.external(&levels, path)?,
         filters: outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?,
         action,
         request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,

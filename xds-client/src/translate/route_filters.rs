@@ -1,8 +1,9 @@
-//! What routes say of filters of their chain: faults and CORS.
+//! What routes say of filters of their chain: faults, CORS, external authorization.
 //!
 //! Invariant: a filter that is not in the chain does nothing, whatever routes say of it (Envoy).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3 as cors;
@@ -12,13 +13,15 @@ use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use http::HeaderValue;
 use model::cors::{CorsList, CorsPolicy};
+use model::ext_authz::RouteExternal;
 use model::fraction::Fraction;
 use model::route::{Abort, Fault, RouteFilter};
 
-use super::{Problem, Translated, matcher, open, positive_duration, type_name};
+use super::{Problem, Translated, ext_authz, matcher, open, positive_duration, type_name};
 
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 pub(super) const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const EXT_AUTHZ_PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
 
 /// Per-route configuration, by the name of the filter.
@@ -33,30 +36,53 @@ enum Kind {
 
 /// A chain's filters that routes configure, in the chain's order.
 #[derive(Debug, Default)]
-pub(super) struct Slots(Vec<(String, Kind)>);
+pub(super) struct Slots {
+    late: Vec<(String, Kind)>,
+    external: Vec<Arc<str>>,
+}
 
 impl Slots {
     /// The chain has a fault filter of this name, with this configuration.
     pub(super) fn add_fault(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
         let own = fault(&open(config, path)?, path)?;
-        self.0.push((name.to_owned(), Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some()))));
+        self.late.push((name.to_owned(), Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some()))));
         Ok(())
     }
 
     /// The chain has a CORS filter of this name.
     pub(super) fn add_cors(&mut self, name: &str) {
-        self.0.push((name.to_owned(), Kind::Cors));
+        self.late.push((name.to_owned(), Kind::Cors));
+    }
+
+    /// The chain has an external authorization of this name.
+    pub(super) fn add_external(&mut self, name: &str) {
+        if !self.external.iter().any(|known| **known == *name) {
+            self.external.push(name.into());
+        }
+    }
+
+    /// What a route, whose levels come most specific first, says of external authorization.
+    pub(super) fn external(&self, levels: &[&Configs], path: &str) -> Translated<Box<[RouteExternal]>> {
+        let said = self.external.iter().filter_map(|name| {
+            let configs: Vec<_> = levels.iter().filter_map(|level| level.get(&**name)).collect();
+            let path = format!("{path}.typed_per_filter_config[{name}]");
+            (!configs.is_empty()).then(|| {
+                let values = configs.into_iter().map(|config| typed(config, EXT_AUTHZ_PER_ROUTE, &path)).collect::<Translated<Vec<_>>>()?;
+                ext_authz::of_route(&values, name, &path)
+            })
+        });
+        said.collect()
     }
 
     /// Whether a policy may still come: what stands behind these filters would be asked later than here.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.late.is_empty()
     }
 
     /// The filters of a route, whose levels come most specific first.
     pub(super) fn filters(&self, levels: &[&Configs], forwards: bool, path: &str) -> Translated<Box<[RouteFilter]>> {
         let mut filters = Vec::new();
-        for (name, kind) in &self.0 {
+        for (name, kind) in &self.late {
             let path = format!("{path}.typed_per_filter_config[{name}]");
             let mut configs = levels.iter().filter_map(|level| level.get(name));
             match kind {

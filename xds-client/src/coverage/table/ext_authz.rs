@@ -76,6 +76,19 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("dynamic_metadata_from_headers", Unused("no filter reads what an answer notes")),
         ],
     ),
+    entry(Security, "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", &[("disabled", Honoured), ("check_settings", Honoured)]),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.ext_authz.v3.CheckSettings",
+        &[
+            ("context_extensions", Whole),
+            ("disable_request_body_buffering", Honoured),
+            ("with_request_body", Honoured),
+            ("grpc_service", Refused("another service would be asked")),
+            ("http_service", Refused("another service would be asked")),
+            ("emit_client_span", Listed("a check has no span of its own")),
+        ],
+    ),
     entry(
         Security,
         "envoy.config.core.v3.HttpUri",

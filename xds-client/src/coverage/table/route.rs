@@ -313,6 +313,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 const PER_ROUTE: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.http.fault.v3.HTTPFault"),
     walked("envoy.extensions.filters.http.cors.v3.CorsPolicy"),
+    walked("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"),
     listed("envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "a waypoint's chain has no such filter"),
     listed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", "a waypoint's chain has no such filter"),
 ];

@@ -99,3 +99,27 @@ fn what_would_make_a_service_see_or_decide_otherwise_is_refused() {
     }
     assert_eq!(with(&json!({"status_on_error": {"code": "ServiceUnavailable"}})).unwrap().on_failure.status, 503);
 }
+
+fn of_levels(levels: &[Value]) -> Translated<RouteExternal> {
+    let read = |json: &Value| {
+        let bytes = xds_proto::message_from_json("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", json).unwrap();
+        http::ExtAuthzPerRoute::decode(&bytes[..]).unwrap()
+    };
+    of_route(&levels.iter().map(read).collect::<Vec<_>>(), &"ext_authz".into(), "route")
+}
+
+#[test]
+fn the_most_specific_level_of_a_route_counts_and_contexts_are_put_together() {
+    let context = |pairs: Value| json!({"check_settings": {"context_extensions": pairs}});
+    let said = of_levels(&[context(json!({"a": "route"})), context(json!({"a": "host", "b": "host"}))]).unwrap();
+    let pairs: Vec<_> = said.context.iter().map(|(name, value)| (&**name, &**value)).collect();
+    assert_eq!((pairs, said.is_off), (vec![("a", "route"), ("b", "host")], false));
+    assert!(of_levels(&[json!({"disabled": true})]).unwrap().is_off);
+    assert!(!of_levels(&[context(json!({})), json!({"disabled": true})]).unwrap().is_off, "the route says otherwise");
+    let body = json!({"max_request_bytes": 7, "allow_partial_message": true});
+    let said = of_levels(&[json!({"check_settings": {"with_request_body": body}})]).unwrap();
+    assert_eq!(said.body, Some(BodyShown { bytes_max: 7, allows_partial: true }));
+    assert!(of_levels(&[json!({"check_settings": {"disable_request_body_buffering": true}})]).unwrap().hides_body);
+    assert!(of_levels(&[json!({})]).is_err(), "nothing that is known is said");
+    assert!(of_levels(&[json!({"check_settings": {"grpc_service": {"envoy_grpc": {"cluster_name": "other"}}}})]).is_err());
+}
