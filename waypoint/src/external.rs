@@ -1,8 +1,7 @@
 //! Asks an authorization service, through its cluster like any upstream.
 //!
-//! Not for: what it is told and what its answer means (`filters::ext_authz`), or what follows. Invariants: one call, and once more where
-//! an idle connection turns out to have ended; whatever goes wrong is no answer; how many ask at a time, how long, and how much an
-//! answer may hold are bounded.
+//! Not for: what it is told and what its answer means (`filters::ext_authz`), or what follows. Invariants: whatever goes wrong is
+//! no answer; how many ask at a time, how long, and how much an answer may hold are bounded.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -17,14 +16,13 @@ use http_body_util::BodyExt;
 use model::ext_authz::{AuthzService, ExtAuthz, GrpcAuthz};
 use model::route::Priority;
 
+use crate::call::{self, verdict_of};
 use crate::http::body::Body;
-use crate::http::session::Protocol;
-use crate::state::breaker::Resource;
-use crate::state::health::{ActiveRequest, Verdict};
+use crate::state::health::Verdict;
 use crate::state::published::{ClusterEntry, ServedCluster};
+use crate::state::table::EndpointEntry;
 use crate::upstream::balance::{self, Wish};
 use crate::upstream::failure::UpstreamFailure;
-use crate::upstream::pool::{Lease, Wanted};
 use crate::worker::Worker;
 
 /// The longest that a call may take; what istiod says where nobody said otherwise.
@@ -57,14 +55,10 @@ pub async fn ask(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, traced: 
                 request.headers_mut().insert(GRPC_TIMEOUT, write_grpc_timeout(limit));
             }
         }
-        let whole = call(worker, filter.service.cluster(), request).await?;
+        let whole = ask_cluster(worker, filter.service.cluster(), request, limit).await?;
         answer_of(filter, whole)
     };
-    match tokio::time::timeout(limit, asked).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(cause)) => without_answer(filter, &cause),
-        Err(_elapsed) => without_answer(filter, &"it took too long".into()),
-    }
+    asked.await.unwrap_or_else(|cause: Cause| without_answer(filter, &cause))
 }
 
 /// Counts what came of it.
@@ -131,61 +125,39 @@ fn answer_of(filter: &ExtAuthz, whole: Whole) -> Result<Answer, Cause> {
     }
 }
 
-async fn call(worker: &Worker, name: &str, request: Request<Bytes>) -> Result<Whole, Cause> {
+async fn ask_cluster(worker: &Worker, name: &str, request: Request<Bytes>, limit: Duration) -> Result<Whole, Cause> {
     let Some(ClusterEntry::Served(cluster)) = worker.published.cluster(name) else { return Err("there is no such cluster".into()) };
     let entry = balance::choose(&cluster, &Wish::default(), || worker.draw()).ok_or("no healthy endpoint")?;
-    let mut active = ActiveRequest::begin(&entry.state);
     let began = Instant::now();
-    let sent = send(worker, &cluster, (&entry.endpoint, &mut active), request).await;
-    let (response, lease) = match sent {
-        Ok(sent) => sent,
-        Err(failure) => {
-            if let Some(verdict) = failure.verdict() {
-                cluster.note(&entry, verdict);
-            }
-            return Err(failure.transport_reason().cloned().unwrap_or_else(|| failure.details()));
-        }
+    let asked = exchange(worker, (&cluster, &entry), request);
+    let (verdict, answer) = match tokio::time::timeout(limit, asked).await {
+        Ok(Ok((verdict, whole))) => (Some(verdict), whole),
+        Ok(Err(failure)) => (failure.verdict(), Err(failure.transport_reason().cloned().unwrap_or_else(|| failure.details()))),
+        Err(_elapsed) => (Some(Verdict::TimedOut), Err("it took too long".into())),
     };
-    cluster.note(&entry, Verdict::Answered(response.status().as_u16()));
-    let mut whole = read(response).await?;
+    if let Some(verdict) = verdict {
+        cluster.note(&entry, verdict);
+    }
+    let mut whole = answer?;
     // Where all headers of a refusal may reach the client, this one does as well, as from an Envoy.
     if let Ok(milliseconds) = u64::try_from(began.elapsed().as_millis()) {
         whole.head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(milliseconds));
     }
-    worker.sessions.give_back(lease);
     Ok(whole)
 }
 
-/// One try, and once more where an idle connection turns out to have ended.
-async fn send(
+async fn exchange(
     worker: &Worker,
-    cluster: &ServedCluster,
-    (endpoint, active): (&model::endpoint::Endpoint, &mut ActiveRequest),
+    to: (&ServedCluster, &EndpointEntry),
     request: Request<Bytes>,
-) -> Result<(Response<Body>, Lease), UpstreamFailure> {
-    let priority = Priority::default();
-    let protocol = Protocol::of(cluster.cluster.protocol, request.version());
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let mut is_fresh = false;
-    loop {
-        let wanted = Wanted { cluster, endpoint, protocol, priority, host: host.as_deref() };
-        let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
-            Some(lease) => lease,
-            None => Box::pin(worker.sessions.make(wanted, &worker.dialer)).await?,
-        };
-        match cluster.breakers.take(Resource::Request, priority) {
-            Ok(permit) => active.hold(permit),
-            Err(overflow) => {
-                worker.sessions.give_back(lease);
-                return Err(overflow.into());
-            }
-        }
-        match lease.session.send(request.clone().map(Body::full), None).await {
-            Ok(response) => return Ok((response, lease)),
-            Err(error) if lease.is_reused && error.nothing_sent && !is_fresh => is_fresh = true,
-            Err(error) => return Err(UpstreamFailure::from_send(error.kind, error.nothing_sent)),
-        }
+) -> Result<(Verdict, Result<Whole, Cause>), UpstreamFailure> {
+    let (response, holding) = call::send(worker, to, request.map(Body::full), Priority::default()).await?;
+    let verdict = verdict_of(&response);
+    let whole = read(response).await;
+    if whole.is_ok() {
+        holding.give_back(worker);
     }
+    Ok((verdict, whole))
 }
 
 async fn read(response: Response<Body>) -> Result<Whole, Cause> {

@@ -14,6 +14,7 @@ pub mod http;
 pub mod state;
 pub mod upstream;
 pub mod worker;
+pub mod call;
 pub mod external;
 pub mod policies;
 pub mod request;

@@ -20,7 +20,6 @@ use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
 use model::route_table::VirtualHost;
 use smallvec::SmallVec;
-use telemetry::grpc::GrpcStatus;
 
 use super::edits;
 use super::limits::{self, Expired, Expiry};
@@ -29,6 +28,7 @@ use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
+use crate::call::{grpc_status, verdict_of};
 use crate::http::body::Body;
 use crate::http::normalize::UpgradeRequested;
 use crate::http::session::{Abort, Protocol};
@@ -386,17 +386,6 @@ fn answer_of(response: &Response<Body>) -> TryResult {
         grpc_status: grpc_status(response),
         is_rate_limited: response.headers().contains_key(X_ENVOY_RATE_LIMITED),
     }
-}
-
-fn grpc_status(response: &Response<Body>) -> Option<u32> {
-    response.headers().get("grpc-status")?.to_str().ok()?.parse().ok()
-}
-
-/// What an answer says about its endpoint: its status, or what gRPC's is in HTTP.
-/// What an answer says of its endpoint.
-pub(super) fn verdict_of(response: &Response<Body>) -> Verdict {
-    let status = response.status().as_u16();
-    Verdict::Answered(grpc_status(response).map_or(status, |number| GrpcStatus::new(number).to_http()))
 }
 
 /// The answer's head on its way to the client.

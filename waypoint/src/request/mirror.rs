@@ -20,16 +20,15 @@ use telemetry::MirrorCounters;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::Run;
-use super::attempt::verdict_of;
+use crate::call::{self, verdict_of};
 use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
-use crate::http::session::Protocol;
-use crate::state::breaker::{Overflow, Resource};
-use crate::state::health::{ActiveRequest, Verdict};
+use crate::state::breaker::Overflow;
+use crate::state::health::Verdict;
 use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::state::table::EndpointEntry;
 use crate::upstream::balance::{self, Wish};
-use crate::upstream::pool::{NoSession, Wanted};
+use crate::upstream::failure::UpstreamFailure;
 use crate::worker::Worker;
 
 /// Bytes of a body that its copy may be behind; beyond, the copy is given up and counted.
@@ -129,53 +128,21 @@ impl Copy {
         self.cluster.note(&entry, verdict);
     }
 
-    /// One try, and once more where an idle connection turns out to have ended.
-    async fn exchange(&self, mut request: Request<Body>, entry: &EndpointEntry) -> Result<Verdict, Overflow> {
-        let Self { worker, cluster, priority, .. } = self;
-        let mut active = ActiveRequest::begin(&entry.state);
-        let protocol = Protocol::of(cluster.cluster.protocol, request.version());
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-        let mut is_fresh = false;
-        loop {
-            let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority: *priority, host: host.as_deref() };
-            let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
-                Some(lease) => lease,
-                None => match worker.sessions.make(wanted, &worker.dialer).await {
-                    Ok(lease) => lease,
-                    Err(NoSession::Overflow) => return Err(Overflow),
-                    Err(NoSession::Connect(_)) => return Ok(Verdict::NoAnswer),
-                },
-            };
-            cluster.note(entry, Verdict::Connected);
-            let permit = match cluster.breakers.take(Resource::Request, *priority) {
-                Ok(permit) => permit,
-                Err(overflow) => {
-                    worker.sessions.give_back(lease);
-                    return Err(overflow);
-                }
-            };
-            active.hold(permit);
-            match lease.session.send(request, None).await {
-                Ok(response) => {
-                    let verdict = verdict_of(&response);
-                    let mut body = response.into_body();
-                    while let Some(frame) = body.frame().await {
-                        if frame.is_err() {
-                            return Ok(Verdict::NoAnswer);
-                        }
-                    }
-                    worker.sessions.give_back(lease);
-                    return Ok(verdict);
-                }
-                Err(mut error) => match error.request.take() {
-                    Some(again) if lease.is_reused && error.nothing_sent && !is_fresh => {
-                        request = *again;
-                        is_fresh = true;
-                    }
-                    _ => return Ok(Verdict::NoAnswer),
-                },
+    async fn exchange(&self, request: Request<Body>, entry: &EndpointEntry) -> Result<Verdict, Overflow> {
+        let (response, holding) = match call::send(&self.worker, (&self.cluster, entry), request, self.priority).await {
+            Ok(sent) => sent,
+            Err(UpstreamFailure::Overflow) => return Err(Overflow),
+            Err(_) => return Ok(Verdict::NoAnswer),
+        };
+        let verdict = verdict_of(&response);
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if frame.is_err() {
+                return Ok(Verdict::NoAnswer);
             }
         }
+        holding.give_back(&self.worker);
+        Ok(verdict)
     }
 }
 
