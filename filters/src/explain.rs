@@ -8,7 +8,7 @@ use model::rbac::{Permission, Policy, Principal, Rbac};
 use model::refusal::{Nearest, Refusal, RefusedBy};
 use smallvec::SmallVec;
 
-use crate::rbac::{Denial, RbacInput, is_principal, must_hold, path_of, permits};
+use crate::rbac::{Denial, RbacInput, is_principal, must_hold, path_of, permits, policy_matches};
 
 pub use self::words::{Values, words};
 
@@ -58,6 +58,27 @@ pub fn conditions<'a>(policy: &'a Policy, permits_if_met: bool, input: &RbacInpu
     let mut all: Vec<_> = who.min_by_key(n_failed)?;
     all.extend(what.min_by_key(n_failed)?);
     Some(all)
+}
+
+/// What one policy says of a request.
+#[derive(Clone, Debug)]
+pub struct Verdict<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// Whether it matches.
+    pub matches: bool,
+    /// Its conditions, as [`conditions`] has them; none of one that can never match.
+    pub conditions: Vec<Condition<'a>>,
+}
+
+/// What each policy of a filter says, in their order.
+pub fn policies<'a>(rbac: &'a Rbac, input: &RbacInput<'_>) -> impl Iterator<Item = Verdict<'a>> {
+    let permits_if_met = must_hold(rbac.action);
+    rbac.policies().iter().map(move |policy| Verdict {
+        policy,
+        matches: policy_matches(policy, input, permits_if_met),
+        conditions: conditions(policy, permits_if_met, input).unwrap_or_default(),
+    })
 }
 
 fn n_failed(conditions: &Vec<Condition<'_>>) -> usize {

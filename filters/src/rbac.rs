@@ -121,7 +121,7 @@ pub fn decide_chain<'a>(chain: &'a Chain, input: &RbacInput<'_>, decisions: &mut
     refused.unwrap_or(RbacVerdict::Pass)
 }
 
-fn policy_matches(policy: &Policy, input: &RbacInput<'_>, must_hold: bool) -> bool {
+pub(crate) fn policy_matches(policy: &Policy, input: &RbacInput<'_>, must_hold: bool) -> bool {
     policy.permissions.iter().any(|permission| permits(permission, input, must_hold))
         && policy.principals.iter().any(|principal| is_principal(principal, input, must_hold))
 }

@@ -4,7 +4,7 @@
 //! Invariant: of overlapping ranges the longest prefix wins (Envoy's IP matcher).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -106,6 +106,24 @@ impl Dispatch {
     pub fn lookup(&self, target: &Authority) -> Lookup<'_> {
         self.root.as_ref().map_or(Lookup::NotFound, |node| follow(node, target))
     }
+
+    /// Every single address and port that leads to a chain, and the chain; where it depends on the first bytes, each of them.
+    pub fn destinations(&self) -> impl Iterator<Item = (SocketAddr, &Arc<str>)> {
+        let by_address = self.root.iter().filter_map(|node| if let Node::Address(by) = node { Some(by) } else { None });
+        by_address.flat_map(|by| &by.exact).flat_map(|(address, node)| {
+            let Node::Port(ports, _) = node.as_ref() else { return Vec::new() };
+            ports.iter().flat_map(|(port, node)| chains(node).into_iter().map(|chain| (SocketAddr::new(*address, *port), chain))).collect()
+        })
+    }
+}
+
+/// The chains at the end of a port.
+fn chains(node: &Node) -> Vec<&Arc<str>> {
+    match node {
+        Node::Chain(name) => vec![name],
+        Node::Protocol(by) => [&by.http1, &by.http2, &by.other].into_iter().flatten().flat_map(|node| chains(node)).collect(),
+        Node::Address(_) | Node::Port(..) | Node::Authority(..) => Vec::new(),
+    }
 }
 
 impl ByProtocol {
@@ -174,6 +192,17 @@ mod tests {
         let Lookup::Sniff(by) = dispatch.lookup(&target("10.96.1.1:7000")) else { panic!("must sniff") };
         assert_eq!(by.lookup(SniffedProtocol::Http1, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-http".into()));
         assert_eq!(by.lookup(SniffedProtocol::Http2, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-tcp".into()));
+    }
+
+    #[test]
+    fn single_addresses_and_their_ports_are_listed_with_their_chains() {
+        let dispatch = dispatch();
+        let mut listed: Vec<_> = dispatch.destinations().map(|(address, chain)| format!("{address} {chain}")).collect();
+        listed.sort();
+        let expected = ["80 web", "7000 auto-http", "7000 auto-tcp"].map(|end| [format!("10.96.1.1:{end}"), format!("[fd00::1]:{end}")]);
+        let mut expected = expected.concat();
+        expected.sort();
+        assert_eq!(listed, expected);
     }
 
     #[test]

@@ -37,6 +37,12 @@ impl Turns {
         Some(Self { weights, unit, round, step, first: OnceLock::new(), taken: AtomicU64::new(0) })
     }
 
+    /// The weights, by position.
+    #[must_use]
+    pub fn weights(&self) -> &[u32] {
+        &self.weights
+    }
+
     /// Whose turn is next, by position. `draw`: 64 random bits, of which one call's count.
     pub fn take(&self, draw: u64) -> usize {
         self.at(self.taken.fetch_add(1, Ordering::Relaxed), draw)

@@ -44,6 +44,19 @@ pub enum Port {
 pub type Append = Box<dyn Fn(&mut Vec<u8>) + Send + Sync>;
 /// Makes a page.
 pub type Page = Box<dyn Fn() -> String + Send + Sync>;
+/// What a question on the admin port gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A text.
+    Text(String),
+    /// JSON.
+    Json(String),
+    /// It cannot be answered: 400, and why.
+    Refused(String),
+}
+
+/// Answers the query of a page.
+pub type Ask = Box<dyn Fn(&str) -> Answer + Send + Sync>;
 /// Does something to the process.
 pub type Act = Box<dyn Fn() + Send + Sync>;
 
@@ -59,6 +72,8 @@ pub struct Admin {
     pub clusters: Page,
     /// What was refused lately, and what dry runs would have refused, as JSON.
     pub refusals: Page,
+    /// What would become of a request.
+    pub explain: Ask,
     /// Begins a drain.
     pub drain: Act,
     /// Ends the process, draining first.
@@ -117,6 +132,7 @@ fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin
         ("/unsupported", Port::Admin) if read => content("application/json", (admin.unsupported)()),
         ("/clusters", Port::Admin) if read => content("text/plain; charset=UTF-8", (admin.clusters)()),
         ("/refusals", Port::Admin) if read => content("application/json", (admin.refusals)()),
+        ("/explain", Port::Admin) if read => answered((admin.explain)(request.uri().query().unwrap_or_default())),
         ("/", Port::Admin) if read => content("text/plain; charset=UTF-8", INDEX.to_owned()),
         _ => status(StatusCode::NOT_FOUND, "not found\n"),
     }
@@ -125,6 +141,7 @@ fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin
 const INDEX: &str = "/ready                whether this waypoint is ready, and why not
 /stats/prometheus     all metrics
 /clusters             clusters and their endpoints
+/explain?service=…    what would become of a request, and why
 /refusals             what was refused lately and why, and what dry runs would have refused
 /unsupported          what istiod sent that is refused, or accepted and not obeyed
 POST /drain           stop taking connections, finish what is open
@@ -145,6 +162,18 @@ fn readiness(admin: &Admin) -> Response<Full<Bytes>> {
     let mut response = content("text/plain; charset=UTF-8", text);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
+}
+
+fn answered(answer: Answer) -> Response<Full<Bytes>> {
+    match answer {
+        Answer::Text(text) => content("text/plain; charset=UTF-8", text),
+        Answer::Json(text) => content("application/json", text),
+        Answer::Refused(why) => {
+            let mut response = content("text/plain; charset=UTF-8", why);
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            response
+        }
+    }
 }
 
 fn metrics(admin: &Admin) -> Response<Full<Bytes>> {

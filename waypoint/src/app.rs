@@ -6,6 +6,7 @@
 
 mod collector;
 mod discovery;
+pub mod explain;
 pub mod parity;
 mod refusals;
 mod workers;
@@ -265,6 +266,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<R
         }),
         unsupported: discovery.unsupported(),
         clusters: discovery.clusters(),
+        explain: discovery.explain(),
         refusals: Box::new(move || refusals::page(&seen.refusals())),
         drain: Box::new(move || drain.notify_one()),
         quit: Box::new(move || quit.notify_one()),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tikv_jemallocator::Jemalloc;
 use waypoint::app;
 use waypoint::app::parity::Question;
-use waypoint::config::args::{self, Command, ParityArgs, ProxyArgs};
+use waypoint::config::args::{self, Command, ExplainArgs, ParityArgs, ProxyArgs};
 use waypoint::config::{SettingError, Settings, Sources, interface_addresses};
 
 /// What a configuration push needs goes back to the system soon after it.
@@ -17,6 +17,8 @@ const HELP: &str = "waypoint: the L7 proxy of an Istio ambient mesh
 
 usage: waypoint proxy waypoint [--domain D] [--serviceCluster S] [--log_output_level L] [--log_as_json] [--concurrency N]
        waypoint parity [--json] [DUMP]
+       waypoint explain SERVICE:PORT --identity SPIFFE-ID [--method M] [--path P] [--header NAME:VALUE]… [--address IP]
+                [--protocol http|tcp] [--output text|json] [--admin IP:PORT]
 
 It takes the arguments, environment and files of the Deployment that istiod renders for a Gateway of class istio-waypoint.
 docs/configuration.md lists what it reads.
@@ -24,6 +26,9 @@ docs/configuration.md lists what it reads.
 parity says what of a configuration would be obeyed, listed or refused, and by which object: DUMP is an Envoy waypoint's configuration
 (istioctl proxy-config all POD -o json; - reads it from standard input); without it istiod is asked, as the pod that this runs in.
 It exits with 0 if nothing is refused, with 1 if something is, with 2 if there is no answer.
+
+explain says what the waypoint in this pod would do with a request: chain, route, what each policy says of it condition by condition, clusters and
+endpoints. It exits with 0 if there is an answer, with 2 if there is none.
 ";
 
 fn main() -> ExitCode {
@@ -35,6 +40,7 @@ fn main() -> ExitCode {
             Ok(settings) => run(settings),
             Err(errors) => refuse(&errors),
         },
+        Ok(Command::Explain(asked)) => explain(&asked),
         Ok(Command::Parity(asked)) => parity(&asked),
         Err(errors) => refuse(&errors),
     }
@@ -67,6 +73,16 @@ fn parity(asked: &ParityArgs) -> ExitCode {
         },
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "waypoint parity: {error}");
+            ExitCode::from(NO_ANSWER)
+        }
+    }
+}
+
+fn explain(asked: &ExplainArgs) -> ExitCode {
+    match app::explain::ask(asked) {
+        Ok(text) => print(&text),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "waypoint explain: {error}");
             ExitCode::from(NO_ANSWER)
         }
     }

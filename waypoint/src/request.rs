@@ -52,6 +52,7 @@ use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
 
 pub use self::replay::REPLAY_BYTES_MAX;
+pub use self::token::apply_edits;
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -202,6 +203,17 @@ pub fn path_options(options: &HttpOptions) -> PathOptions {
     PathOptions { normalize: options.normalize_path, merge_slashes: options.merge_slashes, decode_slashes: options.unescape_slashes }
 }
 
+/// Takes from a request what its client must not say, and adds what others rely on.
+pub fn made_safe(headers: &mut HeaderMap, options: &HttpOptions) {
+    if !options.keep_forwarded_client_cert {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+    }
+    headers::remove_internal(headers);
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
 /// What `%PROTOCOL%` prints.
 fn protocol_name(version: Version) -> &'static str {
     match version {
@@ -330,13 +342,7 @@ impl Run {
 
     /// Notes what the request is, and gives it its id and its span.
     fn note_head(&mut self, parts: &mut http::request::Parts, http: &HttpChain) {
-        if !http.options.keep_forwarded_client_cert {
-            parts.headers.remove(X_FORWARDED_CLIENT_CERT);
-        }
-        headers::remove_internal(&mut parts.headers);
-        if !parts.headers.contains_key(X_FORWARDED_PROTO) {
-            parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-        }
+        made_safe(&mut parts.headers, &http.options);
         let tracing = self.served.telemetry.tracing.as_ref();
         let decision =
             self.worker.with_random(|random| telemetry::trace::begin(tracing, &parts.headers, http.options.generate_request_id, random));
@@ -504,7 +510,8 @@ fn policy_input<'a>(tunnel: &'a TunnelContext, parts: &'a http::request::Parts, 
 }
 
 /// A uniform request as rules see it.
-fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
+#[must_use]
+pub fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
     RequestHead {
         method: parts.method.as_str(),
         path: parts.uri.path_and_query().map_or("", PathAndQuery::as_str),

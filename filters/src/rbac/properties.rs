@@ -5,6 +5,7 @@ use model::matcher::UriTemplate;
 use proptest::prelude::*;
 
 use super::*;
+use crate::explain;
 
 /// One generated request.
 #[derive(Clone, Debug)]
@@ -144,6 +145,27 @@ proptest! {
                 (matching(&rbac, input).map(|policy| policy.name.clone()), tried.map(|policy| policy.name.clone()))
             });
             prop_assert_eq!(found, tried, "{:?}", ask);
+        }
+    }
+
+    #[test]
+    fn a_policy_matches_exactly_when_each_of_the_conditions_that_are_told_is_met(
+        policies in policies(1..6),
+        asks in prop::collection::vec(asks(), 1..20),
+        action in prop::sample::select(vec![RbacAction::Allow, RbacAction::Deny]),
+    ) {
+        let rbac = Rbac::new(action, policies);
+        for ask in asks {
+            ask.judged_by(|input| {
+                let told: Vec<_> = explain::policies(&rbac, input).collect();
+                for one in &told {
+                    let is_possible = !one.policy.permissions.is_empty() && !one.policy.principals.is_empty();
+                    prop_assert_eq!(one.matches, is_possible && one.conditions.iter().all(|condition| condition.is_met), "{:?}", ask);
+                }
+                let first = told.iter().find(|one| one.matches).map(|one| &one.policy.name);
+                prop_assert_eq!(first, matching(&rbac, input).map(|policy| &policy.name), "{:?}", ask);
+                Ok(())
+            })?;
         }
     }
 

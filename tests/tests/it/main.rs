@@ -9,6 +9,7 @@ mod control_plane;
 mod differential;
 mod dns;
 mod envoy_oracle;
+mod explain;
 mod external;
 mod harness;
 mod health;

@@ -20,6 +20,8 @@ use xds_client::ads::{AdsObserver, AdsStatus, Applied, ResourceType, Update, Ver
 use xds_client::apply::{Applier, Outcome};
 use xds_client::observer::{Change, Report};
 
+use super::explain;
+use crate::admin;
 use crate::admin::ready::Readiness;
 use crate::config;
 use crate::identity::Identities;
@@ -164,6 +166,12 @@ impl Discovery {
         })
     }
 
+    /// What would become of a request.
+    pub(super) fn explain(&self) -> admin::Ask {
+        let published = Arc::clone(&self.start.published);
+        Box::new(move |query| explain::page(&published, query))
+    }
+
     fn change(&mut self, change: Change) {
         match change {
             Change::Listeners(listeners) => {
@@ -209,7 +217,7 @@ impl Discovery {
 }
 
 /// Why an endpoint is chosen or not.
-fn health(entry: &EndpointEntry) -> &'static str {
+pub(super) fn health(entry: &EndpointEntry) -> &'static str {
     match entry.endpoint.health {
         _ if entry.state.is_ejected() => "ejected",
         Health::Healthy => "healthy",

@@ -3,7 +3,12 @@
 //! Not for: environment and files. Unknown flags are tolerated and reported, since istiod's template of a later release
 //! may pass some; a wrong command is an error.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use super::SettingError;
+
+/// The admin port in a pod.
+const ADMIN_PORT: u16 = 15000;
 
 /// Flags that take a value and are known to be passed to waypoints.
 const WITH_VALUE: [&str; 12] = [
@@ -30,6 +35,8 @@ pub enum Command {
     Proxy(ProxyArgs),
     /// Say what of a configuration would be obeyed.
     Parity(ParityArgs),
+    /// Say what would become of a request.
+    Explain(ExplainArgs),
     /// Print how to use it.
     Help,
     /// Print what it is.
@@ -55,6 +62,15 @@ pub struct ProxyArgs {
     pub unknown: Vec<String>,
 }
 
+/// What the command line of `explain` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainArgs {
+    /// Names and values of the question, as the admin port's query has them.
+    pub query: Vec<(String, String)>,
+    /// `--admin`: the admin port of the waypoint that is asked.
+    pub admin: SocketAddr,
+}
+
 /// What the command line of `parity` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParityArgs {
@@ -74,17 +90,45 @@ pub fn parse(args: &[String]) -> Result<Command, Vec<SettingError>> {
     match args.first().map(String::as_str) {
         Some("-h" | "--help" | "help") => return Ok(Command::Help),
         Some("-V" | "--version" | "version") => return Ok(Command::Version),
+        Some("explain") => return explain(&args[1..]).map(Command::Explain),
         Some("parity") => return parity(&args[1..]).map(Command::Parity),
         Some("proxy") => {}
         other => {
             return Err(vec![SettingError::new(
                 "command",
                 other.unwrap_or_default(),
-                "parity, or proxy waypoint as istiod's template passes it",
+                "explain, parity, or proxy waypoint as istiod's template passes it",
             )]);
         }
     }
     proxy(&args[1..]).map(Command::Proxy)
+}
+
+/// Flags of `explain` that the admin port reads.
+const EXPLAINED: [&str; 7] = ["identity", "address", "method", "path", "header", "protocol", "output"];
+
+fn explain(args: &[String]) -> Result<ExplainArgs, Vec<SettingError>> {
+    let mut parsed = ExplainArgs { query: Vec::new(), admin: SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT)) };
+    let mut errors = Vec::new();
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        let Some(flag) = arg.strip_prefix("--") else {
+            parsed.query.push(("service".to_owned(), arg.clone()));
+            continue;
+        };
+        let (name, inline) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        let value = inline.or_else(|| rest.next().cloned());
+        match (name, value) {
+            (_, None) => errors.push(SettingError::new(&format!("--{name}"), "", "a value")),
+            ("admin", Some(value)) => match value.parse() {
+                Ok(admin) => parsed.admin = admin,
+                Err(_) => errors.push(SettingError::new("--admin", &value, "an address and a port")),
+            },
+            (name, Some(value)) if EXPLAINED.contains(&name) => parsed.query.push((name.to_owned(), value)),
+            (name, Some(_)) => errors.push(SettingError::new("explain", &format!("--{name}"), "one of the flags that help lists")),
+        }
+    }
+    if errors.is_empty() { Ok(parsed) } else { Err(errors) }
 }
 
 fn parity(args: &[String]) -> Result<ParityArgs, Vec<SettingError>> {
@@ -182,6 +226,17 @@ mod tests {
         let Command::Parity(live) = parse(&args("parity --domain shop.svc.cluster.local")).unwrap() else { panic!("parity") };
         assert_eq!((live.dump, live.as_json, live.proxy.domain.as_deref()), (None, false, Some("shop.svc.cluster.local")));
         assert_eq!(parse(&args("parity a.json b.json")).unwrap_err()[0].value, "b.json");
+    }
+
+    #[test]
+    fn explain_takes_a_service_and_who_asks() {
+        let line = "explain web.shop:80 --identity spiffe://td/ns/a/sa/b --path=/x --header x-a:1 --header x-b:2 --admin 127.0.0.2:15000";
+        let Command::Explain(parsed) = parse(&args(line)).unwrap() else { panic!("explain") };
+        let query: Vec<_> = parsed.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(query, ["service=web.shop:80", "identity=spiffe://td/ns/a/sa/b", "path=/x", "header=x-a:1", "header=x-b:2"]);
+        assert_eq!(parsed.admin, "127.0.0.2:15000".parse().unwrap());
+        assert_eq!(parse(&args("explain web:80 --user alice")).unwrap_err()[0].value, "--user");
+        assert_eq!(parse(&args("explain web:80 --path")).unwrap_err()[0].name, "--path");
     }
 
     #[test]

@@ -51,27 +51,32 @@ impl Run {
 
     /// Changes a request, and what is noted of it.
     fn edit(&mut self, edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
-        for edit in edits {
-            match edit {
-                TokenEdit::RemoveHeader(name) => {
-                    parts.headers.remove(name);
-                }
-                TokenEdit::AddHeader(name, value) => {
-                    parts.headers.append(name, value);
-                }
-                TokenEdit::RemoveParameter(name) => {
-                    let path = parts.uri.path_and_query().and_then(|path| without_parameter(path.as_str(), &name));
-                    if let Some(uri) = path.and_then(|path| with_path(&parts.uri, path)) {
-                        parts.uri = uri;
-                    }
-                }
-            }
-        }
+        apply_edits(edits, parts);
         let record = self.recording.record();
         if let Some(head) = &mut record.head {
             head.path = parts.uri.path_and_query().cloned();
         }
         record.capture_request(&parts.headers);
+    }
+}
+
+/// Changes a request as its tokens do.
+pub fn apply_edits(edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
+    for edit in edits {
+        match edit {
+            TokenEdit::RemoveHeader(name) => {
+                parts.headers.remove(name);
+            }
+            TokenEdit::AddHeader(name, value) => {
+                parts.headers.append(name, value);
+            }
+            TokenEdit::RemoveParameter(name) => {
+                let path = parts.uri.path_and_query().and_then(|path| without_parameter(path.as_str(), &name));
+                if let Some(uri) = path.and_then(|path| with_path(&parts.uri, path)) {
+                    parts.uri = uri;
+                }
+            }
+        }
     }
 }
 
