@@ -135,6 +135,23 @@ pub enum ChainKind {
     },
 }
 
+impl HttpChain {
+    /// The same, refusing every request by a policy of this name.
+    fn denying(&self, policy: &str) -> Self {
+        Self { early: Box::default(), jwt: None, filters: vec![HttpFilter::Rbac(Rbac::denying(policy))], ..self.clone() }
+    }
+}
+
+/// What a chain does whose newest version has a policy that cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRefusedPolicy {
+    /// What its last good version did.
+    #[default]
+    KeepLastGood,
+    /// It refuses everything until its newest version can be obeyed.
+    Deny,
+}
+
 /// A chain.
 #[derive(Clone, Debug)]
 pub struct Chain {
@@ -148,4 +165,17 @@ pub struct Chain {
     pub access_logs: Vec<AccessLog>,
     /// Whether and how it traces.
     pub tracing: Option<Tracing>,
+}
+
+impl Chain {
+    /// The same chain, refusing everything by a policy of this name.
+    #[must_use]
+    pub fn denying(&self, policy: &str) -> Self {
+        let kind = match &self.kind {
+            ChainKind::Http(http) => ChainKind::Http(Box::new(http.denying(policy))),
+            ChainKind::Tcp(tcp) => ChainKind::Tcp(TcpChain { early: Box::default(), rbac: vec![Rbac::denying(policy)], ..tcp.clone() }),
+            ChainKind::Refused { .. } => self.kind.clone(),
+        };
+        Self { kind, ..self.clone() }
+    }
 }

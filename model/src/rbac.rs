@@ -150,6 +150,12 @@ impl Rbac {
         Self { action, mode: Mode::Enforced, policies, index }
     }
 
+    /// A filter that refuses everything, by a policy of this name.
+    #[must_use]
+    pub fn denying(policy: &str) -> Self {
+        Self::new(RbacAction::Deny, vec![Policy::new(policy, vec![Permission::Any], vec![Principal::Any])])
+    }
+
     /// The same, to be told about only.
     #[must_use]
     pub fn as_dry_run(self) -> Self {

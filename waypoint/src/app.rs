@@ -141,6 +141,7 @@ impl Process {
             flush: workers.flush(),
             secrets,
             resolver: Arc::new(Resolver::new(&settings.dns)),
+            on_refused_policy: settings.on_refused_policy,
         };
         let discovery = Discovery::new(start);
         tokio::spawn(rest(discovery.applied()));

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use args::ProxyArgs;
+use model::chain::OnRefusedPolicy;
 use proxy_config::ProxyConfig;
 
 /// What `ISTIO_VERSION` says when the environment does not: the release whose configuration vocabulary is spoken.
@@ -129,6 +130,8 @@ pub struct Settings {
     pub drain_duration_minimum: Duration,
     /// Our own ports.
     pub local: LocalAddresses,
+    /// What a chain does with a policy that cannot be read.
+    pub on_refused_policy: OnRefusedPolicy,
     /// Ready although a chain is refused without a last good version.
     pub ready_with_refused: bool,
     /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
@@ -218,6 +221,7 @@ impl Settings {
             exit_on_zero_active_connections: reader.flag("EXIT_ON_ZERO_ACTIVE_CONNECTIONS"),
             drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
+            on_refused_policy: reader.on_refused_policy(),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
@@ -272,6 +276,15 @@ impl Reader<'_> {
             self.wrong(name, &text, expected);
         }
         value
+    }
+
+    fn on_refused_policy(&mut self) -> OnRefusedPolicy {
+        let parse = |text: &str| match text {
+            "deny" => Some(OnRefusedPolicy::Deny),
+            "keep" => Some(OnRefusedPolicy::KeepLastGood),
+            _ => None,
+        };
+        self.parsed("WAYPOINT_ON_REFUSED_POLICY", "keep or deny", parse).unwrap_or_default()
     }
 
     fn flag(&mut self, name: &str) -> bool {

@@ -5,6 +5,7 @@
 
 mod listeners;
 mod meaning;
+mod policies;
 mod report;
 mod secrets;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster_proto;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
+use model::chain::OnRefusedPolicy;
 use model::cluster::Cluster;
 use model::endpoint::EndpointSet;
 use model::invalid::Invalid;
@@ -74,6 +76,12 @@ impl std::fmt::Debug for Applier {
 }
 
 impl Applier {
+    /// One that has applied nothing yet.
+    #[must_use]
+    pub fn new(on_refused_policy: OnRefusedPolicy) -> Self {
+        Self { listening: Listening::new(on_refused_policy), ..Self::default() }
+    }
+
     /// Applies one response of istiod.
     pub fn apply(&mut self, update: Update) -> Outcome {
         match update.of {

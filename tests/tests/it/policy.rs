@@ -136,6 +136,26 @@ async fn decisions_are_counted_by_policy_and_dry_runs_only_told_of() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_cannot_be_read_leaves_what_was_or_refuses_everything() -> Result<()> {
+    for (setting, status) in [(None, StatusCode::OK), (Some("deny"), StatusCode::FORBIDDEN)] {
+        let builder = Mesh::builder("01-plain")?.environment("WAYPOINT_ON_REFUSED_POLICY", setting);
+        let mut mesh = builder.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+        let _web = mesh.pod("web-v1-1", App::Http).await?;
+        let connection = mesh.connect("frontend-0").await?;
+        assert_eq!(connection.get(WEB, "/before").await?.status, StatusCode::OK);
+        let unreadable = rbac("ALLOW", "ns[shop]-policy[new]-rule[0]", &json!({"any": true}), &json!({"authenticated": {}}));
+        let replies = mesh.push(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![unreadable])).await?;
+        let reason = replies.iter().find_map(|reply| reply.refusal.clone()).unwrap_or_default();
+        assert!(reason.contains("ns[shop]-policy[new]-rule[0]"), "{replies:?}");
+        assert_eq!(connection.get(WEB, "/after").await?.status, status);
+        let listed = plain_get(mesh.waypoint.port(15000), "/refusals").await?.json();
+        let policy = setting.map_or(Value::Null, |_| json!("shop/new"));
+        assert_eq!(listed["refused"][0]["reason"]["policy"], policy, "{listed}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_second_header_line_hides_the_first() -> Result<()> {
     let is_evil = json!({"or_rules": {"rules": [{"header": {"name": "x-role", "string_match": {"exact": "evil"}}}]}});
     let deny = rbac("DENY", "ns[shop]-policy[role]-rule[0]", &is_evil, &json!({"any": true}));

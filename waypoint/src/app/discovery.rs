@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use model::chain::OnRefusedPolicy;
 use model::endpoint::Health;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -43,6 +44,7 @@ pub(super) struct DiscoveryStart {
     pub(super) flush: broadcast::Sender<IpAddr>,
     pub(super) secrets: Arc<Secrets>,
     pub(super) resolver: Arc<Resolver>,
+    pub(super) on_refused_policy: OnRefusedPolicy,
 }
 
 /// What is not obeyed, as metrics.
@@ -108,7 +110,8 @@ impl Discovery {
         );
         let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
-        Self { start, applier: Applier::default(), store, names, keeper, report: Arc::default(), applied: Arc::default(), gauges }
+        let applier = Applier::new(start.on_refused_policy);
+        Self { start, applier, store, names, keeper, report: Arc::default(), applied: Arc::default(), gauges }
     }
 
     /// What is not obeyed, as metrics; to be refreshed before they are read.

@@ -11,16 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::listener::v3 as proto;
 use model::access_log::AccessLog;
-use model::chain::{Chain, ChainKind};
+use model::chain::{Chain, ChainKind, OnRefusedPolicy};
 use model::dispatch::Dispatch;
 use model::endpoint::HBONE_PORT;
 use model::invalid::Invalid;
 use model::listener::{Listeners, Originate, Terminate};
 use prost::Message;
 
-use super::hash;
 use super::meaning::Meanings;
 use super::report::{Checked, check};
+use super::{hash, policies};
 use crate::observer::Report;
 use crate::translate::Problem;
 use crate::translate::chain::chain;
@@ -41,6 +41,8 @@ struct HeldChain {
     /// What is served: the newest, or the last good one, or a refusal.
     served: Arc<Chain>,
     checked: Checked,
+    /// Everything is refused, because of a policy that could not be read.
+    denies: bool,
 }
 
 /// All listeners.
@@ -59,9 +61,14 @@ pub(super) struct Listening {
     dispatch_refused: Vec<Invalid>,
     dispatch_is_new: bool,
     meanings: Meanings,
+    on_refused_policy: OnRefusedPolicy,
 }
 
 impl Listening {
+    pub(super) fn new(on_refused_policy: OnRefusedPolicy) -> Self {
+        Self { on_refused_policy, ..Self::default() }
+    }
+
     pub(super) fn remove(&mut self, name: &str) {
         self.parts.remove(name);
         self.shells.remove(name);
@@ -221,8 +228,10 @@ impl Listening {
         let meaning = self.meanings.of(FILTER_CHAIN, bytes);
         let previous = match previous {
             Some(held) if held.meaning == meaning && meaning.is_some() => return HeldChain { bytes_hash, ..held },
-            other => other.and_then(|held| held.good),
+            other => other,
         };
+        let denied_before = previous.as_ref().is_some_and(|held| held.denies);
+        let previous = previous.and_then(|held| held.good);
         let mut checked = check(FILTER_CHAIN, bytes, name, &[]);
         let shared: Arc<str> = name.into();
         let decoded = proto::FilterChain::decode(&bytes[..]);
@@ -233,7 +242,7 @@ impl Listening {
         let newest = match translated {
             Ok(newest) if checked.refused.is_empty() => {
                 let newest = Arc::new(newest);
-                return HeldChain { bytes_hash, meaning, good: Some(Arc::clone(&newest)), served: newest, checked };
+                return HeldChain { bytes_hash, meaning, good: Some(Arc::clone(&newest)), served: newest, checked, denies: false };
             }
             Ok(newest) => refused_chain(newest, &checked),
             Err((is_http, invalid)) => {
@@ -242,8 +251,17 @@ impl Listening {
                 Chain { name: shared, kind, stats: None, access_logs: Vec::new(), tracing: None }
             }
         };
-        let served = previous.clone().unwrap_or_else(|| Arc::new(newest));
-        HeldChain { bytes_hash, meaning, good: previous, served, checked }
+        // Once it refuses everything it goes on until it can be obeyed: what came before may be weaker than what was meant since.
+        let policy = || policies::unreadable(decoded.as_ref().ok(), &checked.refused);
+        let denying = (self.on_refused_policy == OnRefusedPolicy::Deny)
+            .then_some(())
+            .and_then(|()| if denied_before { policy().or_else(|| Some(policies::UNREADABLE.to_owned())) } else { policy() });
+        let served = match (&previous, &denying) {
+            (Some(good), Some(policy)) => Arc::new(good.denying(policy)),
+            (Some(good), None) => Arc::clone(good),
+            (None, _) => Arc::new(newest),
+        };
+        HeldChain { bytes_hash, meaning, good: previous, served, checked, denies: denying.is_some() }
     }
 
     fn refused_with_terminate(&self, chain: &Chain) -> Arc<Chain> {

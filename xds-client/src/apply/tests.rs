@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod policies;
+
 const TYPES: [(ResourceType, &str); 4] = [
     (ResourceType::Cluster, "Cluster"),
     (ResourceType::Endpoint, "ClusterLoadAssignment"),

@@ -1,0 +1,125 @@
+//! An unreadable policy never lets more through.
+
+use super::*;
+
+const DB: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
+
+/// A filter with one policy, HTTP or TCP.
+fn rbac(place: &str, rules: &str, action: &str, principal: &Value) -> Value {
+    let policy = json!({"permissions": [{"any": true}], "principals": [principal]});
+    json!({
+        "name": format!("envoy.filters.{place}.rbac"),
+        "typed_config": {
+            "@type": format!("type.googleapis.com/envoy.extensions.filters.{place}.rbac.v3.RBAC"),
+            rules: {"action": action, "policies": {"ns[shop]-policy[new]-rule[0]": policy}},
+        },
+    })
+}
+
+/// The recorded mesh, a chain of it changed.
+fn with(chain: &str, change: impl FnOnce(&mut Value)) -> Update {
+    let mut file = fixture("istiod-1.31/01-plain", "Listener");
+    let listeners = file["resources"].as_array_mut().unwrap();
+    let chains = listeners.iter_mut().filter_map(|listener| listener["resource"]["filter_chains"].as_array_mut()).flatten();
+    change(chains.into_iter().find(|one| one["name"] == chain).unwrap());
+    update(ResourceType::Listener, &file)
+}
+
+fn with_filter(chain: &str, filter: &Value) -> Update {
+    with(chain, |chain| {
+        let filters = chain["filters"].as_array_mut().unwrap();
+        let place = filters.last_mut().unwrap();
+        match place["typed_config"].get_mut("http_filters").and_then(Value::as_array_mut) {
+            Some(http) => http.insert(0, filter.clone()),
+            None => filters.insert(0, filter.clone()),
+        }
+    })
+}
+
+fn served(applier: &mut Applier, update: Update, chain: &str) -> Arc<model::chain::Chain> {
+    Arc::clone(&listeners_of(applier.apply(update)).chains[chain])
+}
+
+/// The one policy that refuses everything, if a chain has nothing else.
+fn denying(chain: &model::chain::Chain) -> Option<&str> {
+    let rbac = match &chain.kind {
+        ChainKind::Http(http) => match http.filters.as_slice() {
+            [HttpFilter::Rbac(rbac)] => rbac,
+            _ => return None,
+        },
+        ChainKind::Tcp(tcp) => match tcp.rbac.as_slice() {
+            [rbac] => rbac,
+            _ => return None,
+        },
+        ChainKind::Refused { .. } => return None,
+    };
+    let [policy] = rbac.policies() else { return None };
+    let all = matches!(policy.permissions.as_slice(), [model::rbac::Permission::Any])
+        && matches!(policy.principals.as_slice(), [model::rbac::Principal::Any]);
+    (rbac.action == RbacAction::Deny && all).then_some(&*policy.name)
+}
+
+fn unreadable() -> [Value; 6] {
+    [
+        json!({"authenticated": {"principal_name": {"exact": "spiffe://td/ns/a/sa/b"}}}),
+        json!({"direct_remote_ip": {"address_prefix": "10.0.0", "prefix_len": 8}}),
+        json!({"remote_ip": {"address_prefix": "10.0.0.0", "prefix_len": 33}}),
+        json!({"filter_state": {"key": "io.istio.peer_principal", "string_match": {"safe_regex": {"regex": "((a{200}){200}){20}"}}}}),
+        json!({"filter_state": {"key": "another", "string_match": {"exact": "a"}}}),
+        json!({"not_id": {"and_ids": {"ids": [{"any": true}, {}]}}}),
+    ]
+}
+
+#[test]
+fn an_unreadable_policy_leaves_what_was_or_refuses_everything() {
+    for (at, principal) in unreadable().iter().enumerate() {
+        let (chain, place) = if at % 2 == 0 { (web(), "http") } else { (DB.to_owned(), "network") };
+        for (rules, action) in [("rules", "ALLOW"), ("rules", "DENY"), ("shadow_rules", "DENY")] {
+            let bad = rbac(place, rules, action, principal);
+            let readable = rbac(place, "rules", "ALLOW", &json!({"any": true}));
+            for mode in [OnRefusedPolicy::KeepLastGood, OnRefusedPolicy::Deny] {
+                let mut applier = Applier::new(mode);
+                let first = served(&mut applier, with_filter(&chain, &bad), &chain);
+                assert!(matches!(first.kind, ChainKind::Refused { .. }), "{bad}");
+                let good = served(&mut applier, with_filter(&chain, &readable), &chain);
+                assert!(denying(&good).is_none() && !matches!(good.kind, ChainKind::Refused { .. }));
+                let after = served(&mut applier, with_filter(&chain, &bad), &chain);
+                match mode {
+                    OnRefusedPolicy::KeepLastGood => assert!(Arc::ptr_eq(&good, &after), "{bad}"),
+                    OnRefusedPolicy::Deny => assert_eq!(denying(&after), Some("ns[shop]-policy[new]-rule[0]"), "{bad}"),
+                }
+                assert_eq!(applier.report().stale_chains, [chain.as_str()]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_policy_leaves_what_was_unless_everything_is_refused_already() {
+    let unreadable_route = |chain: &mut Value| {
+        let manager = chain["filters"].as_array_mut().unwrap().last_mut().unwrap();
+        let route = &mut manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"][0];
+        route["match"] = json!({"connect_matcher": {}});
+    };
+    let mut applier = Applier::new(OnRefusedPolicy::Deny);
+    let good = served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
+    let other = served(&mut applier, with(&web(), unreadable_route), &web());
+    assert!(Arc::ptr_eq(&good, &other), "a route is no policy");
+    let bad = rbac("http", "rules", "DENY", &json!({"authenticated": {}}));
+    assert!(denying(&served(&mut applier, with_filter(&web(), &bad), &web())).is_some());
+    let still = served(&mut applier, with(&web(), unreadable_route), &web());
+    assert_eq!(denying(&still), Some("unreadable-policy"), "what was meant since may be stronger than the last good version");
+}
+
+#[test]
+fn a_filter_of_policies_that_is_not_known_or_comes_by_discovery_counts_as_one() {
+    let discovered = json!({"name": "envoy.filters.http.rbac", "config_discovery": {"config_source": {"ads": {}}, "type_urls": ["x"]}});
+    for filter in [
+        discovered,
+        json!({"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"}}),
+    ] {
+        let mut applier = Applier::new(OnRefusedPolicy::Deny);
+        served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
+        assert_eq!(denying(&served(&mut applier, with_filter(&web(), &filter), &web())), Some("unreadable-policy"), "{filter}");
+    }
+}
