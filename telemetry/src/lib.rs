@@ -32,7 +32,7 @@ use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
 use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::SERIES_MAX;
+pub use crate::metrics::{Bounds, HISTOGRAM_BOUNDS_MAX, SERIES_MAX};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.
@@ -52,6 +52,8 @@ pub struct TelemetrySettings {
     pub span_flush_interval: Duration,
     /// Series at most; [`SERIES_MAX`] by default.
     pub series_max: usize,
+    /// Buckets of histograms by what Envoy's names of them begin with (`istiocustom.istio_request_bytes`); the first that fits counts.
+    pub histogram_bounds: Vec<(String, Bounds)>,
 }
 
 impl Default for TelemetrySettings {
@@ -64,6 +66,7 @@ impl Default for TelemetrySettings {
             log_flush_interval: Duration::from_secs(1),
             span_flush_interval: Duration::from_secs(1),
             series_max: SERIES_MAX,
+            histogram_bounds: Vec::new(),
         }
     }
 }
@@ -167,7 +170,7 @@ impl Telemetry {
             workers: AtomicUsize::new(0),
             series: register(&registry, series),
             registry,
-            store: Arc::new(Store::new(settings.series_max, folded)),
+            store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
             policies: Arc::default(),
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
             exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),

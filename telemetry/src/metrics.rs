@@ -24,6 +24,7 @@ use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecor
 
 pub(crate) use self::exposition::{Gauge, write};
 pub(crate) use self::histogram::Counter;
+pub use self::histogram::{Bounds, HISTOGRAM_BOUNDS_MAX};
 pub(crate) use self::labels::push_pair;
 pub use self::store::SERIES_MAX;
 pub(crate) use self::store::{Series, Store};

@@ -105,7 +105,7 @@ impl Policies {
         if !all.contains_key(&labels) && all.len() >= POLICY_SERIES_MAX {
             labels = self::labels(decision, Some(OVERFLOW)).into();
         }
-        all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels))).cell(worker)
+        all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels))).cell(worker, &())
     }
 
     /// Writes both counters in the Prometheus text format.

@@ -52,7 +52,7 @@ async fn an_unsampled_request_makes_no_span() {
 }
 
 #[tokio::test]
-async fn the_page_has_the_build_once_a_chain_counts_and_the_processs_own_metrics() {
+async fn m33_the_page_has_the_build_once_a_chain_counts_and_the_processs_own_metrics() {
     let telemetry = telemetry(TelemetrySettings { istio_version: "1.29.0".into(), ..TelemetrySettings::default() });
     assert!(!exposition(&telemetry).contains("istio_build"));
     let _chain = telemetry.chain("chain".into(), Some(fixture::stats()), Vec::new(), None);
@@ -65,7 +65,7 @@ async fn the_page_has_the_build_once_a_chain_counts_and_the_processs_own_metrics
 }
 
 #[tokio::test]
-async fn every_name_has_one_type_line_and_no_series_is_there_twice() {
+async fn m41_every_name_has_one_type_line_and_no_series_is_there_twice() {
     let telemetry = telemetry(TelemetrySettings::default());
     let chain = telemetry.chain("chain".into(), Some(fixture::stats()), Vec::new(), None);
     let mut worker = telemetry.worker();

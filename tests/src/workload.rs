@@ -2,7 +2,7 @@
 //!
 //! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/cut` ends in the middle of a body, `/reset` before the
 //! answer, `/fail/N/COUNT[/DELAYms][/…]` answers N to the first COUNT requests of that path, after the delay (where N is `connection`, it
-//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what follows; everything
+//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what follows; everything
 //! else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's get `grpc-status: 0`
 //! in trailers. A request body is read to its end before the answer; `x-answer-with: NAME=VALUE` adds a header to that.
 //!
@@ -454,6 +454,7 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
         "cut" => response.header("content-length", "1000").body(cut_body())?,
         "stream" => response.body(chunks(number))?,
         "bytes" => response.body(kibibytes(number))?,
+        "messages" => response.header("content-type", "application/grpc").body(messages(number))?,
         "empty" => response.status(StatusCode::NO_CONTENT).body(Empty::new().map_err(|never| match never {}).boxed_unsync())?,
         _ => {
             if verb == "delay" {
@@ -534,6 +535,17 @@ fn chunks(n_chunks: u64) -> AnswerBody {
         Ok(Frame::data(Bytes::from(format!("chunk {number}\n"))))
     });
     StreamBody::new(frames).boxed_unsync()
+}
+
+/// gRPC messages, one every 100 ms, then a good status.
+fn messages(n_messages: u64) -> AnswerBody {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    let frames = stream::iter(0..n_messages).then(|_| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x02hi")))
+    });
+    StreamBody::new(frames.chain(stream::once(async { Ok(Frame::trailers(trailers)) }))).boxed_unsync()
 }
 
 fn kibibytes(n_kibibytes: u64) -> AnswerBody {

@@ -159,6 +159,27 @@ fn response_flags_are_documented_and_no_other() {
     assert_eq!(flags, documented);
 }
 
+/// Names of tests that begin with a row of the golden tests.
+fn golden_tests() -> BTreeSet<String> {
+    let pattern = r"(?m)^ *(?:pub )?(?:async )?fn ([mlte][0-9]{2}b?_[a-z0-9_]+)\(";
+    files("", ".rs").iter().flat_map(|path| all(pattern, &read(path))).collect()
+}
+
+#[test]
+fn every_golden_test_stands_in_the_contract_and_every_row_has_one() {
+    let document = read("docs/contracts.md");
+    let section = section(&document, "Golden tests of telemetry");
+    let row = Regex::new(r"(?m)^\| `([mlte][0-9]{2}b?)` \| [^|]* \| ([^|]*) \|$").unwrap();
+    let rows: BTreeMap<String, BTreeSet<String>> =
+        row.captures_iter(section).map(|found| (found[1].to_owned(), all("`([^`]+)`", &found[2]))).collect();
+    assert!(rows.len() > 30, "rows were not recognised");
+    let named: BTreeSet<String> = rows.values().flatten().cloned().collect();
+    assert_eq!(named, golden_tests());
+    for (id, tests) in rows {
+        assert!(tests.iter().any(|test| test.split('_').any(|part| part == id)), "no test of {id} is named after it");
+    }
+}
+
 #[test]
 fn the_table_of_imports_is_the_one_that_is_checked() {
     let names = |text: &str, pattern: &str| -> Vec<String> {

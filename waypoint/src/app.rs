@@ -206,6 +206,7 @@ fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
         node_id: node_id.into(),
         hostname: Some(settings.node.pod_name.as_str().into()),
         istio_version: settings.node.istio_version.as_str().into(),
+        histogram_bounds: settings.histogram_bounds.clone(),
         ..TelemetrySettings::default()
     }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use args::ProxyArgs;
 use model::chain::OnRefusedPolicy;
 use proxy_config::ProxyConfig;
+use telemetry::{Bounds, HISTOGRAM_BOUNDS_MAX};
 
 /// What `ISTIO_VERSION` says when the environment does not: the release whose configuration vocabulary is spoken.
 pub const ISTIO_VERSION_DEFAULT: &str = "1.30.0";
@@ -136,6 +137,8 @@ pub struct Settings {
     pub ready_with_refused: bool,
     /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
     pub dns: DnsSettings,
+    /// Buckets of histograms by the beginning of their names, from the pod's annotation.
+    pub histogram_bounds: Vec<(String, Bounds)>,
     /// `log_output_level` of the process's own log.
     pub log_level: String,
     /// The process's own log as JSON.
@@ -224,6 +227,7 @@ impl Settings {
             on_refused_policy: reader.on_refused_policy(),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),
+            histogram_bounds: reader.histogram_bounds(&node.annotations),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
             log_as_json: args.log_as_json,
             unknown_flags: args.unknown.clone(),
@@ -245,6 +249,9 @@ impl Settings {
         if self.exit_on_zero_active_connections { longest } else { self.termination_drain_duration.min(longest) }
     }
 }
+
+/// Buckets of histograms, `{"istiocustom":[1,5,10]}`.
+const HISTOGRAM_ANNOTATION: &str = "sidecar.istio.io/statsHistogramBuckets";
 
 struct Reader<'a> {
     env: BTreeMap<String, String>,
@@ -318,6 +325,17 @@ impl Reader<'_> {
         let parse = |text: &str| text.split(',').map(|one| one.trim().parse().ok()).collect();
         let servers = self.parsed("WAYPOINT_DNS_SERVERS", "addresses with ports, such as 10.96.0.10:53, joined by commas", parse);
         DnsSettings { resolv_conf: resolv_conf.into_bytes(), servers: servers.unwrap_or_default() }
+    }
+
+    fn histogram_bounds(&mut self, annotations: &BTreeMap<String, String>) -> Vec<(String, Bounds)> {
+        let Some(text) = annotations.get(HISTOGRAM_ANNOTATION) else { return Vec::new() };
+        let parsed = serde_json::from_str::<BTreeMap<String, Vec<f64>>>(text).ok();
+        let bounds = parsed.and_then(|map| map.into_iter().map(|(prefix, bounds)| Some((prefix, Bounds::new(&bounds)?))).collect());
+        bounds.unwrap_or_else(|| {
+            let expected = format!("an object of lists with up to {HISTOGRAM_BOUNDS_MAX} rising numbers above 0");
+            self.wrong(&format!("annotation {HISTOGRAM_ANNOTATION}"), text, &expected);
+            Vec::new()
+        })
     }
 
     fn headers(&self, prefix: &str) -> Vec<(String, String)> {

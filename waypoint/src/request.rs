@@ -27,7 +27,7 @@ use filters::rbac::{Decisions, RbacInput};
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::claims::TokenMetadata;
@@ -342,6 +342,9 @@ impl Run {
 
     /// Notes what the request is, and gives it its id and its span.
     fn note_head(&mut self, parts: &mut http::request::Parts, http: &HttpChain) {
+        let line_bytes = parts.method.as_str().len() + parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+        // As it came, before anything of ours.
+        self.recording.record().wire_bytes_received = head_bytes(&parts.headers, line_bytes + REQUEST_LINE_OVERHEAD);
         made_safe(&mut parts.headers, &http.options);
         let tracing = self.served.telemetry.tracing.as_ref();
         let decision =
@@ -359,7 +362,6 @@ impl Run {
             scheme: Scheme::HTTP,
         });
         record.capture_request(&parts.headers);
-        record.wire_bytes_received = head_bytes(&parts.headers, parts.uri.path_and_query().map_or(0, |path| path.as_str().len()));
     }
 
     /// Notes where it would go: also a refused request's labels name its service.
@@ -521,10 +523,18 @@ pub fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
     }
 }
 
+/// Of a request's first line, beside method and path: two blanks, the version, the end of the line.
+const REQUEST_LINE_OVERHEAD: usize = 12;
+
+/// Of an answer's: version, blank, status, blank, reason, the end of the line.
+fn status_line_bytes(status: StatusCode) -> usize {
+    15 + status.canonical_reason().map_or(0, str::len)
+}
+
 /// Bytes that a head takes on the wire as HTTP/1.1 would write it: what `istio_request_bytes` counts beside the body.
 fn head_bytes(headers: &http::HeaderMap, line_bytes: usize) -> u64 {
-    const LINE_OVERHEAD: usize = 16; // method, version, spaces, line ends
     const FIELD_OVERHEAD: usize = 4; // colon, space, CRLF
+    const END: usize = 2; // an empty line
     let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum();
-    u64::try_from(fields + line_bytes + LINE_OVERHEAD).unwrap_or(u64::MAX)
+    u64::try_from(line_bytes + fields + END).unwrap_or(u64::MAX)
 }

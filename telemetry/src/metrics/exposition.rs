@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use super::histogram::{BOUNDS, Counter, HistogramTotal};
+use super::histogram::{Bounds, Counter, HistogramTotal};
 use super::labels::push_pair;
 use super::store::{Family, Store};
 
@@ -35,7 +35,7 @@ pub(crate) fn write(store: &Store, gauges: &[Gauge], out: &mut dyn Write) -> io:
                 writeln!(out, "# TYPE {name} histogram")?;
             }
             let total = series.fold(HistogramTotal::default(), |total, cell| cell.add_to(total));
-            write_histogram(name, &series.labels, &total, out)?;
+            write_histogram(name, &series.labels, (&family.shape, &total), out)?;
         }
     }
     Ok(())
@@ -53,13 +53,12 @@ fn write_counters(family: &Family<Counter>, out: &mut dyn Write) -> io::Result<(
     Ok(())
 }
 
-fn write_histogram(name: &str, labels: &str, total: &HistogramTotal, out: &mut dyn Write) -> io::Result<()> {
+fn write_histogram(name: &str, labels: &str, (bounds, total): (&Bounds, &HistogramTotal), out: &mut dyn Write) -> io::Result<()> {
     let comma = if labels.is_empty() { "" } else { "," };
     let mut count = 0;
     for (at, bucket) in total.buckets.iter().enumerate() {
         count += bucket;
-        let bound = BOUNDS.get(at).map_or("+Inf", |(_, text)| text);
-        write_line(out, &[name, "_bucket{", labels, comma, "le=\"", bound, "\""], count)?;
+        write_line(out, &[name, "_bucket{", labels, comma, "le=\"", bounds.text(at), "\""], count)?;
     }
     write_line(out, &[name, "_sum{", labels], total.sum)?;
     write_line(out, &[name, "_count{", labels], count)

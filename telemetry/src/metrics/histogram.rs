@@ -2,33 +2,106 @@
 //!
 //! Invariant: a value is counted in the first bucket whose bound is not below it (`v <= le`), and sums are exact integers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Upper bounds of Envoy's default histogram, and how they print. Values are whole numbers, so 0.5 takes zeros only.
-pub(crate) const BOUNDS: [(u64, &str); 19] = [
-    (0, "0.5"),
-    (1, "1"),
-    (5, "5"),
-    (10, "10"),
-    (25, "25"),
-    (50, "50"),
-    (100, "100"),
-    (250, "250"),
-    (500, "500"),
-    (1_000, "1000"),
-    (2_500, "2500"),
-    (5_000, "5000"),
-    (10_000, "10000"),
-    (30_000, "30000"),
-    (60_000, "60000"),
-    (300_000, "300000"),
-    (600_000, "600000"),
-    (1_800_000, "1800000"),
-    (3_600_000, "3600000"),
+/// Upper bounds of Envoy's default histogram.
+const BOUNDS_DEFAULT: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 
-/// The bounds and `+Inf`.
-pub(crate) const BUCKETS: usize = BOUNDS.len() + 1;
+/// Bounds of one histogram at most.
+pub const HISTOGRAM_BOUNDS_MAX: usize = 100;
+
+/// Upper bounds of a histogram, rising; `+Inf` comes after the last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bounds(Box<[Bound]>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Bound {
+    /// The largest whole number that is not above it: values are whole numbers, so 0.5 takes zeros only.
+    largest: u64,
+    text: Box<str>,
+}
+
+impl Bounds {
+    /// Reads bounds; none if they are none, too many, not rising, or not above zero.
+    #[must_use]
+    pub fn new(bounds: &[f64]) -> Option<Self> {
+        let rises = bounds.is_sorted_by(|before, after| before < after);
+        if bounds.is_empty()
+            || bounds.len() > HISTOGRAM_BOUNDS_MAX
+            || !rises
+            || !bounds.iter().all(|bound| bound.is_finite() && *bound > 0.0)
+        {
+            return None;
+        }
+        Some(Self(bounds.iter().map(|bound| Bound { largest: floor(*bound), text: bound.to_string().into() }).collect()))
+    }
+
+    fn of(&self, value: u64) -> usize {
+        self.0.partition_point(|bound| bound.largest < value)
+    }
+
+    /// How the bound of a bucket prints.
+    pub(crate) fn text(&self, bucket: usize) -> &str {
+        self.0.get(bucket).map_or("+Inf", |bound| &bound.text)
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self::new(&BOUNDS_DEFAULT).expect("they rise from above zero")
+    }
+}
+
+/// The largest whole number not above `bound`, which is positive. Without a cast: by its decimal text, which is exact.
+fn floor(bound: f64) -> u64 {
+    bound.floor().to_string().parse().unwrap_or(u64::MAX)
+}
+
+/// What a series is counted in, by one worker.
+pub(crate) trait Cell {
+    /// What all cells of a metric have in common.
+    type Shape: std::fmt::Debug;
+    /// An empty one.
+    fn new(shape: &Self::Shape) -> Self;
+}
+
+impl Cell for Counter {
+    type Shape = ();
+
+    fn new((): &()) -> Self {
+        Self::default()
+    }
+}
+
+impl Cell for Histogram {
+    type Shape = Arc<Bounds>;
+
+    fn new(bounds: &Arc<Bounds>) -> Self {
+        let buckets = (0..=bounds.0.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds: Arc::clone(bounds), buckets, sum: AtomicU64::new(0) }
+    }
+}
 
 /// A count that only grows.
 #[derive(Debug, Default)]
@@ -45,19 +118,21 @@ impl Counter {
 }
 
 /// How many values fell between the bounds, and their sum.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Histogram {
-    buckets: [AtomicU64; BUCKETS],
+    bounds: Arc<Bounds>,
+    buckets: Box<[AtomicU64]>,
     sum: AtomicU64,
 }
 
 impl Histogram {
     pub(crate) fn record(&self, value: u64) {
-        self.buckets[BOUNDS.partition_point(|(bound, _)| *bound < value)].fetch_add(1, Relaxed);
+        self.buckets[self.bounds.of(value)].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
     }
 
     pub(crate) fn add_to(&self, total: &mut HistogramTotal) {
+        total.buckets.resize(self.buckets.len(), 0);
         for (total, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
             *total += bucket.load(Relaxed);
         }
@@ -68,7 +143,7 @@ impl Histogram {
 /// A histogram's numbers at one moment: per bucket, not yet cumulative.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct HistogramTotal {
-    pub(crate) buckets: [u64; BUCKETS],
+    pub(crate) buckets: Vec<u64>,
     pub(crate) sum: u64,
 }
 
@@ -78,6 +153,7 @@ mod tests {
 
     #[test]
     fn a_value_is_counted_in_the_first_bucket_whose_bound_is_not_below_it() {
+        let bounds = Arc::new(Bounds::default());
         for (value, le) in [
             (0, "0.5"),
             (1, "1"),
@@ -91,21 +167,23 @@ mod tests {
             (3_600_001, "+Inf"),
             (u64::MAX, "+Inf"),
         ] {
-            let histogram = Histogram::default();
+            let histogram = Histogram::new(&bounds);
             histogram.record(value);
             let mut total = HistogramTotal::default();
             histogram.add_to(&mut total);
             let at = total.buckets.iter().position(|count| *count == 1).expect("counted");
-            assert_eq!(BOUNDS.get(at).map_or("+Inf", |(_, text)| *text), le, "{value}");
+            assert_eq!(bounds.text(at), le, "{value}");
             assert_eq!(total.sum, value);
         }
     }
 
     #[test]
-    fn bounds_print_as_the_numbers_they_are() {
-        for (bound, text) in &BOUNDS[1..] {
-            assert_eq!(bound.to_string(), *text);
+    fn bounds_have_to_rise_from_above_zero() {
+        for wrong in [&[][..], &[0.0], &[-1.0, 2.0], &[1.0, 1.0], &[2.0, 1.0], &[f64::NAN], &[1.0, f64::INFINITY]] {
+            assert_eq!(Bounds::new(wrong), None, "{wrong:?}");
         }
-        assert!(BOUNDS.is_sorted());
+        let bounds = Bounds::new(&[0.25, 1.5, 1e3]).expect("they rise");
+        assert_eq!([0, 1, 2, 3].map(|bucket| bounds.text(bucket).to_owned()), ["0.25", "1.5", "1000", "+Inf"]);
+        assert_eq!([0, 1, 2, 1000, 1001].map(|value| bounds.of(value)), [0, 1, 2, 2, 3]);
     }
 }

@@ -12,11 +12,14 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use smallvec::SmallVec;
 
-use super::histogram::{Counter, Histogram};
+use super::histogram::{Bounds, Cell, Counter, Histogram};
 use super::labels;
 
 /// Series that are kept, of all metrics together; what comes later is counted in one series per metric, labelled `overflow`.
 pub const SERIES_MAX: usize = 50_000;
+
+/// What Envoy's own names of these metrics begin with; users name it to choose buckets.
+const STAT_PREFIX: &str = "istiocustom.";
 
 /// Counters, sorted by name as they print.
 const COUNTERS: [Metric; 7] = [
@@ -42,17 +45,17 @@ pub(crate) struct Series<C> {
     cells: Mutex<SmallVec<[WorkerCell<C>; 2]>>,
 }
 
-impl<C: Default> Series<C> {
+impl<C: Cell> Series<C> {
     pub(crate) fn new(labels: Arc<str>) -> Self {
         Self { labels, cells: Mutex::default() }
     }
 
-    pub(crate) fn cell(&self, worker: usize) -> Arc<C> {
+    pub(crate) fn cell(&self, worker: usize, shape: &C::Shape) -> Arc<C> {
         let mut cells = self.cells.lock();
         if let Some((_, cell)) = cells.iter().find(|(of, _)| *of == worker) {
             return Arc::clone(cell);
         }
-        let cell = Arc::new(C::default());
+        let cell = Arc::new(C::new(shape));
         cells.push((worker, Arc::clone(&cell)));
         cell
     }
@@ -68,14 +71,15 @@ impl<C: Default> Series<C> {
 
 /// All series of one metric, sorted by labels.
 #[derive(Debug)]
-pub(crate) struct Family<C> {
+pub(crate) struct Family<C: Cell> {
     pub(crate) metric: Metric,
+    pub(crate) shape: C::Shape,
     series: Mutex<BTreeMap<Arc<str>, Arc<Series<C>>>>,
 }
 
-impl<C> Family<C> {
-    fn new(metric: Metric) -> Self {
-        Self { metric, series: Mutex::default() }
+impl<C: Cell> Family<C> {
+    fn new(metric: Metric, shape: C::Shape) -> Self {
+        Self { metric, shape, series: Mutex::default() }
     }
 
     /// The series there are, in the order in which they print. The lock is not held while they are printed.
@@ -103,11 +107,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A store of at most `series_max` series; `folded` counts how often one found no place.
-    pub(crate) fn new(series_max: usize, folded: IntCounter) -> Self {
+    /// A store of at most `series_max` series; `folded` counts how often one found no place. Which bounds histograms have is
+    /// said by the beginnings of their names, as [`crate::TelemetrySettings::histogram_bounds`].
+    pub(crate) fn new(series_max: usize, folded: IntCounter, bounds: &[(String, Bounds)]) -> Self {
+        let default = Arc::new(Bounds::default());
+        let bounds_of = |metric: Metric| {
+            let name = format!("{STAT_PREFIX}{}", metric.name());
+            let found = bounds.iter().find(|(prefix, _)| name.starts_with(prefix.as_str()));
+            found.map_or_else(|| Arc::clone(&default), |(_, bounds)| Arc::new(bounds.clone()))
+        };
         Self {
-            counters: COUNTERS.map(Family::new),
-            histograms: HISTOGRAMS.map(Family::new),
+            counters: COUNTERS.map(|metric| Family::new(metric, ())),
+            histograms: HISTOGRAMS.map(|metric| Family::new(metric, bounds_of(metric))),
             series_count: AtomicUsize::new(0),
             series_max,
             folded,
@@ -128,10 +139,10 @@ impl Store {
         self.series_count.load(Relaxed)
     }
 
-    fn cell<C: Default>(&self, family: &Family<C>, wanted: Wanted<'_>) -> Arc<C> {
+    fn cell<C: Cell>(&self, family: &Family<C>, wanted: Wanted<'_>) -> Arc<C> {
         let mut all = family.series.lock();
         if let Some(series) = all.get(wanted.labels) {
-            return series.cell(wanted.worker);
+            return series.cell(wanted.worker, &family.shape);
         }
         let labels = if self.claim() {
             Arc::clone(wanted.labels)
@@ -140,7 +151,7 @@ impl Store {
             labels::render_overflow(wanted.reporter, family.metric).into()
         };
         let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels)));
-        series.cell(wanted.worker)
+        series.cell(wanted.worker, &family.shape)
     }
 
     /// Takes one of the places, if one is left.

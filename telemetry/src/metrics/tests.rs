@@ -7,7 +7,7 @@ use model::metrics::Label;
 use prometheus::core::Collector as _;
 use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, Opts, TextEncoder};
 
-use super::histogram::BOUNDS;
+use super::histogram::Bounds;
 use super::*;
 use crate::fixture::{self, LABELS};
 use crate::grpc::GrpcStatus;
@@ -27,7 +27,7 @@ impl Metrics {
 
     fn bounded(series_max: usize) -> Self {
         let folded = prometheus::IntCounter::new("folded", "folded").unwrap();
-        Self { worker: WorkerMetrics::new(Arc::new(Store::new(series_max, folded.clone())), 0), folded }
+        Self { worker: WorkerMetrics::new(Arc::new(Store::new(series_max, folded.clone(), &[])), 0), folded }
     }
 
     fn text(&self) -> String {
@@ -71,7 +71,7 @@ fn values<'a>(labels: &'a [(String, String)], names: &[&str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn a_normal_request_prints_the_golden_line() {
+fn m01_a_normal_request_prints_the_golden_line() {
     let mut metrics = Metrics::new();
     let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
     for _ in 0..100 {
@@ -82,7 +82,7 @@ fn a_normal_request_prints_the_golden_line() {
 }
 
 #[test]
-fn histograms_count_whole_milliseconds_and_wire_bytes() {
+fn m01_histograms_count_whole_milliseconds_and_wire_bytes() {
     let text = recorded(|_| {}).text();
     for (name, below, first, sum) in [
         ("istio_request_duration_milliseconds", "5", "10", 7),
@@ -118,7 +118,7 @@ fn one_edge_with_one_status_is_sixty_seven_lines_and_names_come_in_order() {
 }
 
 #[test]
-fn a_client_that_discovery_does_not_know_is_unknown_but_its_revision_is_latest() {
+fn m03_a_client_that_discovery_does_not_know_is_unknown_but_its_revision_is_latest() {
     let labels = recorded(|record| record.stream.source = None).labels("istio_requests_total");
     let names = ["source_workload", "source_canonical_service", "source_app", "source_version", "source_cluster"];
     assert_eq!(values(&labels, &names), ["unknown"; 5]);
@@ -129,7 +129,7 @@ fn a_client_that_discovery_does_not_know_is_unknown_but_its_revision_is_latest()
 }
 
 #[test]
-fn an_endpoint_that_discovery_does_not_know_is_unknown_and_so_is_its_revision() {
+fn m04_an_endpoint_that_discovery_does_not_know_is_unknown_and_so_is_its_revision() {
     let labels = recorded(|record| record.stream.destination = None).labels("istio_requests_total");
     let names = [
         "destination_workload",
@@ -147,41 +147,54 @@ fn an_endpoint_that_discovery_does_not_know_is_unknown_and_so_is_its_revision() 
 }
 
 #[test]
-fn the_certificate_names_the_source_namespace_before_discovery_does() {
-    let id = |namespace| Some(SpiffeId::new("cluster.local", namespace, "default").unwrap());
-    let labels = recorded(|record| record.stream.source_identity = id("a")).labels("istio_requests_total");
+fn m06_the_certificate_names_the_source_namespace_before_discovery_does() {
+    let id = SpiffeId::new("cluster.local", "a", "default").unwrap();
+    let labels = recorded(|record| record.stream.source_identity = Some(id)).labels("istio_requests_total");
     assert_eq!(value(&labels, "source_workload_namespace"), "a");
+}
+
+#[test]
+fn m07_m23_without_a_principal_discovery_names_the_namespace_and_nothing_is_mutual_tls() {
     let labels = recorded(|record| record.stream.source_identity = None).labels("istio_requests_total");
     assert_eq!(values(&labels, &["source_workload_namespace", "source_principal"]), ["emojivoto", "unknown"]);
     assert_eq!(value(&labels, "connection_security_policy"), "none");
 }
 
 #[test]
-fn a_service_without_a_name_is_called_what_its_host_begins_with() {
+fn m08_a_service_without_a_name_is_called_what_its_host_begins_with() {
     let service = ServiceRef { host: "web-svc.emojivoto.svc.cluster.local".into(), name: "".into(), namespace: "".into() };
     let labels = recorded(|record| record.stream.service = Some(Arc::new(service))).labels("istio_requests_total");
     assert_eq!(values(&labels, &["destination_service_name", "destination_service_namespace"]), ["web-svc", "unknown"]);
 }
 
-#[test]
-fn a_cluster_without_a_service_is_unknown_unless_it_is_a_well_known_one() {
-    let names = ["destination_service", "destination_service_name", "destination_service_namespace"];
-    let without = |route: Option<&str>, cluster: Option<&str>| {
-        recorded(|record| {
-            record.stream.service = None;
-            record.stream.route_name = route.map(Arc::from);
-            record.stream.cluster = cluster.map(Arc::from);
-        })
-        .labels("istio_requests_total")
-    };
-    assert_eq!(values(&without(Some("default"), Some("encap")), &names), ["unknown"; 3]);
-    assert_eq!(values(&without(Some("block_all"), None), &names), ["unknown", "BlackHoleCluster", "unknown"]);
-    assert_eq!(values(&without(Some("allow_any"), Some("PassthroughCluster")), &names), ["unknown", "PassthroughCluster", "unknown"]);
-    assert_eq!(value(&without(None, Some("InboundPassthroughClusterIpv4")), names[1]), "InboundPassthroughClusterIpv4");
+fn without_service(route: Option<&str>, cluster: Option<&str>) -> Vec<String> {
+    let labels = recorded(|record| {
+        record.stream.service = None;
+        record.stream.route_name = route.map(Arc::from);
+        record.stream.cluster = cluster.map(Arc::from);
+        record.head.as_mut().unwrap().authority = Some("elsewhere.shop".parse().unwrap());
+    })
+    .labels("istio_requests_total");
+    values(&labels, &["destination_service", "destination_service_name", "destination_service_namespace"])
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
-fn a_client_that_went_away_leaves_code_0_and_no_destination_workload() {
+fn m09_a_cluster_without_a_service_is_unknown_whatever_the_host() {
+    assert_eq!(without_service(Some("default"), Some("encap")), ["unknown"; 3]);
+}
+
+#[test]
+fn m10_well_known_routes_and_clusters_name_themselves() {
+    assert_eq!(without_service(Some("block_all"), None), ["unknown", "BlackHoleCluster", "unknown"]);
+    assert_eq!(without_service(Some("allow_any"), Some("PassthroughCluster")), ["unknown", "PassthroughCluster", "unknown"]);
+    assert_eq!(without_service(None, Some("InboundPassthroughClusterIpv4"))[1], "InboundPassthroughClusterIpv4");
+}
+
+#[test]
+fn m18_a_client_that_went_away_leaves_code_0_and_no_destination_workload() {
     let metrics = recorded(|record| {
         record.response_code = 0;
         record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
@@ -193,7 +206,7 @@ fn a_client_that_went_away_leaves_code_0_and_no_destination_workload() {
 }
 
 #[test]
-fn flags_print_in_the_order_they_were_set() {
+fn m21b_flags_print_in_the_order_they_were_set() {
     let labels = recorded(|record| {
         record.response_code = 503;
         record.stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
@@ -203,30 +216,54 @@ fn flags_print_in_the_order_they_were_set() {
     assert_eq!(values(&labels, &["response_code", "response_flags"]), ["503", "URX,UF"]);
 }
 
-#[test]
-fn grpc_requests_carry_their_status_received_or_derived() {
-    let names = ["request_protocol", "response_code", "grpc_response_status"];
-    let grpc = |code, status: Option<GrpcStatus>| {
-        recorded(|record| {
-            record.is_grpc = true;
-            record.response_code = code;
-            record.grpc_status = status;
-        })
-        .labels("istio_requests_total")
-    };
-    assert_eq!(values(&grpc(200, Some(GrpcStatus::OK)), &names), ["grpc", "200", "0"]);
-    assert_eq!(values(&grpc(404, None), &names), ["grpc", "404", "12"]);
-    assert_eq!(values(&grpc(0, None), &names), ["grpc", "0", ""]);
+fn grpc(code: u16, status: Option<GrpcStatus>) -> Vec<String> {
+    let metrics = recorded(|record| {
+        record.is_grpc = true;
+        record.response_code = code;
+        record.grpc_status = status;
+    });
+    let labels = metrics.labels("istio_requests_total");
+    values(&labels, &["request_protocol", "response_code", "grpc_response_status"]).into_iter().map(str::to_owned).collect()
 }
 
 #[test]
-fn a_grpc_request_denied_before_the_stats_filter_counts_as_http() {
+fn m11_a_grpc_request_carries_its_status() {
+    assert_eq!(grpc(200, Some(GrpcStatus::OK)), ["grpc", "200", "0"]);
+    assert_eq!(grpc(200, Some(GrpcStatus::new(14))), ["grpc", "200", "14"]);
+}
+
+#[test]
+fn m13_without_a_status_a_grpc_requests_comes_from_http() {
+    assert_eq!(grpc(404, None), ["grpc", "404", "12"]);
+    assert_eq!(grpc(0, None), ["grpc", "0", ""]);
+}
+
+#[test]
+fn m16_grpc_web_is_http() {
+    for (content_type, is_grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc-web", false),
+        ("application/grpc-web+proto", false),
+        ("application/json", false),
+    ] {
+        assert_eq!(crate::grpc::is_grpc(&fixture::headers(&[("content-type", content_type)])), is_grpc, "{content_type}");
+    }
+}
+
+#[test]
+fn m17_without_grpc_its_status_is_there_and_empty() {
+    assert!(recorded(|_| {}).lines("istio_requests_total")[0].contains(",grpc_response_status=\"\","));
+}
+
+#[test]
+fn m15_a_grpc_request_denied_before_the_stats_filter_counts_as_http() {
     let labels = recorded(|record| record.grpc_status = Some(GrpcStatus::new(7))).labels("istio_requests_total");
     assert_eq!(values(&labels, &["request_protocol", "grpc_response_status"]), ["http", ""]);
 }
 
 #[test]
-fn grpc_messages_are_counted_as_they_come_with_the_first_twenty_labels() {
+fn m11_m14_grpc_messages_are_counted_as_they_come_with_the_first_twenty_labels() {
     let mut metrics = Metrics::new();
     let mut record = fixture::request(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
     record.is_grpc = true;
@@ -243,7 +280,26 @@ fn grpc_messages_are_counted_as_they_come_with_the_first_twenty_labels() {
 }
 
 #[test]
-fn tcp_metrics_carry_no_codes_and_count_since_the_last_report() {
+fn m24_a_short_tcp_connection_is_counted_at_its_close() {
+    let mut metrics = Metrics::new();
+    let mut record = fixture::connection(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
+    (record.stream.bytes_received, record.stream.bytes_sent) = (6, 5);
+    metrics.worker.record_connection(&mut record);
+    for (name, value) in [
+        ("istio_tcp_connections_opened_total", 1),
+        ("istio_tcp_connections_closed_total", 1),
+        ("istio_tcp_received_bytes_total", 6),
+        ("istio_tcp_sent_bytes_total", 5),
+    ] {
+        assert!(metrics.lines(name)[0].ends_with(&format!("}} {value}")), "{name}");
+        let labels = metrics.labels(name);
+        assert_eq!(labels.len(), 23, "{name}");
+        assert_eq!(values(&labels, &["request_protocol", "response_flags"]), ["tcp", "-"]);
+    }
+}
+
+#[test]
+fn m25_tcp_metrics_exist_from_the_first_report_and_keep_its_labels() {
     let labels = format!("{LABELS},request_protocol=\"tcp\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"");
     let mut metrics = Metrics::new();
     let mut record = fixture::connection(&fixture::chain(Some(fixture::stats()), Vec::new(), None));
@@ -271,19 +327,28 @@ fn tcp_metrics_carry_no_codes_and_count_since_the_last_report() {
 }
 
 #[test]
-fn removed_labels_and_dropped_metrics_are_left_out_where_they_are_configured() {
+fn removed_labels_are_left_out_where_they_are_configured() {
     let mut metrics = Metrics::new();
     let mut stats = fixture::stats();
     stats.removed_labels = vec![(Some(Metric::RequestsTotal), Label::SourcePrincipal)];
-    stats.dropped = vec![Metric::RequestDurationMilliseconds];
     metrics.worker.record_request(&mut fixture::request(&fixture::chain(Some(stats), Vec::new(), None)));
     let has = |name| metrics.labels(name).iter().any(|(label, _)| label == "source_principal");
     assert!(!has("istio_requests_total") && has("istio_request_bytes_count"));
-    assert!(metrics.lines("istio_request_duration_milliseconds_count").is_empty());
 }
 
 #[test]
-fn a_chain_without_stats_counts_nothing() {
+fn m31_a_disabled_metric_has_no_series_and_others_have() {
+    let mut metrics = Metrics::new();
+    let stats = Stats { dropped: vec![Metric::RequestDurationMilliseconds], ..fixture::stats() };
+    metrics.worker.record_request(&mut fixture::request(&fixture::chain(Some(stats), Vec::new(), None)));
+    assert!(!metrics.text().contains("istio_request_duration_milliseconds"));
+    for name in ["istio_requests_total", "istio_request_bytes_count", "istio_response_bytes_count"] {
+        assert_eq!(metrics.lines(name).len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn m32_a_chain_without_stats_counts_nothing() {
     let mut metrics = Metrics::new();
     let chain = fixture::chain(None, Vec::new(), None);
     metrics.worker.record_request(&mut fixture::request(&chain));
@@ -292,7 +357,26 @@ fn a_chain_without_stats_counts_nothing() {
 }
 
 #[test]
-fn quotes_backslashes_and_newlines_are_escaped() {
+fn m36_histograms_have_the_bounds_that_were_asked_for_by_their_names() {
+    let bounds = |bounds: &[f64]| Bounds::new(bounds).unwrap();
+    let buckets = |asked: &[(String, Bounds)], name: &str| {
+        let folded = prometheus::IntCounter::new("folded", "folded").unwrap();
+        let store = Arc::new(Store::new(SERIES_MAX, folded.clone(), asked));
+        let mut metrics = Metrics { worker: WorkerMetrics::new(store, 0), folded };
+        metrics.worker.record_request(&mut fixture::request(&fixture::chain(Some(fixture::stats()), Vec::new(), None)));
+        let lines = metrics.lines(&format!("{name}_bucket"));
+        lines.iter().map(|line| (value(&labels_of(line), "le").to_owned(), line.ends_with(" 1"))).collect::<Vec<_>>()
+    };
+    let all = [("istiocustom".to_owned(), bounds(&[1.0, 10.0]))];
+    let expected = [("1".to_owned(), false), ("10".to_owned(), true), ("+Inf".to_owned(), true)];
+    assert_eq!(buckets(&all, "istio_request_duration_milliseconds"), expected);
+    let one = [("istiocustom.istio_request_bytes".to_owned(), bounds(&[0.5]))];
+    assert_eq!(buckets(&one, "istio_request_bytes").len(), 2);
+    assert_eq!(buckets(&one, "istio_response_bytes").len(), 20);
+}
+
+#[test]
+fn m34_quotes_backslashes_and_newlines_are_escaped() {
     let odd = fixture::workload("a\"b\\c\nd\té", "default", ("x", "y"));
     let line = recorded(|record| record.stream.source = Some(odd)).lines("istio_requests_total").remove(0);
     assert!(line.contains("source_workload=\"a\\\"b\\\\c\\nd\té\","), "{line}");
@@ -313,7 +397,7 @@ fn workers_are_summed_and_a_replaced_workload_with_equal_labels_is_the_same_seri
 }
 
 #[test]
-fn a_new_revision_of_a_workload_is_seen_by_the_next_request() {
+fn m38_a_new_revision_of_a_workload_is_seen_by_the_next_request() {
     let mut metrics = Metrics::new();
     let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
     let mut record = fixture::request(&chain);
@@ -381,7 +465,7 @@ fn the_text_agrees_with_the_prometheus_crates_for_the_same_numbers() {
     let counter = IntCounterVec::new(Opts::new("istio_requests_total", "h"), &names).unwrap();
     counter.with_label_values(&values).inc();
     families.extend(counter.collect());
-    let bounds: Vec<_> = BOUNDS.iter().map(|(_, text)| text.parse::<f64>().unwrap()).collect();
+    let bounds: Vec<f64> = (0..19).map(|bucket| Bounds::default().text(bucket).parse().unwrap()).collect();
     for (name, value) in [("istio_request_duration_milliseconds", 7.0), ("istio_request_bytes", 66.0), ("istio_response_bytes", 232.0)] {
         let histogram = HistogramVec::new(HistogramOpts::new(name, "h").buckets(bounds.clone()), &names).unwrap();
         histogram.with_label_values(&values).observe(value);

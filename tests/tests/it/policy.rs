@@ -12,7 +12,7 @@ use tests::workload::App;
 const SPAN_DEADLINE: Duration = Duration::from_secs(15);
 
 /// An RBAC filter with one policy, in the form istiod writes.
-fn rbac(action: &str, policy: &str, permission: &Value, principal: &Value) -> Value {
+pub(crate) fn rbac(action: &str, policy: &str, permission: &Value, principal: &Value) -> Value {
     json!({
         "name": "envoy.filters.http.rbac",
         "typed_config": {
@@ -26,7 +26,7 @@ fn rbac(action: &str, policy: &str, permission: &Value, principal: &Value) -> Va
     })
 }
 
-fn identity(spiffe_id: &str) -> Value {
+pub(crate) fn identity(spiffe_id: &str) -> Value {
     json!({"or_ids": {"ids": [{"filter_state": {"key": "io.istio.peer_principal", "string_match": {"exact": spiffe_id}}}]}})
 }
 

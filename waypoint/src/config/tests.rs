@@ -49,6 +49,23 @@ fn read(env: BTreeMap<String, String>) -> Result<Settings, Vec<SettingError>> {
     )
 }
 
+/// With this annotation of histogram buckets.
+fn with_buckets(buckets: &str) -> Result<Settings, Vec<SettingError>> {
+    let annotations = format!("sidecar.istio.io/statsHistogramBuckets={buckets:?}\n");
+    let read_file = move |path: &Path| if path.ends_with("annotations") { Ok(annotations.clone()) } else { pod(path) };
+    Settings::read(&ProxyArgs::default(), Sources { env: environment(), interface_addresses: Vec::new(), read_file: &read_file })
+}
+
+#[test]
+fn m36_histogram_buckets_are_read_from_the_pods_annotation() {
+    let read = with_buckets(r#"{"istiocustom":[1,10],"cluster.":[0.5]}"#).unwrap().histogram_bounds;
+    let expected = [("cluster.", &[0.5][..]), ("istiocustom", &[1.0, 10.0])];
+    assert_eq!(read, expected.map(|(prefix, bounds)| (prefix.to_owned(), Bounds::new(bounds).unwrap())));
+    for wrong in [r#"{"istiocustom":[10,1]}"#, r#"{"istiocustom":1}"#, "1,10"] {
+        assert_eq!(with_buckets(wrong).unwrap_err()[0].name, "annotation sidecar.istio.io/statsHistogramBuckets", "{wrong}");
+    }
+}
+
 fn with(changes: &[(&str, &str)]) -> BTreeMap<String, String> {
     let mut env = environment();
     env.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));

@@ -3,6 +3,7 @@
 //! Not for: which results are tried again (`filters::retry`). Invariants: a request whose bytes may have arrived is sent
 //! again only if the policy names that result; the body is sent again only if all of it was kept.
 
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
 use model::route_table::VirtualHost;
 use smallvec::SmallVec;
+use tokio::time::Interval;
 
 use super::edits;
 use super::limits::{self, Expired, Expiry};
@@ -109,6 +111,18 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         }
         Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
         Err(failure) => Ok(fail(run, &failure, to, was_retried)),
+    }
+}
+
+/// Waits for the answer to a gRPC request, and counts its messages meanwhile: a client may send for hours before there is one.
+async fn counting<T>(recording: &mut Recording, mut reports: Box<Interval>, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            _ = reports.tick() => recording.report_messages(),
+        }
     }
 }
 
@@ -321,7 +335,12 @@ impl<'a> Tries<'a> {
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sent_at = Instant::now();
-            match lease.session.send(request, Some(self.run.interim.clone())).await {
+            let sending = lease.session.send(request, Some(self.run.interim.clone()));
+            let sent = match self.run.recording.message_reports() {
+                None => sending.await,
+                Some(reports) => counting(&mut self.run.recording, reports, sending).await,
+            };
+            match sent {
                 Ok(response) => return Ok(Answered { response, lease, active, sent_at }),
                 Err(mut error) => {
                     let nothing_sent = error.nothing_sent;
@@ -420,7 +439,7 @@ fn pass_on(
     if let Some(operation) = run.decorator.take() {
         parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);
     }
-    run.recording.answered(parts.status.as_u16(), &parts.headers);
+    run.recording.answered(parts.status, &parts.headers);
     let mut response = Response::from_parts(parts, body);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         join(&mut response, run.recording, active, expiry);

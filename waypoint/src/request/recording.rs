@@ -11,15 +11,16 @@ use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use model::flags::ResponseFlag;
 use parking_lot::Mutex;
 use telemetry::record::{RequestRecord, UpstreamLocal};
 use tokio::sync::Notify;
+use tokio::time::{Interval, MissedTickBehavior};
 
-use super::head_bytes;
 use super::limits::{Activity, Expired, Expiry};
+use super::{head_bytes, status_line_bytes};
 use crate::http::body::{Body, BodyError};
 use crate::state::health::ActiveRequest;
 use crate::state::published::ClusterEntry;
@@ -106,7 +107,7 @@ impl Recording {
     /// An answer was made here: over with it.
     pub(super) fn answered_here(&mut self, response: &Response<Body>) {
         let body_bytes = response.body().size_hint().exact().unwrap_or(0);
-        self.answered(response.status().as_u16(), response.headers());
+        self.answered(response.status(), response.headers());
         let record = self.record();
         record.stream.bytes_sent = body_bytes;
         record.wire_bytes_sent += body_bytes;
@@ -114,11 +115,30 @@ impl Recording {
     }
 
     /// An answer's head is about to be sent.
-    pub(super) fn answered(&mut self, status: u16, headers: &HeaderMap) {
+    pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         let record = self.record();
-        record.response_code = status;
+        record.response_code = status.as_u16();
         record.capture_response(headers);
-        record.wire_bytes_sent = head_bytes(headers, 0);
+        record.wire_bytes_sent = head_bytes(headers, status_line_bytes(status));
+    }
+
+    /// When a gRPC stream's messages are next to be counted; none for every other request.
+    pub(super) fn message_reports(&mut self) -> Option<Box<Interval>> {
+        let record = self.record();
+        record.grpc_messages?;
+        let interval = record.stream.chain.stats.as_ref()?.reporting_interval;
+        let mut reports = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Some(Box::new(reports))
+    }
+
+    /// Counts the messages of a gRPC stream so far.
+    pub(super) fn report_messages(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        if let Some(upload) = &self.upload {
+            upload.note_messages(record);
+        }
+        self.worker.with_telemetry(|telemetry| telemetry.report_messages(record));
     }
 
     /// Why it ended before its end.
@@ -138,9 +158,7 @@ impl Recording {
             record.stream.request_end = *upload.ended_at.lock();
             record.stream.bytes_received = bytes;
             record.wire_bytes_received += bytes;
-            if let Some(messages) = &mut record.grpc_messages {
-                messages.request = upload.messages.load(Ordering::Relaxed);
-            }
+            upload.note_messages(&mut record);
         }
         record.stream.end = Some(Instant::now());
         self.worker.with_telemetry(|telemetry| telemetry.record_request(&mut record));
@@ -186,6 +204,12 @@ impl Upload {
         let notified = self.ended.notified();
         if !self.has_ended() {
             notified.await;
+        }
+    }
+
+    fn note_messages(&self, record: &mut RequestRecord) {
+        if let Some(messages) = &mut record.grpc_messages {
+            messages.request = self.messages.load(Ordering::Relaxed);
         }
     }
 
@@ -291,6 +315,8 @@ pub(super) struct RecordedBody {
     recording: Recording,
     held: Option<Held>,
     messages: MessageCounter,
+    /// When they are next reported.
+    reports: Option<Box<Interval>>,
     /// From `content-length`; a codec does not ask for more once it is reached.
     expected: Option<u64>,
 }
@@ -304,7 +330,8 @@ impl RecordedBody {
             return inner;
         }
         let expected = inner.size_hint().exact();
-        Body::wrap(Self { inner, recording, held: Some(held), messages: MessageCounter::default(), expected })
+        let reports = recording.message_reports();
+        Body::wrap(Self { inner, recording, held: Some(held), messages: MessageCounter::default(), reports, expected })
     }
 
     fn complete(&mut self) {
@@ -367,6 +394,11 @@ impl HttpBody for RecordedBody {
         if let Some(Poll::Ready(expired)) = expiry.map(|expiry| expiry.as_mut().poll(context)) {
             this.cut(expired.told());
             return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        }
+        if let Some(reports) = &mut this.reports {
+            while reports.poll_tick(context).is_ready() {
+                this.recording.report_messages();
+            }
         }
         match ready!(Pin::new(&mut this.inner).poll_frame(context)) {
             Some(Ok(frame)) => {

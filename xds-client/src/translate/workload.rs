@@ -49,3 +49,15 @@ pub fn workload(value: &proto::Workload, name: &str) -> Translated<Workload> {
         addresses: addresses.collect::<Translated<_>>()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn m05_what_a_workload_does_not_say_is_istios_default() {
+        let read = workload(&proto::Workload::default(), "Kubernetes//Pod/default/web").expect("reads");
+        assert_eq!((read.identity.as_str(), &*read.namespace), ("spiffe://cluster.local/ns/default/sa/default", "default"));
+        assert_eq!(&*read.uid, "Kubernetes//Pod/default/web");
+    }
+}

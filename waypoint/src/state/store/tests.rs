@@ -66,7 +66,7 @@ fn store() -> (Store, Arc<Published>) {
 }
 
 #[test]
-fn a_pod_that_takes_over_an_address_is_found_and_outlives_the_old_ones_removal() {
+fn m39_a_pod_that_takes_over_an_address_is_found_and_outlives_the_old_ones_removal() {
     let (mut store, published) = store();
     let name = |address: &str| published.workload(address.parse().unwrap()).map(|found| found.name.to_string());
     store.upsert_workload(workload("a", "old", &["10.0.0.1", "10.0.0.2"]));
