@@ -3,7 +3,7 @@
 //! Not for: writing them. A chain without an access log writes none.
 
 use crate::flags::ResponseFlag;
-use crate::format::{HeaderUse, JsonFormat, TextFormat};
+use crate::format::{Expression, HeaderUse, JsonFormat, TextFormat};
 use crate::stream_view::{Field, StreamView, Value};
 
 /// How a line looks.
@@ -26,6 +26,8 @@ pub enum LogFilter {
     CodeAtMost(u32),
     /// `status_code_filter`: exactly this code.
     CodeIs(u32),
+    /// An expression is true; one without a value is not.
+    Expression(Expression),
     /// Nothing can meet the condition.
     Never,
 }
@@ -45,6 +47,7 @@ impl LogFilter {
             Self::CodeAtLeast(bound) => code() >= u64::from(*bound),
             Self::CodeAtMost(bound) => code() <= u64::from(*bound),
             Self::CodeIs(wanted) => code() == u64::from(*wanted),
+            Self::Expression(expression) => expression.is_true(view),
             Self::Never => false,
         }
     }
@@ -73,8 +76,13 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Notes the headers that a line reads.
+    /// Notes the headers that a line, and what decides about it, reads.
     pub fn uses(&self, headers: &mut HeaderUse) {
+        for filter in &self.filters {
+            if let LogFilter::Expression(expression) = filter {
+                expression.uses(headers);
+            }
+        }
         match &self.format {
             LogFormat::Text(format) => format.uses(headers),
             LogFormat::Json(format) => format.uses(headers),

@@ -78,6 +78,33 @@ impl ResponseFlag {
         Self::OverloadManager,
     ];
 
+    /// Its place in Envoy's number of flags, `response.flags` of expressions.
+    #[must_use]
+    pub const fn envoy_bit(self) -> u8 {
+        match self {
+            Self::NoHealthyUpstream => 1,
+            Self::UpstreamRequestTimeout => 2,
+            Self::LocalReset => 3,
+            Self::UpstreamRemoteReset => 4,
+            Self::UpstreamConnectionFailure => 5,
+            Self::UpstreamConnectionTermination => 6,
+            Self::UpstreamOverflow => 7,
+            Self::NoRouteFound => 8,
+            Self::DelayInjected => 9,
+            Self::FaultInjected => 10,
+            Self::RateLimited => 11,
+            Self::UnauthorizedExternalService => 12,
+            Self::DownstreamConnectionTermination => 14,
+            Self::UpstreamRetryLimitExceeded => 15,
+            Self::StreamIdleTimeout => 16,
+            Self::DownstreamProtocolError => 18,
+            Self::DurationTimeout => 22,
+            Self::UpstreamProtocolError => 23,
+            Self::NoClusterFound => 24,
+            Self::OverloadManager => 25,
+        }
+    }
+
     /// Reads a short form.
     #[must_use]
     pub fn parse(short: &str) -> Option<Self> {

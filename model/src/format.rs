@@ -4,6 +4,7 @@
 //! keys sorted, numbers stay numbers, a missing single operator is `null`, in a longer text `-`.
 //! Invariant: rendering cannot fail; what is unknown was found when compiling and renders as missing.
 
+mod expression;
 mod json;
 mod operator;
 mod time;
@@ -13,6 +14,7 @@ use std::time::SystemTime;
 
 use http::HeaderName;
 
+pub use expression::{Datum, Expression};
 pub use json::{JsonFormat, JsonValue};
 pub use operator::{Operator, PeerField};
 

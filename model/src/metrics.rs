@@ -2,7 +2,10 @@
 //!
 //! Not for: recording. Source: `docs/contracts.md`, metrics.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use crate::format::{Expression, HeaderUse};
 
 /// How often a long TCP connection or gRPC stream reports when nothing else is configured.
 pub const REPORTING_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
@@ -184,6 +187,17 @@ impl Reporter {
     }
 }
 
+/// What is changed of one label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// Of which metric; none is every one.
+    pub metric: Option<Metric>,
+    /// A standard label, or one of its own, which comes after those.
+    pub name: Box<str>,
+    /// What it says; none takes it away.
+    pub value: Option<Expression>,
+}
+
 /// What a chain records. A chain without the filter `istio.stats` has none and records nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -191,8 +205,8 @@ pub struct Stats {
     pub reporter: Reporter,
     /// Metrics that are switched off.
     pub dropped: Vec<Metric>,
-    /// Labels left out, per metric; `None` is every metric.
-    pub removed_labels: Vec<(Option<Metric>, Label)>,
+    /// Labels that are not Istio's own; of two for the same label the later counts.
+    pub tags: Vec<Tag>,
     /// How often long connections and streams report.
     pub reporting_interval: Duration,
 }
@@ -204,9 +218,30 @@ impl Stats {
         !self.dropped.contains(&metric)
     }
 
-    /// Whether the label is printed for the metric.
+    /// What is changed of a standard label of a metric.
     #[must_use]
-    pub fn prints(&self, metric: Metric, label: Label) -> bool {
-        !self.removed_labels.iter().any(|(of, removed)| *removed == label && of.is_none_or(|of| of == metric))
+    pub fn tag(&self, metric: Metric, label: Label) -> Option<&Tag> {
+        self.of(metric).rev().find(|tag| *tag.name == *label.name())
+    }
+
+    /// The labels that a metric has beside the standard ones, by name.
+    #[must_use]
+    pub fn added(&self, metric: Metric) -> BTreeMap<&str, &Expression> {
+        let added = self.of(metric).filter(|tag| Label::parse(&tag.name).is_none());
+        added.filter_map(|tag| Some((&*tag.name, tag.value.as_ref()?))).collect()
+    }
+
+    fn of(&self, metric: Metric) -> impl DoubleEndedIterator<Item = &Tag> {
+        self.tags.iter().filter(move |tag| tag.metric.is_none_or(|of| of == metric))
+    }
+
+    /// The expressions whose values differ from request to request.
+    pub fn varying(&self) -> impl Iterator<Item = &Expression> {
+        self.tags.iter().filter_map(|tag| tag.value.as_ref()).filter(|value| !value.is_constant())
+    }
+
+    /// Notes the headers that labels read.
+    pub fn uses(&self, headers: &mut HeaderUse) {
+        self.varying().for_each(|value| value.uses(headers));
     }
 }

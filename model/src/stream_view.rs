@@ -47,6 +47,8 @@ pub enum Field {
     GrpcStatusNumber,
     FilterChainName,
     Hostname,
+    DownstreamWireBytesReceived,
+    DownstreamWireBytesSent,
 }
 
 /// Which end a peer is at.

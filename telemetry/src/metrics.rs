@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use model::identity::SpiffeId;
 use model::metrics::{Metric, Reporter, Stats};
 use model::service::ServiceRef;
+use model::stream_view::StreamView;
 use model::workload::Workload;
 
 use self::histogram::Histogram;
@@ -43,6 +44,8 @@ struct SeriesKey {
     mutual_tls: bool,
     stand_in: ServiceStandIn,
     outcome: Outcome,
+    /// What varying labels say; none on chains without any.
+    tags: Option<Box<str>>,
 }
 
 fn address<T>(shared: Option<&T>) -> usize {
@@ -50,7 +53,7 @@ fn address<T>(shared: Option<&T>) -> usize {
 }
 
 impl SeriesKey {
-    fn new(chain: &Arc<ChainTelemetry>, ends: &Ends<'_>, outcome: Outcome) -> Self {
+    fn new(chain: &Arc<ChainTelemetry>, ends: &Ends<'_>, outcome: Outcome, tags: Option<Box<str>>) -> Self {
         Self {
             chain: address(Some(&**chain)),
             source: address(ends.source),
@@ -60,8 +63,23 @@ impl SeriesKey {
             mutual_tls: ends.mutual_tls,
             stand_in: ends.stand_in,
             outcome,
+            tags,
         }
     }
+}
+
+/// What the varying labels of a chain say of a request, as one text; none if it has none.
+fn varying(stats: &Stats, view: &dyn StreamView) -> Option<Box<str>> {
+    if stats.tags.is_empty() {
+        return None;
+    }
+    let mut said = String::new();
+    for value in stats.varying() {
+        // No label has the separator, so that no two lists of values are alike.
+        value.with_text(view, |text| said.push_str(text.unwrap_or("\u{1}")));
+        said.push('\0');
+    }
+    (!said.is_empty()).then(|| said.into())
 }
 
 /// Keep the memory of what a key names by address, without keeping its contents.
@@ -134,6 +152,7 @@ struct Resolver<'a> {
     store: &'a Store,
     worker: usize,
     stats: &'a Stats,
+    view: &'a dyn StreamView,
     ends: Ends<'a>,
     outcome: Outcome,
     last: Option<Arc<str>>,
@@ -141,7 +160,7 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     fn labels(&mut self, metric: Metric) -> Arc<str> {
-        let text = render(self.stats, metric, &self.ends, &self.outcome);
+        let text = render(self.stats, metric, self.view, (&self.ends, &self.outcome));
         match &self.last {
             Some(last) if **last == *text => Arc::clone(last),
             _ => Arc::clone(self.last.insert(text.into())),
@@ -194,13 +213,15 @@ impl WorkerMetrics {
     /// Counts a request that ended.
     pub(crate) fn record_request(&mut self, record: &mut RequestRecord) {
         self.report_messages(record);
+        let record = &*record;
         let stream = &record.stream;
         let Some(stats) = &stream.chain.stats else { return };
         let ends = Ends::of(stream, record.response_code != 0);
         let outcome = Outcome::of_request(record);
         let (store, worker) = (&*self.store, self.worker);
-        let cells = self.requests.get_or(SeriesKey::new(&stream.chain, &ends, outcome), stream, || {
-            let mut resolver = Resolver { store, worker, stats, ends, outcome, last: None };
+        let key = SeriesKey::new(&stream.chain, &ends, outcome, varying(stats, record));
+        let cells = self.requests.get_or(key, stream, || {
+            let mut resolver = Resolver { store, worker, stats, view: record, ends, outcome, last: None };
             RequestCells {
                 requests: resolver.counter(Metric::RequestsTotal),
                 duration: resolver.histogram(Metric::RequestDurationMilliseconds),
@@ -222,8 +243,11 @@ impl WorkerMetrics {
         // Message counters carry no outcome: one key whatever it will be.
         let outcome = Outcome { protocol: Protocol::Grpc, code: 0, grpc: None, flags: model::flags::ResponseFlags::default() };
         let (store, worker) = (&*self.store, self.worker);
-        let cells = self.messages.get_or(SeriesKey::new(&stream.chain, &ends, outcome), stream, || {
-            let mut resolver = Resolver { store, worker, stats, ends, outcome, last: None };
+        // Of later reports as of the first, which knows nothing of the answer.
+        let tags = record.message_tags.clone().unwrap_or_else(|| varying(stats, record));
+        let key = SeriesKey::new(&stream.chain, &ends, outcome, tags.clone());
+        let cells = self.messages.get_or(key, stream, || {
+            let mut resolver = Resolver { store, worker, stats, view: &*record, ends, outcome, last: None };
             MessageCells {
                 request: resolver.counter(Metric::RequestMessagesTotal),
                 response: resolver.counter(Metric::ResponseMessagesTotal),
@@ -233,29 +257,40 @@ impl WorkerMetrics {
         count(cells.request.as_ref(), messages.request.saturating_sub(request));
         count(cells.response.as_ref(), messages.response.saturating_sub(response));
         record.grpc_messages_reported = messages;
+        record.message_tags.get_or_insert(tags);
     }
 
     /// Counts a connection's bytes since the last report; the first report also counts its opening, and fixes its labels.
     pub(crate) fn report_connection(&mut self, record: &mut ConnectionRecord) {
+        if record.stream.chain.stats.is_none() {
+            return;
+        }
+        let cells = match record.cells.take() {
+            Some(cells) => cells,
+            None => self.open(record),
+        };
+        let cells = record.cells.insert(cells);
         let stream = &record.stream;
-        let Some(stats) = &stream.chain.stats else { return };
-        let cells = record.cells.get_or_insert_with(|| {
-            let outcome = Outcome::of_connection(stream.flags);
-            let mut resolver =
-                Resolver { store: &self.store, worker: self.worker, stats, ends: Ends::of(stream, true), outcome, last: None };
-            count(resolver.counter(Metric::TcpConnectionsOpenedTotal).as_ref(), 1);
-            ConnectionCells {
-                closed: stats
-                    .records(Metric::TcpConnectionsClosedTotal)
-                    .then(|| (stats.reporter, resolver.labels(Metric::TcpConnectionsClosedTotal))),
-                sent: resolver.counter(Metric::TcpSentBytesTotal),
-                received: resolver.counter(Metric::TcpReceivedBytesTotal),
-            }
-        });
         count(cells.sent.as_ref(), stream.bytes_sent.saturating_sub(record.bytes_sent_reported));
         count(cells.received.as_ref(), stream.bytes_received.saturating_sub(record.bytes_received_reported));
         record.bytes_sent_reported = stream.bytes_sent;
         record.bytes_received_reported = stream.bytes_received;
+    }
+
+    /// Counts a connection's opening, and resolves what it is counted in.
+    fn open(&self, record: &ConnectionRecord) -> ConnectionCells {
+        let stream = &record.stream;
+        let stats = stream.chain.stats.as_ref().expect("asked only where there is something to count");
+        let (outcome, ends) = (Outcome::of_connection(stream.flags), Ends::of(stream, true));
+        let mut resolver = Resolver { store: &self.store, worker: self.worker, stats, view: record, ends, outcome, last: None };
+        count(resolver.counter(Metric::TcpConnectionsOpenedTotal).as_ref(), 1);
+        ConnectionCells {
+            closed: stats
+                .records(Metric::TcpConnectionsClosedTotal)
+                .then(|| (stats.reporter, resolver.labels(Metric::TcpConnectionsClosedTotal))),
+            sent: resolver.counter(Metric::TcpSentBytesTotal),
+            received: resolver.counter(Metric::TcpReceivedBytesTotal),
+        }
     }
 
     /// Counts a connection that closed.

@@ -66,6 +66,9 @@ impl ChainTelemetry {
         for log in &access_logs {
             log.uses(&mut headers);
         }
+        if let Some(stats) = &stats {
+            stats.uses(&mut headers);
+        }
         if let Some(tracing) = &tracing {
             tracing.uses(&mut headers);
             for name in [
@@ -248,7 +251,9 @@ impl StreamRecord {
             | Field::SpanId
             | Field::StreamId
             | Field::GrpcStatus
-            | Field::GrpcStatusNumber => Value::Missing,
+            | Field::GrpcStatusNumber
+            | Field::DownstreamWireBytesReceived
+            | Field::DownstreamWireBytesSent => Value::Missing,
         }
     }
 
@@ -323,6 +328,8 @@ pub struct RequestRecord {
     response_headers: Option<HeaderMap>,
     response_trailers: Option<HeaderMap>,
     pub(crate) grpc_messages_reported: GrpcMessages,
+    /// What varying labels of the message counters said at the first report.
+    pub(crate) message_tags: Option<Option<Box<str>>>,
 }
 
 impl RequestRecord {
@@ -347,6 +354,7 @@ impl RequestRecord {
             response_headers: None,
             response_trailers: None,
             grpc_messages_reported: GrpcMessages::default(),
+            message_tags: None,
         }
     }
 
@@ -415,6 +423,8 @@ impl StreamView for RequestRecord {
             Field::GrpcStatusNumber if self.came_as_grpc() => {
                 self.grpc_status_or_derived().map_or(Value::Missing, |status| Value::Number(u64::from(status.number())))
             }
+            Field::DownstreamWireBytesReceived => Value::Number(self.wire_bytes_received),
+            Field::DownstreamWireBytesSent => Value::Number(self.wire_bytes_sent),
             _ => self.stream.field(field),
         }
     }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use http::HeaderName;
 
 use super::HeaderUse;
+use super::expression::Expression;
 use super::time::{TimeFormat, write_default};
 use crate::refusal::RefusalField;
 use crate::stream_view::{Field, RequestHead, Side, StreamView, Value};
@@ -74,7 +75,7 @@ pub enum PeerField {
 }
 
 impl PeerField {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "workload" => Self::Workload,
             "namespace" => Self::Namespace,
@@ -92,7 +93,7 @@ impl PeerField {
         })
     }
 
-    fn of(self, peer: &Workload) -> &str {
+    pub(super) fn of(self, peer: &Workload) -> &str {
         match self {
             Self::Workload => &peer.workload_name,
             Self::Namespace => &peer.namespace,
@@ -136,6 +137,8 @@ pub enum Operator {
     Refusal(Option<RefusalField>),
     /// `ENVIRONMENT(X)` and other values that never change, read when the format was compiled.
     Fixed(Box<str>),
+    /// `CEL(expression):N`.
+    Expression(Expression, Option<usize>),
     /// Not known here: always missing.
     Unknown,
 }
@@ -146,10 +149,17 @@ pub(super) fn take(text: &str) -> Option<(&str, &str)> {
     if name == 0 {
         return None;
     }
-    let mut end = name;
-    if text[end..].starts_with('(') {
-        end += text[end..].find(')')? + 1;
+    if !text[name..].starts_with('(') {
+        return ended(text, name);
     }
+    // An argument may have brackets of its own: it ends with the first that ends the operator, too.
+    let brackets = text.bytes().take(OPERATOR_BYTES_MAX).enumerate().skip(name).filter(|(_, byte)| *byte == b')');
+    brackets.map(|(at, _)| at).find_map(|at| ended(text, at + 1))
+}
+
+/// Splits after `:length`, if there is one, and a percent sign.
+fn ended(text: &str, at: usize) -> Option<(&str, &str)> {
+    let mut end = at;
     if text[end..].starts_with(':') {
         end += 1 + text[end + 1..].bytes().take_while(u8::is_ascii_digit).count();
     }
@@ -173,6 +183,7 @@ impl Operator {
             ("RESP" | "RESPONSE_HEADER", Some(argument)) => Some(Self::Response(names(argument)?, bytes_max)),
             ("TRAILER" | "RESPONSE_TRAILER", Some(argument)) => Some(Self::Trailer(names(argument)?, bytes_max)),
             ("START_TIME", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
+            ("CEL", Some(argument)) => Some(Self::Expression(Expression::parse(argument).ok()?, bytes_max)),
             ("FILTER_STATE", Some(argument)) => filter_state(argument),
             ("DYNAMIC_METADATA", Some(argument)) => refusal(argument),
             (_, None) => plain(name),
@@ -210,6 +221,10 @@ impl Operator {
             },
             Self::Refusal(field) => refusal_value(view, *field),
             Self::Fixed(text) => Value::Text(text),
+            Self::Expression(expression, bytes_max) => {
+                let text = expression.with_text(view, |text| text.map(str::to_owned));
+                text.map_or(Value::Missing, |text| Value::Owned(shortened(text, *bytes_max)))
+            }
             Self::Unknown => Value::Missing,
         }
     }
@@ -225,6 +240,7 @@ impl Operator {
                 }
             }
             Self::Response(names, _) => names.iter().for_each(|name| super::add(&mut headers.response, name)),
+            Self::Expression(expression, _) => expression.uses(headers),
             Self::Trailer(names, _) => names.iter().for_each(|name| super::add(&mut headers.trailers, name)),
             _ => {}
         }
@@ -275,6 +291,16 @@ fn write_hex(out: &mut Vec<u8>, bytes: &[u8]) {
 
 fn cut(bytes: &[u8], bytes_max: Option<usize>) -> &[u8] {
     &bytes[..bytes.len().min(bytes_max.unwrap_or(usize::MAX))]
+}
+
+/// The beginning of a text, whole characters only.
+fn shortened(mut text: String, bytes_max: Option<usize>) -> String {
+    let mut end = text.len().min(bytes_max.unwrap_or(usize::MAX));
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
 }
 
 fn header<'a>(headers: Option<&'a http::HeaderMap>, names: &[HeaderName], bytes_max: Option<usize>) -> Value<'a> {

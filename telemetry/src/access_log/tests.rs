@@ -4,6 +4,7 @@ use http::Method;
 use http::uri::Scheme;
 use model::access_log::{AccessLog, LogFilter, LogFormat};
 use model::flags::ResponseFlag;
+use model::format::Expression;
 use model::stream_view::StreamView;
 
 use crate::fixture::{self, headers, text_format};
@@ -149,4 +150,43 @@ fn a_hop_that_logs_only_failures_stays_silent_about_others() {
     record.response_code = 404;
     record.stream.flags.insert(ResponseFlag::NoRouteFound);
     assert_eq!(render(&log, &record), "CONNECT 404 NR\n");
+}
+
+/// The lines that a request leaves in a log with this filter.
+fn filtered(expression: &str, change: impl FnOnce(&mut RequestRecord)) -> String {
+    let log =
+        AccessLog { filters: vec![LogFilter::Expression(Expression::parse(expression).unwrap())], ..log(fixture::text_format("logged")) };
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    change(&mut record);
+    let mut out = Vec::new();
+    log.render(&record, &mut out);
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn l16_a_filter_on_the_code_logs_failures_and_no_request_without_an_answer() {
+    for (code, expected) in [(200, ""), (404, "logged"), (503, "logged"), (0, "")] {
+        assert_eq!(filtered("response.code >= 400", |record| record.response_code = code), expected, "{code}");
+    }
+    let set = |record: &mut RequestRecord| record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+    assert_eq!((filtered("response.flags != 0", |_| {}), filtered("response.flags != 0", set)), (String::new(), "logged".to_owned()));
+}
+
+#[test]
+fn l17_a_filter_without_a_value_logs_nothing() {
+    for expression in ["request.headers['x-missing'] == 'a'", "'text'", "1", "nonsense.name", "request.headers['x-missing'] != 'a'"] {
+        assert_eq!(filtered(expression, |_| {}), "", "{expression}");
+    }
+    let idiom = "!has(request.headers['x-kept']) || request.headers['x-kept'] == 'a'";
+    let with = |value: &'static str| filtered(idiom, |record| record.capture_request(&fixture::headers(&[("x-kept", value)])));
+    assert_eq!((filtered(idiom, |_| {}), with("a"), with("b")), ("logged".to_owned(), "logged".to_owned(), String::new()));
+}
+
+#[test]
+fn an_expression_prints_as_text_and_an_error_as_missing() {
+    let line = |text: &str| {
+        let log = log(fixture::text_format(text));
+        render(&log, &fixture::request(&fixture::chain(None, vec![log.clone()], None)))
+    };
+    assert_eq!(line("%CEL(response.code)%|%CEL((1 + 2) * 3):1%|%CEL(request.headers['x-none'])%|"), "200|9|-|");
 }

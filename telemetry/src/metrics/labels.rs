@@ -6,9 +6,11 @@
 use std::hash::{Hash, Hasher};
 
 use model::flags::ResponseFlags;
+use model::format::Expression;
 use model::identity::SpiffeId;
 use model::metrics::{Label, Metric, Reporter, Stats};
 use model::service::ServiceRef;
+use model::stream_view::StreamView;
 use model::workload::Workload;
 
 use crate::grpc::GrpcStatus;
@@ -183,9 +185,18 @@ fn carries(metric: Metric, label: Label) -> bool {
 }
 
 /// Renders all labels of one series, `a="b",c="d"`.
-pub(crate) fn render(stats: &Stats, metric: Metric, ends: &Ends<'_>, outcome: &Outcome) -> String {
+pub(crate) fn render(stats: &Stats, metric: Metric, view: &dyn StreamView, (ends, outcome): (&Ends<'_>, &Outcome)) -> String {
     let mut out = String::with_capacity(1024);
-    for label in Label::ALL.into_iter().filter(|label| carries(metric, *label) && stats.prints(metric, *label)) {
+    let tagged = |out: &mut String, name: &str, value: &Expression| {
+        value.with_text(view, |text| push_pair(out, name, text.unwrap_or(UNKNOWN)));
+    };
+    for label in Label::ALL.into_iter().filter(|label| carries(metric, *label)) {
+        if let Some(tag) = stats.tag(metric, label) {
+            if let Some(value) = &tag.value {
+                tagged(&mut out, label.name(), value);
+            }
+            continue;
+        }
         match label {
             Label::Reporter => push(&mut out, label, stats.reporter.as_str()),
             Label::SourceCanonicalRevision => push(&mut out, label, or(ends.source(label), SOURCE_REVISION_UNKNOWN)),
@@ -199,6 +210,9 @@ pub(crate) fn render(stats: &Stats, metric: Metric, ends: &Ends<'_>, outcome: &O
             Label::ConnectionSecurityPolicy => push(&mut out, label, if ends.mutual_tls { "mutual_tls" } else { "none" }),
             _ => push(&mut out, label, or(ends.source(label).or_else(|| ends.destination(label)), UNKNOWN)),
         }
+    }
+    for (name, value) in stats.added(metric) {
+        tagged(&mut out, name, value);
     }
     out
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use model::flags::ResponseFlag;
-use model::metrics::Label;
+use model::format::Expression;
+use model::metrics::Tag;
 use prometheus::core::Collector as _;
 use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, Opts, TextEncoder};
 
@@ -326,14 +327,95 @@ fn m25_tcp_metrics_exist_from_the_first_report_and_keep_its_labels() {
     }
 }
 
-#[test]
-fn removed_labels_are_left_out_where_they_are_configured() {
+fn tag(metric: Option<Metric>, name: &str, value: Option<&str>) -> Tag {
+    Tag { metric, name: name.into(), value: value.map(|text| Expression::parse(text).unwrap()) }
+}
+
+/// A request on a chain with these labels.
+fn tagged(tags: Vec<Tag>, change: impl FnOnce(&mut RequestRecord)) -> Metrics {
     let mut metrics = Metrics::new();
-    let mut stats = fixture::stats();
-    stats.removed_labels = vec![(Some(Metric::RequestsTotal), Label::SourcePrincipal)];
-    metrics.worker.record_request(&mut fixture::request(&fixture::chain(Some(stats), Vec::new(), None)));
-    let has = |name| metrics.labels(name).iter().any(|(label, _)| label == "source_principal");
-    assert!(!has("istio_requests_total") && has("istio_request_bytes_count"));
+    let mut record = fixture::request(&fixture::chain(Some(Stats { tags, ..fixture::stats() }), Vec::new(), None));
+    change(&mut record);
+    metrics.worker.record_request(&mut record);
+    metrics
+}
+
+#[test]
+fn m27_a_label_is_removed_and_another_added_on_one_metric_only() {
+    let on = Some(Metric::RequestsTotal);
+    let tags = vec![tag(on, "source_principal", None), tag(on, "custom_dimension", Some("'test'"))];
+    let metrics = tagged(tags, |_| {});
+    let line = metrics.lines("istio_requests_total").remove(0);
+    assert!(!line.contains("source_principal"), "{line}");
+    assert!(line.ends_with(",connection_security_policy=\"mutual_tls\",custom_dimension=\"test\"} 1"), "{line}");
+    let other = format!("istio_request_bytes_count{{{LABELS},{OUTCOME}}} 1");
+    assert_eq!(metrics.lines("istio_request_bytes_count"), [other]);
+}
+
+#[test]
+fn m28_an_added_label_comes_last_on_all_metrics() {
+    let stats = Stats { tags: vec![tag(None, "destination_port", Some("string(destination.port)"))], ..fixture::stats() };
+    let chain = fixture::chain(Some(stats), Vec::new(), None);
+    let mut metrics = Metrics::new();
+    let mut record = fixture::request(&chain);
+    record.is_grpc = true;
+    record.grpc_messages = Some(GrpcMessages::default());
+    metrics.worker.record_request(&mut record);
+    metrics.worker.record_connection(&mut fixture::connection(&chain));
+    let text = metrics.text();
+    let series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(text.lines().filter(|line| line.starts_with('#')).count(), 10);
+    for line in series {
+        let last = labels_of(line).into_iter().rfind(|(name, _)| name != "le").unwrap();
+        assert_eq!(last, ("destination_port".to_owned(), "80".to_owned()), "{line}");
+    }
+}
+
+#[test]
+fn m29_an_expression_without_a_value_is_unknown() {
+    let metrics = tagged(vec![tag(None, "x", Some("request.headers['x-none']"))], |_| {});
+    assert_eq!(value(&metrics.labels("istio_requests_total"), "x"), "unknown");
+}
+
+#[test]
+fn m30_a_standard_label_keeps_its_place_when_its_value_is_replaced() {
+    let metrics = tagged(vec![tag(None, "request_protocol", Some("'z'"))], |_| {});
+    let expected = OUTCOME.replace("request_protocol=\"http\"", "request_protocol=\"z\"");
+    assert_eq!(metrics.lines("istio_requests_total"), [format!("istio_requests_total{{{LABELS},{expected}}} 1")]);
+}
+
+#[test]
+fn requests_that_differ_in_a_varying_label_are_counted_apart() {
+    let tags = vec![tag(None, "user", Some("request.headers['x-user']")), tag(None, "class", Some("response.code < 300 ? '2xx' : 'rest'"))];
+    let chain = fixture::chain(Some(Stats { tags, ..fixture::stats() }), Vec::new(), None);
+    let mut metrics = Metrics::new();
+    for (user, count) in [("alice", 2), ("bob", 1)] {
+        for _ in 0..count {
+            let mut record = fixture::request(&chain);
+            record.capture_request(&fixture::headers(&[("x-user", user)]));
+            metrics.worker.record_request(&mut record);
+        }
+    }
+    let lines = metrics.lines("istio_requests_total");
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].ends_with("class=\"2xx\",user=\"alice\"} 2") && lines[1].ends_with("class=\"2xx\",user=\"bob\"} 1"), "{lines:?}");
+}
+
+#[test]
+fn labels_of_message_counters_stay_what_they_were_at_the_first_report() {
+    let stats = Stats { tags: vec![tag(None, "code", Some("response.code"))], ..fixture::stats() };
+    let mut metrics = Metrics::new();
+    let mut record = fixture::request(&fixture::chain(Some(stats), Vec::new(), None));
+    (record.is_grpc, record.response_code) = (true, 0);
+    record.grpc_messages = Some(GrpcMessages { request: 1, response: 0 });
+    metrics.worker.report_messages(&mut record);
+    record.response_code = 200;
+    record.grpc_messages = Some(GrpcMessages { request: 3, response: 1 });
+    metrics.worker.record_request(&mut record);
+    assert_eq!(value(&metrics.labels("istio_requests_total"), "code"), "200");
+    let messages = metrics.lines("istio_request_messages_total");
+    assert_eq!(messages.len(), 1);
+    assert!(messages[0].ends_with(",code=\"unknown\"} 3"), "{messages:?}");
 }
 
 #[test]
@@ -380,6 +462,15 @@ fn m34_quotes_backslashes_and_newlines_are_escaped() {
     let odd = fixture::workload("a\"b\\c\nd\té", "default", ("x", "y"));
     let line = recorded(|record| record.stream.source = Some(odd)).lines("istio_requests_total").remove(0);
     assert!(line.contains("source_workload=\"a\\\"b\\\\c\\nd\té\","), "{line}");
+}
+
+#[test]
+fn m34_a_header_in_a_label_is_escaped() {
+    let metrics = tagged(vec![tag(None, "x", Some("request.headers['x-odd'] + '\\n'"))], |record| {
+        record.capture_request(&fixture::headers(&[("x-odd", "a\"b\\c")]));
+    });
+    let line = metrics.lines("istio_requests_total").remove(0);
+    assert!(line.contains(r#"x="a\"b\\c\n"}"#), "{line}");
 }
 
 #[test]

@@ -112,6 +112,16 @@ pub(super) fn is_hundred_percent(value: &Value, _: &Site<'_>) -> bool {
     share.is_some_and(|share| share >= 100.0)
 }
 
+/// A text that is read as an expression.
+pub(super) fn is_expression(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str().is_some_and(|text| model::format::Expression::parse(text).is_ok())
+}
+
+/// A map of such texts.
+pub(super) fn are_expressions(value: &Value, site: &Site<'_>) -> bool {
+    value.as_map().is_some_and(|map| map.values().all(|text| is_expression(text, site)))
+}
+
 /// `type`: EDS, STATIC, STRICT_DNS and LOGICAL_DNS everywhere, ORIGINAL_DST where Envoy's plumbing has it.
 pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 2, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))

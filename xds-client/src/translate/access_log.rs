@@ -9,13 +9,15 @@ use envoy_types::pb::envoy::config::accesslog::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use envoy_types::pb::google::protobuf as google;
 use model::access_log::{AccessLog, LogFilter, LogFormat, LogTarget};
 use model::flags::ResponseFlag;
-use model::format::{JsonFormat, JsonValue, TextFormat, UnknownOperator};
+use model::format::{Expression, JsonFormat, JsonValue, TextFormat, UnknownOperator};
 
 use super::{Translated, open, type_name};
 
+const EXPRESSION: &str = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 /// Nesting of a JSON format that is followed.
 const DEPTH_MAX: usize = 16;
@@ -126,6 +128,17 @@ fn add_filter(filter: &proto::AccessLogFilter, filters: &mut Vec<LogFilter>) {
                 Ok(proto::comparison_filter::Op::Le) => Some(LogFilter::CodeAtMost(value)),
                 _ => None,
             });
+        }
+        Some(FilterSpecifier::ExtensionFilter(extension)) => {
+            use proto::extension_filter::ConfigType;
+            let Some(ConfigType::TypedConfig(config)) = &extension.config_type else { return };
+            let Some(filter) = (type_name(config) == EXPRESSION).then(|| open::<ExpressionFilter>(config, "")) else { return };
+            match filter.map_err(|problem| problem.reason).and_then(|filter| Expression::parse(&filter.expression)) {
+                Ok(expression) => filters.push(LogFilter::Expression(expression)),
+                Err(error) => {
+                    ::tracing::warn!(%error, "the expression of an access log's filter cannot be read, so that it filters nothing")
+                }
+            }
         }
         _ => {}
     }

@@ -1,6 +1,9 @@
-//! `stats.PluginConfig`: which of Istio's metrics a chain records.
+//! `stats.PluginConfig`: which of Istio's metrics a chain records, with which labels.
 
-use model::metrics::{Label, Metric, REPORTING_INTERVAL_DEFAULT, Reporter, Stats};
+use std::collections::BTreeMap;
+
+use model::format::Expression;
+use model::metrics::{Label, Metric, REPORTING_INTERVAL_DEFAULT, Reporter, Stats, Tag};
 use xds_proto::istio::stats as proto;
 
 use super::{Translated, positive_duration};
@@ -11,8 +14,7 @@ pub(super) fn stats(value: &proto::PluginConfig, path: &str) -> Translated<Stats
         Ok(proto::Reporter::ServerGateway) => Reporter::Waypoint,
         _ => Reporter::Destination,
     };
-    let mut dropped = Vec::new();
-    let mut removed_labels = Vec::new();
+    let (mut dropped, mut tags) = (Vec::new(), Vec::new());
     for metric in &value.metrics {
         let of = Metric::parse(&metric.name);
         // An empty name means every metric; a name that is not known concerns nothing we record.
@@ -22,8 +24,59 @@ pub(super) fn stats(value: &proto::PluginConfig, path: &str) -> Translated<Stats
         if metric.drop {
             dropped.extend(of.map_or_else(|| Metric::ALL.to_vec(), |one| vec![one]));
         }
-        removed_labels.extend(metric.tags_to_remove.iter().filter_map(|name| Label::parse(name)).map(|label| (of, label)));
+        let removed = metric.tags_to_remove.iter().filter(|name| Label::parse(name).is_some());
+        tags.extend(removed.map(|name| Tag { metric: of, name: name.as_str().into(), value: None }));
+        let dimensions: BTreeMap<_, _> = metric.dimensions.iter().collect();
+        tags.extend(dimensions.into_iter().filter_map(|(name, text)| tag(of, name, text)));
     }
     let interval = positive_duration(value.tcp_reporting_duration.as_ref(), &format!("{path}.tcp_reporting_duration"))?;
-    Ok(Stats { reporter, dropped, removed_labels, reporting_interval: interval.unwrap_or(REPORTING_INTERVAL_DEFAULT) })
+    Ok(Stats { reporter, dropped, tags, reporting_interval: interval.unwrap_or(REPORTING_INTERVAL_DEFAULT) })
+}
+
+/// A label by expression. One that cannot be read takes a standard label away and adds none of its own, as in Istio.
+fn tag(metric: Option<Metric>, name: &str, text: &str) -> Option<Tag> {
+    let value = match Expression::parse(text) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            ::tracing::warn!(label = name, %error, "the expression of a label cannot be read");
+            Label::parse(name)?;
+            None
+        }
+    };
+    let allowed = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+    Some(Tag { metric, name: name.chars().map(allowed).collect(), value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metric(name: &str, dimensions: &[(&str, &str)], removed: &[&str]) -> proto::MetricConfig {
+        proto::MetricConfig {
+            name: name.to_owned(),
+            dimensions: dimensions.iter().map(|(label, text)| ((*label).to_owned(), (*text).to_owned())).collect(),
+            tags_to_remove: removed.iter().map(|label| (*label).to_owned()).collect(),
+            ..proto::MetricConfig::default()
+        }
+    }
+
+    fn read(metrics: Vec<proto::MetricConfig>) -> Stats {
+        stats(&proto::PluginConfig { metrics, ..proto::PluginConfig::default() }, "stats").expect("reads")
+    }
+
+    #[test]
+    fn of_two_changes_of_a_label_the_later_counts() {
+        let all = read(vec![metric("requests_total", &[], &["source_app"]), metric("", &[("source_app", "'all'"), ("x-y", "'1'")], &[])]);
+        let tag = all.tag(Metric::RequestsTotal, Label::SourceApp).expect("changed");
+        assert_eq!(tag.value, Expression::parse("'all'").ok());
+        assert_eq!(all.added(Metric::TcpSentBytesTotal).into_keys().collect::<Vec<_>>(), ["x_y"], "letters that no label has");
+        assert_eq!(all.tag(Metric::RequestsTotal, Label::Reporter), None);
+    }
+
+    #[test]
+    fn an_expression_that_cannot_be_read_takes_a_standard_label_away_and_adds_none() {
+        let all = read(vec![metric("requests_total", &[("source_app", "'open"), ("own", "1 +")], &["not_a_label"])]);
+        assert_eq!(all.tag(Metric::RequestsTotal, Label::SourceApp).expect("changed").value, None);
+        assert_eq!(all.tags.len(), 1);
+    }
 }

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Observability, Part};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, walked, when};
+use super::super::rule::{Entry, entry, listed, walked, when, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(Observability, "envoy.config.accesslog.v3.AccessLog", &[("name", Whole), ("filter", Honoured)]),
@@ -13,7 +13,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("status_code_filter", Honoured),
             ("response_flag_filter", Honoured),
             ("and_filter", Honoured),
-            ("extension_filter", Listed("expressions are not evaluated: what they would leave out is logged")),
+            ("extension_filter", Extension(LOG_FILTERS)),
             ("or_filter", Listed("not evaluated: what it would leave out is logged")),
             ("duration_filter", Listed("not evaluated: what it would leave out is logged")),
             ("header_filter", Listed("not evaluated: what it would leave out is logged")),
@@ -24,6 +24,15 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("metadata_filter", Listed("not evaluated: what it would leave out is logged")),
             ("log_type_filter", Listed("not evaluated: what it would leave out is logged")),
         ],
+    ),
+    entry(Observability, "envoy.config.accesslog.v3.ExtensionFilter", &[("name", Whole)]),
+    entry(
+        Observability,
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        &[(
+            "expression",
+            when("expressions without macros, maps and functions of extensions", check::is_expression, "what it would leave out is logged"),
+        )],
     ),
     entry(Observability, "envoy.config.accesslog.v3.AndFilter", &[("filters", Honoured)]),
     entry(Observability, "envoy.config.accesslog.v3.ResponseFlagFilter", &[("flags", Honoured)]),
@@ -147,7 +156,14 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("name", Honoured),
             ("drop", Honoured),
             ("tags_to_remove", Honoured),
-            ("dimensions", Listed("expressions are not evaluated: the label is missing or as it was")),
+            (
+                "dimensions",
+                whole_when(
+                    "expressions without macros, maps and functions of extensions",
+                    check::are_expressions,
+                    "a standard label is left out, an own one not added",
+                ),
+            ),
             ("match", Unused("Istio does not obey it either")),
         ],
     ),
@@ -226,6 +242,9 @@ pub(super) const ACCESS_LOGS: &[super::super::rule::Extension] = &[
     listed("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", "nothing is logged by it"),
     listed("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig", "nothing is logged by it"),
 ];
+
+/// Filters of loggers.
+const LOG_FILTERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter")];
 
 const TRACERS: &[super::super::rule::Extension] = &[
     walked("envoy.config.trace.v3.OpenTelemetryConfig"),
