@@ -111,6 +111,33 @@ impl ResponseFlag {
         Self::ALL.into_iter().find(|flag| flag.as_str() == short)
     }
 
+    /// Envoy's long form, `%RESPONSE_FLAGS_LONG%`.
+    #[must_use]
+    pub const fn long(self) -> &'static str {
+        match self {
+            Self::NoHealthyUpstream => "NoHealthyUpstream",
+            Self::UpstreamConnectionFailure => "UpstreamConnectionFailure",
+            Self::UpstreamConnectionTermination => "UpstreamConnectionTermination",
+            Self::UpstreamRemoteReset => "UpstreamRemoteReset",
+            Self::UpstreamOverflow => "UpstreamOverflow",
+            Self::UpstreamRequestTimeout => "UpstreamRequestTimeout",
+            Self::UpstreamProtocolError => "UpstreamProtocolError",
+            Self::UpstreamRetryLimitExceeded => "UpstreamRetryLimitExceeded",
+            Self::NoRouteFound => "NoRouteFound",
+            Self::NoClusterFound => "NoClusterFound",
+            Self::DownstreamConnectionTermination => "DownstreamConnectionTermination",
+            Self::DownstreamProtocolError => "DownstreamProtocolError",
+            Self::DurationTimeout => "DurationTimeout",
+            Self::StreamIdleTimeout => "StreamIdleTimeout",
+            Self::DelayInjected => "DelayInjected",
+            Self::FaultInjected => "FaultInjected",
+            Self::RateLimited => "RateLimited",
+            Self::UnauthorizedExternalService => "UnauthorizedExternalService",
+            Self::LocalReset => "LocalReset",
+            Self::OverloadManager => "OverloadManagerTerminated",
+        }
+    }
+
     /// Envoy's short form.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -3,11 +3,12 @@
 //! Not for: keeping the answers; whoever records a request implements [`StreamView`].
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
 use crate::refusal::Refusal;
+use crate::service::ServiceRef;
 use crate::workload::Workload;
 
 /// Everything besides headers that a format can ask for. Named as Envoy's operators are.
@@ -18,15 +19,13 @@ pub enum Field {
     Protocol,
     ResponseCode,
     ResponseCodeDetails,
+    ResponseCodeDetailsSpaced,
     ResponseFlags,
     ConnectionTerminationDetails,
     UpstreamTransportFailureReason,
     BytesReceived,
     BytesSent,
     Duration,
-    RequestDuration,
-    ResponseDuration,
-    ResponseTxDuration,
     UpstreamHost,
     UpstreamCluster,
     UpstreamClusterRaw,
@@ -49,6 +48,11 @@ pub enum Field {
     Hostname,
     DownstreamWireBytesReceived,
     DownstreamWireBytesSent,
+    DownstreamHeaderBytesReceived,
+    DownstreamHeaderBytesSent,
+    AccessLogType,
+    /// Our own: whether the request's span is exported.
+    TraceSampled,
 }
 
 /// Which end a peer is at.
@@ -58,6 +62,19 @@ pub enum Side {
     Downstream,
     /// The chosen endpoint: `upstream_peer`.
     Upstream,
+}
+
+/// A moment of a request, as `COMMON_DURATION` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// `DS_RX_BEG`: it begins.
+    Start,
+    /// `DS_RX_END`: it has come to its last byte.
+    RequestEnd,
+    /// `US_RX_BEG` and `DS_TX_BEG`: the answer begins.
+    ResponseStart,
+    /// `US_RX_END` and `DS_TX_END`: the answer has ended.
+    End,
 }
 
 /// An answer. [`Value::Missing`] is `null` in JSON and `-` in text.
@@ -73,6 +90,10 @@ pub enum Value<'a> {
     Owned(String),
     /// A number; stays one in JSON.
     Number(u64),
+    /// A truth; stays one in JSON.
+    Bool(bool),
+    /// JSON, as it is.
+    Json(String),
     /// A point in time.
     Time(SystemTime),
     /// `IP:port`, IPv6 in brackets.
@@ -112,6 +133,14 @@ pub trait StreamView {
     fn response_trailers(&self) -> Option<&HeaderMap>;
     /// Everything else.
     fn field(&self, field: Field) -> Value<'_>;
+    /// When it was, counted from the start; none if it was not, or is not known.
+    fn moment(&self, _: Moment) -> Option<Duration> {
+        None
+    }
+    /// The service that it was for.
+    fn service(&self) -> Option<&ServiceRef> {
+        None
+    }
     /// Who is at that end, if discovery knows.
     fn peer(&self, side: Side) -> Option<&Workload>;
     /// Why it was refused, if it was.

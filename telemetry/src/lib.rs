@@ -252,6 +252,11 @@ impl Telemetry {
         self.policies.seen()
     }
 
+    /// Makes access logs open their files anew: after a rotation.
+    pub fn reopen_logs(&self) {
+        self.writers.reopen();
+    }
+
     /// Writes and exports what is buffered, and ends threads and tasks; waits at most `within`. What is recorded later is lost.
     ///
     /// # Cancel safety

@@ -18,7 +18,7 @@ use model::identity::SpiffeId;
 use model::metrics::Stats;
 use model::refusal::Refusal;
 use model::service::ServiceRef;
-use model::stream_view::{Field, RequestHead, Side, StreamView, Value};
+use model::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use model::tracing::Tracing;
 use model::workload::Workload;
 
@@ -206,13 +206,20 @@ impl StreamRecord {
         self.end.get_or_insert_with(Instant::now);
     }
 
-    fn since_start(&self, at: Option<Instant>) -> Value<'_> {
-        at.map_or(Value::Missing, |at| milliseconds(at.saturating_duration_since(self.start)))
+    fn moment(&self, moment: Moment) -> Option<Duration> {
+        let at = match moment {
+            Moment::Start => Some(self.start),
+            Moment::RequestEnd => self.request_end,
+            Moment::ResponseStart => self.response_start,
+            Moment::End => self.end,
+        };
+        at.map(|at| at.saturating_duration_since(self.start))
     }
 
     fn field(&self, field: Field) -> Value<'_> {
         match field {
             Field::StartTime => Value::Time(self.start_time),
+            Field::ResponseCodeDetailsSpaced => text(self.details.as_deref()),
             Field::ResponseCodeDetails => underscored(self.details.as_deref()),
             Field::ConnectionTerminationDetails => underscored(self.termination_details.as_deref()),
             Field::UpstreamTransportFailureReason => underscored(self.failure_reason.as_deref()),
@@ -220,12 +227,6 @@ impl StreamRecord {
             Field::BytesReceived => Value::Number(self.bytes_received),
             Field::BytesSent => Value::Number(self.bytes_sent),
             Field::Duration => milliseconds(self.duration()),
-            Field::RequestDuration => self.since_start(self.request_end),
-            Field::ResponseDuration => self.since_start(self.response_start),
-            Field::ResponseTxDuration => match (self.response_start, self.end) {
-                (Some(first), Some(last)) => milliseconds(last.saturating_duration_since(first)),
-                _ => Value::Missing,
-            },
             Field::UpstreamHost => text(self.upstream_host.as_deref()),
             Field::UpstreamCluster => text(self.cluster_stat_name.as_deref().or(self.cluster.as_deref())),
             Field::UpstreamClusterRaw => text(self.cluster.as_deref()),
@@ -253,7 +254,11 @@ impl StreamRecord {
             | Field::GrpcStatus
             | Field::GrpcStatusNumber
             | Field::DownstreamWireBytesReceived
-            | Field::DownstreamWireBytesSent => Value::Missing,
+            | Field::DownstreamWireBytesSent
+            | Field::DownstreamHeaderBytesReceived
+            | Field::DownstreamHeaderBytesSent
+            | Field::AccessLogType
+            | Field::TraceSampled => Value::Missing,
         }
     }
 
@@ -425,8 +430,20 @@ impl StreamView for RequestRecord {
             }
             Field::DownstreamWireBytesReceived => Value::Number(self.wire_bytes_received),
             Field::DownstreamWireBytesSent => Value::Number(self.wire_bytes_sent),
+            Field::DownstreamHeaderBytesReceived => Value::Number(self.wire_bytes_received.saturating_sub(self.stream.bytes_received)),
+            Field::DownstreamHeaderBytesSent => Value::Number(self.wire_bytes_sent.saturating_sub(self.stream.bytes_sent)),
+            Field::AccessLogType => Value::Text("DownstreamEnd"),
+            Field::TraceSampled => self.trace.as_ref().map_or(Value::Missing, |trace| Value::Bool(trace.sampled)),
             _ => self.stream.field(field),
         }
+    }
+
+    fn moment(&self, moment: Moment) -> Option<Duration> {
+        self.stream.moment(moment)
+    }
+
+    fn service(&self) -> Option<&ServiceRef> {
+        self.stream.service.as_deref()
     }
 
     fn peer(&self, side: Side) -> Option<&Workload> {
@@ -471,7 +488,20 @@ impl StreamView for ConnectionRecord {
     }
 
     fn field(&self, field: Field) -> Value<'_> {
-        self.stream.field(field)
+        match field {
+            Field::AccessLogType => Value::Text("TcpConnectionEnd"),
+            Field::DownstreamWireBytesReceived => Value::Number(self.stream.bytes_received),
+            Field::DownstreamWireBytesSent => Value::Number(self.stream.bytes_sent),
+            _ => self.stream.field(field),
+        }
+    }
+
+    fn moment(&self, moment: Moment) -> Option<Duration> {
+        self.stream.moment(moment)
+    }
+
+    fn service(&self) -> Option<&ServiceRef> {
+        self.stream.service.as_deref()
     }
 
     fn peer(&self, side: Side) -> Option<&Workload> {

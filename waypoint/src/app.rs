@@ -151,6 +151,7 @@ impl Process {
         listen_locally(&settings, &admin).await?;
         tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));
         tokio::spawn(xds_client::ads::stream::run(ads_settings(&settings, node)?, discovery));
+        tokio::spawn(reopen_logs(signal(SignalKind::user_defined1()).map_err(AppError::Signals)?, Arc::clone(&telemetry)));
         let terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
         let interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
         Ok(Self { settings, telemetry, readiness, drain, workers: Some(workers), terminate, interrupt, quit })
@@ -190,6 +191,14 @@ async fn rest(applied: Arc<Notify>) {
         while tokio::time::timeout(REST_AFTER, applied.notified()).await.is_ok() {}
         // Elsewhere for the same reason as the applying itself; a failure would be a panic in it, which is logged.
         let _ = tokio::task::spawn_blocking(xds_proto::release_descriptors).await;
+    }
+}
+
+/// SIGUSR1: access logs were rotated, as Envoy is told too.
+async fn reopen_logs(mut asked: Signal, telemetry: Arc<Telemetry>) {
+    while asked.recv().await.is_some() {
+        tracing::info!("SIGUSR1: opening access logs anew");
+        telemetry.reopen_logs();
     }
 }
 

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::operator::write_text;
 use super::{HeaderUse, MISSING, Operator, Part, UnknownOperator, parse_parts};
 use crate::stream_view::{StreamView, Value};
@@ -36,6 +38,11 @@ enum Step {
         key: Box<[u8]>,
         value: Operator,
     },
+    /// A member that is an object, left out the same way if nothing is in it; ends with [`Step::Leave`].
+    Enter {
+        key: Box<[u8]>,
+    },
+    Leave,
 }
 
 /// One JSON log line.
@@ -59,7 +66,7 @@ impl JsonFormat {
     pub fn uses(&self, headers: &mut HeaderUse) {
         for step in &self.steps {
             match step {
-                Step::Literal(_) => {}
+                Step::Literal(_) | Step::Enter { .. } | Step::Leave => {}
                 Step::Typed(operator) | Step::Member { value: operator, .. } => operator.uses(headers),
                 Step::Mixed(parts) => headers.add_all(parts),
             }
@@ -68,8 +75,26 @@ impl JsonFormat {
 
     /// Appends the line, its newline included.
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) {
+        // Where the objects begin that are open.
+        let mut open: SmallVec<[usize; 4]> = SmallVec::new();
         for step in &self.steps {
             match step {
+                Step::Enter { key } => {
+                    open.push(out.len());
+                    if out.last() != Some(&b'{') {
+                        out.push(b',');
+                    }
+                    out.extend_from_slice(key);
+                    out.push(b'{');
+                }
+                Step::Leave => {
+                    let began = open.pop().expect("each object that is left was entered");
+                    if out.last() == Some(&b'{') {
+                        out.truncate(began);
+                    } else {
+                        out.push(b'}');
+                    }
+                }
                 Step::Literal(text) => {
                     // A member was left out just before: no comma follows an opening brace.
                     let text = if self.omit_missing && out.last() == Some(&b'{') { text.strip_prefix(b",").unwrap_or(text) } else { text };
@@ -128,6 +153,11 @@ impl Compiler<'_> {
 
     fn object(&mut self, object: &BTreeMap<String, JsonValue>) {
         self.literal.push(b'{');
+        self.members(object);
+        self.literal.push(b'}');
+    }
+
+    fn members(&mut self, object: &BTreeMap<String, JsonValue>) {
         let mut first = true;
         for (key, value) in object {
             let mut name = Vec::new();
@@ -142,6 +172,13 @@ impl Compiler<'_> {
                     first = false;
                     continue;
                 }
+                if let JsonValue::Object(inner) = value {
+                    self.step(Step::Enter { key: name.into() });
+                    self.members(inner);
+                    self.step(Step::Leave);
+                    first = false;
+                    continue;
+                }
             }
             if !first {
                 self.literal.push(b',');
@@ -150,7 +187,6 @@ impl Compiler<'_> {
             self.literal.extend_from_slice(&name);
             self.value(value);
         }
-        self.literal.push(b'}');
     }
 
     /// The operator, if the value is exactly one.
@@ -209,7 +245,7 @@ impl Compiler<'_> {
 fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
     match value {
         Value::Missing => out.extend_from_slice(b"null"),
-        Value::Number(_) | Value::Object(_) => {
+        Value::Number(_) | Value::Bool(_) | Value::Json(_) | Value::Object(_) => {
             write_text(value, out);
         }
         Value::Text(text) => write_string(text.as_bytes(), out),
@@ -236,7 +272,7 @@ pub(super) fn write_object(members: &[(&'static str, Cow<'_, str>)], out: &mut V
 }
 
 /// Appends a JSON string. Bytes that are not UTF-8 are replaced, so that a line is always JSON.
-fn write_string(text: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     // Without an early end, so that many bytes are looked at in one step; hardly any text needs more.
     if text.iter().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')) {

@@ -1,15 +1,20 @@
 //! Single operators: `%NAME%`, `%NAME(argument)%`, `%NAME(argument):length%`.
 
+mod parts;
+mod plain;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use http::HeaderName;
 
+pub use self::parts::{ClusterMetadata, GrpcForm};
 use super::HeaderUse;
 use super::expression::Expression;
 use super::time::{TimeFormat, write_default};
+use crate::flags::ResponseFlag;
 use crate::refusal::RefusalField;
-use crate::stream_view::{Field, RequestHead, Side, StreamView, Value};
+use crate::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use crate::workload::Workload;
 
 /// Longest operator read from a format; anything longer is literal text.
@@ -135,12 +140,43 @@ pub enum Operator {
     Peer(Side, PeerField),
     /// `DYNAMIC_METADATA(waypoint.refusal:KEY)`; without a key all of it. Envoy reads the operator, and finds nothing there.
     Refusal(Option<RefusalField>),
-    /// `ENVIRONMENT(X)` and other values that never change, read when the format was compiled.
-    Fixed(Box<str>),
+    /// `REQ_WITHOUT_QUERY(A?B):N` and `PATH(NQ:…):N`: the first that is there, up to its query.
+    WithoutQuery(Vec<HeaderRef>, Option<usize>),
+    /// `QUERY_PARAM(name):N`.
+    QueryParam(Box<str>, Option<usize>),
+    /// `COMMON_DURATION` and its like.
+    Elapsed(Moment, Moment, Unit),
+    /// `EMIT_TIME(format)`.
+    EmitTime(TimeFormat),
+    /// `RESPONSE_FLAGS_LONG`.
+    FlagsLong,
+    /// `GRPC_STATUS(form)`.
+    GrpcStatus(GrpcForm),
+    /// `DOWNSTREAM_REMOTE_PORT` and its like.
+    Port(Field),
+    /// `UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID` and its like.
+    EndpointId(Field),
+    /// `CLUSTER_METADATA(istio:services)`.
+    ClusterMetadata(ClusterMetadata),
+    /// What counts nothing in a waypoint.
+    Zero,
+    /// Envoy knows it, and it has nothing to say in a waypoint.
+    Absent,
     /// `CEL(expression):N`.
     Expression(Expression, Option<usize>),
     /// Not known here: always missing.
     Unknown,
+}
+
+/// The unit of a duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// `ms`.
+    Milliseconds,
+    /// `us`.
+    Microseconds,
+    /// `ns`.
+    Nanoseconds,
 }
 
 /// Takes one operator, without its percent signs, from the front of `text`, which begins after a `%`.
@@ -182,11 +218,27 @@ impl Operator {
             ("REQ" | "REQUEST_HEADER", Some(argument)) => request(argument, bytes_max),
             ("RESP" | "RESPONSE_HEADER", Some(argument)) => Some(Self::Response(names(argument)?, bytes_max)),
             ("TRAILER" | "RESPONSE_TRAILER", Some(argument)) => Some(Self::Trailer(names(argument)?, bytes_max)),
-            ("START_TIME", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
+            // The zone of a waypoint's container is UTC.
+            ("START_TIME" | "START_TIME_LOCAL", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
+            ("EMIT_TIME" | "EMIT_TIME_LOCAL", argument) => Some(Self::EmitTime(TimeFormat::parse(argument)?)),
+            ("REQ_WITHOUT_QUERY", Some(argument)) => {
+                Some(Self::WithoutQuery(argument.split('?').map(HeaderRef::parse).collect::<Option<_>>()?, bytes_max))
+            }
+            ("PATH", argument) => parts::path(argument, bytes_max),
+            ("QUERY_PARAM", Some(argument)) => Some(Self::QueryParam(argument.into(), bytes_max)),
+            ("COMMON_DURATION", Some(argument)) => parts::common_duration(argument),
+            ("GRPC_STATUS", Some(argument)) => parts::grpc_form(argument),
+            ("CLUSTER_METADATA", Some(argument)) => Some(parts::cluster_metadata(argument)),
+            ("METADATA", Some(argument)) => match argument.strip_prefix("CLUSTER:") {
+                Some(argument) => Some(parts::cluster_metadata(argument)),
+                None => Some(Self::Absent),
+            },
+            ("DYNAMIC_METADATA", Some(argument)) if argument.starts_with(REFUSAL) => refusal(argument),
+            ("DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE" | "ENVIRONMENT", Some(_)) => Some(Self::Absent),
+            ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Some(Self::Field(Field::ResponseCodeDetailsSpaced)),
             ("CEL", Some(argument)) => Some(Self::Expression(Expression::parse(argument).ok()?, bytes_max)),
             ("FILTER_STATE", Some(argument)) => filter_state(argument),
-            ("DYNAMIC_METADATA", Some(argument)) => refusal(argument),
-            (_, None) => plain(name),
+            (_, None) => plain::parse(name),
             _ => None,
         }
     }
@@ -205,34 +257,42 @@ impl Operator {
             }
             Self::Response(names, bytes_max) => header(view.response_headers(), names, *bytes_max),
             Self::Trailer(names, bytes_max) => header(view.response_trailers(), names, *bytes_max),
-            Self::StartTime(TimeFormat::Default) => view.field(Field::StartTime),
             Self::StartTime(format) => match view.field(Field::StartTime) {
-                Value::Time(time) => Value::Owned(format.render(time)),
+                Value::Time(time) => parts::time(format, time),
                 other => other,
             },
+            Self::EmitTime(format) => parts::emit_time(view).map_or(Value::Missing, |time| parts::time(format, time)),
+            Self::WithoutQuery(names, bytes_max) => {
+                let found = view.request().and_then(|head| names.iter().find_map(|name| name.of(&head)));
+                found.map_or(Value::Missing, |path| Value::Bytes(parts::without_query(path, *bytes_max)))
+            }
+            Self::QueryParam(name, bytes_max) => parts::query_param(view, name, *bytes_max),
+            Self::Elapsed(from, to, unit) => parts::elapsed(view, *from, *to, *unit),
+            Self::FlagsLong => long_flags(&view.field(Field::ResponseFlags)),
+            Self::GrpcStatus(form) => parts::grpc_status(view, *form),
             Self::Field(field) => view.field(*field),
-            Self::AddressOnly(field) => match view.field(*field) {
-                Value::Address(address) => Value::Owned(address.ip().to_string()),
-                other => other,
-            },
+            Self::AddressOnly(field) => parts::address_only(view.field(*field)),
+            Self::Port(field) => parts::port(&view.field(*field)),
+            Self::EndpointId(field) => parts::endpoint_id(view.field(*field)),
+            Self::ClusterMetadata(which) => parts::metadata(view.service(), *which),
+            Self::Zero => Value::Number(0),
             Self::Peer(side, field) => match view.peer(*side).map(|peer| field.of(peer)) {
                 Some(text) if !text.is_empty() => Value::Text(text),
                 _ => Value::Missing,
             },
             Self::Refusal(field) => refusal_value(view, *field),
-            Self::Fixed(text) => Value::Text(text),
             Self::Expression(expression, bytes_max) => {
                 let text = expression.with_text(view, |text| text.map(str::to_owned));
                 text.map_or(Value::Missing, |text| Value::Owned(shortened(text, *bytes_max)))
             }
-            Self::Unknown => Value::Missing,
+            Self::Absent | Self::Unknown => Value::Missing,
         }
     }
 
     /// Notes the headers that the operator reads.
     pub fn uses(&self, headers: &mut HeaderUse) {
         match self {
-            Self::Request { names, .. } => {
+            Self::Request { names, .. } | Self::WithoutQuery(names, _) => {
                 for name in names {
                     if let HeaderRef::Name(name) = name {
                         headers.add_request(name);
@@ -257,7 +317,8 @@ pub(super) fn write_text(value: &Value<'_>, out: &mut Vec<u8>) -> bool {
     match value {
         Value::Missing => return false,
         Value::Text(text) => out.extend_from_slice(text.as_bytes()),
-        Value::Owned(text) => out.extend_from_slice(text.as_bytes()),
+        Value::Bool(yes) => out.extend_from_slice(if *yes { b"true" } else { b"false" }),
+        Value::Owned(text) | Value::Json(text) => out.extend_from_slice(text.as_bytes()),
         Value::Bytes(bytes) => out.extend_from_slice(bytes),
         Value::Number(number) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
         Value::Time(time) => write_default(*time, out),
@@ -268,6 +329,14 @@ pub(super) fn write_text(value: &Value<'_>, out: &mut Vec<u8>) -> bool {
         Value::Object(members) => super::json::write_object(members, out),
     }
     true
+}
+
+fn long_flags(flags: &Value<'_>) -> Value<'static> {
+    match flags {
+        Value::Flags(flags) if !flags.is_empty() => Value::Owned(flags.iter().map(ResponseFlag::long).collect::<Vec<_>>().join(",")),
+        Value::Flags(_) => Value::Text("-"),
+        _ => Value::Missing,
+    }
 }
 
 fn write_display(out: &mut Vec<u8>, value: &dyn std::fmt::Display) {
@@ -334,20 +403,28 @@ impl Operator {
     }
 }
 
+fn peer(side: Side, field: &str) -> Operator {
+    PeerField::parse(field).map_or(Operator::Absent, |field| Operator::Peer(side, field))
+}
+
 fn filter_state(argument: &str) -> Option<Operator> {
     let mut parts = argument.split(':');
     let (key, form, field) = (parts.next()?, parts.next(), parts.next());
     match (key, form, field) {
-        ("downstream_peer_obj", Some("FIELD"), Some(field)) => Some(Operator::Peer(Side::Downstream, PeerField::parse(field)?)),
-        ("upstream_peer_obj", Some("FIELD"), Some(field)) => Some(Operator::Peer(Side::Upstream, PeerField::parse(field)?)),
+        ("downstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Downstream, field)),
+        ("upstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Upstream, field)),
         ("io.istio.peer_principal", _, None) => Some(Operator::Field(Field::DownstreamPeerUriSan)),
         ("io.istio.local_principal", _, None) => Some(Operator::Field(Field::DownstreamLocalUriSan)),
-        _ => None,
+        // Any key is a key; nobody has set it.
+        _ => Some(Operator::Absent),
     }
 }
 
+/// The name of what is said of a refusal, among dynamic metadata.
+const REFUSAL: &str = "waypoint.refusal";
+
 fn refusal(argument: &str) -> Option<Operator> {
-    let rest = argument.strip_prefix("waypoint.refusal")?;
+    let rest = argument.strip_prefix(REFUSAL)?;
     let field = if rest.is_empty() { None } else { Some(RefusalField::parse(rest.strip_prefix(':')?)?) };
     Some(Operator::Refusal(field))
 }
@@ -360,48 +437,4 @@ fn refusal_value(view: &dyn StreamView, field: Option<RefusalField>) -> Value<'_
         Some(None) => Value::Missing,
         None => Value::Object(refusal.fields().map(|(field, text)| (field.key(), text)).collect()),
     }
-}
-
-fn plain(name: &str) -> Option<Operator> {
-    if let Some(address) = name.strip_suffix("_WITHOUT_PORT") {
-        return match plain(address)? {
-            Operator::Field(field) => Some(Operator::AddressOnly(field)),
-            _ => None,
-        };
-    }
-    Some(Operator::Field(match name {
-        "PROTOCOL" => Field::Protocol,
-        "RESPONSE_CODE" => Field::ResponseCode,
-        "RESPONSE_CODE_DETAILS" => Field::ResponseCodeDetails,
-        "RESPONSE_FLAGS" => Field::ResponseFlags,
-        "CONNECTION_TERMINATION_DETAILS" => Field::ConnectionTerminationDetails,
-        "UPSTREAM_TRANSPORT_FAILURE_REASON" => Field::UpstreamTransportFailureReason,
-        "BYTES_RECEIVED" => Field::BytesReceived,
-        "BYTES_SENT" => Field::BytesSent,
-        "DURATION" => Field::Duration,
-        "REQUEST_DURATION" => Field::RequestDuration,
-        "RESPONSE_DURATION" => Field::ResponseDuration,
-        "RESPONSE_TX_DURATION" => Field::ResponseTxDuration,
-        "UPSTREAM_HOST" => Field::UpstreamHost,
-        "UPSTREAM_CLUSTER" => Field::UpstreamCluster,
-        "UPSTREAM_CLUSTER_RAW" => Field::UpstreamClusterRaw,
-        "UPSTREAM_LOCAL_ADDRESS" => Field::UpstreamLocalAddress,
-        "UPSTREAM_REMOTE_ADDRESS" => Field::UpstreamRemoteAddress,
-        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Field::UpstreamRequestAttemptCount,
-        "UPSTREAM_PROTOCOL" => Field::UpstreamProtocol,
-        "DOWNSTREAM_LOCAL_ADDRESS" => Field::DownstreamLocalAddress,
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Field::DownstreamRemoteAddress,
-        "DOWNSTREAM_PEER_URI_SAN" => Field::DownstreamPeerUriSan,
-        "DOWNSTREAM_LOCAL_URI_SAN" => Field::DownstreamLocalUriSan,
-        "REQUESTED_SERVER_NAME" => Field::RequestedServerName,
-        "ROUTE_NAME" => Field::RouteName,
-        "TRACE_ID" => Field::TraceId,
-        "SPAN_ID" => Field::SpanId,
-        "STREAM_ID" => Field::StreamId,
-        "GRPC_STATUS" => Field::GrpcStatus,
-        "GRPC_STATUS_NUMBER" => Field::GrpcStatusNumber,
-        "FILTER_CHAIN_NAME" => Field::FilterChainName,
-        "HOSTNAME" => Field::Hostname,
-        _ => return None,
-    }))
 }

@@ -111,14 +111,14 @@ fn b3_headers_of_a_log_format_fall_back_to_the_active_span() {
 }
 
 #[test]
-fn a_line_is_json_whatever_a_header_holds() {
+fn l22_a_line_is_json_whatever_a_header_holds() {
     let mut view = Request::default();
     view.headers.insert("x-bad", http::HeaderValue::from_bytes(b"a\"b\\c\xff\td").unwrap());
     assert_eq!(line(&[("h", string("%REQ(X-BAD)%"))], false, &view), "{\"h\":\"a\\\"b\\\\c\u{fffd}\\td\"}\n");
 }
 
 #[test]
-fn an_unknown_operator_is_reported_and_prints_as_missing() {
+fn l23_an_unknown_operator_is_reported_and_prints_as_missing() {
     let mut unknown = Vec::new();
     let object = BTreeMap::from([("x".to_owned(), string("%BOGUS(1)%"))]);
     let mut out = Vec::new();
@@ -151,4 +151,94 @@ fn a_refusal_is_an_object_its_parts_are_texts_and_envoy_reads_the_operator_too()
     assert_eq!(line(&formats, false, &refused), expected);
     assert_eq!(text("%DYNAMIC_METADATA(waypoint.refusal)%", &refused), object);
     assert!(Operator::parse("DYNAMIC_METADATA(waypoint.refusal:other)").is_none());
+}
+
+#[test]
+fn l10_times_print_in_envoys_formats() {
+    let view = Request::default();
+    for (format, expected) in [
+        ("%s.%6f", "1795465906.500000"),
+        ("%s", "1795465906"),
+        ("%3s", "1795465906500"),
+        ("%9s", "1795465906500000000"),
+        ("%f", "500000000"),
+        ("%1f", "5"),
+        ("%E3f", "500"),
+        ("%E*f", "5"),
+        ("%Y-%m-%dT%H:%M:%S.%3fZ", "2026-11-23T20:31:46.500Z"),
+        ("%d/%b/%Y:%H:%M:%S %z %%s", "23/Nov/2026:20:31:46 +0000 %s"),
+    ] {
+        assert_eq!(text(&format!("%START_TIME({format})%"), &view), expected, "{format}");
+        assert_eq!(text(&format!("%START_TIME_LOCAL({format})%"), &view), expected, "{format}");
+    }
+}
+
+#[test]
+fn l08_objects_and_lists_keep_their_form() {
+    let list = JsonValue::List(vec![string("%REQ(:METHOD)%"), string("x"), JsonValue::Number(3.0)]);
+    let inner = JsonValue::Object(BTreeMap::from([("list".to_owned(), list), ("code".to_owned(), string("%RESPONSE_CODE%"))]));
+    assert_eq!(line(&[("nest", inner)], false, &Request::default()), "{\"nest\":{\"code\":200,\"list\":[\"GET\",\"x\",3]}}\n");
+}
+
+#[test]
+fn an_object_that_has_nothing_left_is_left_out_too() {
+    let object =
+        |members: &[(&str, JsonValue)]| JsonValue::Object(members.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect());
+    let none = object(&[("x", string("%REQ(X-NONE)%")), ("y", JsonValue::Null)]);
+    let some = object(&[("a", none.clone()), ("b", string("%RESPONSE_CODE%")), ("c", none.clone()), ("d", string("{"))]);
+    let labels = [("a", none.clone()), ("b", some), ("c", none)];
+    assert_eq!(line(&labels, true, &Request::default()), "{\"b\":{\"b\":200,\"d\":\"{\"}}\n");
+    assert_eq!(line(&labels[..1], true, &Request::default()), "{}\n");
+}
+
+#[test]
+fn parts_of_paths_addresses_and_flags_print() {
+    let mut view = Request::default();
+    view.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    view.flags.insert(ResponseFlag::UpstreamConnectionFailure);
+    for (format, expected) in [
+        ("%REQ_WITHOUT_QUERY(X-NONE?:PATH)% %REQ_WITHOUT_QUERY(:PATH):2%", "/ok /o"),
+        ("%PATH% %PATH(NQ)% %PATH(WQ:PATH)% %PATH(NQ:ORIG)% %PATH(:ORIG_OR_PATH):3%", "/ok?a=1 /ok /ok?a=1 - /ok"),
+        ("%QUERY_PARAM(a)% %QUERY_PARAM(b)%", "1 -"),
+        ("%RESPONSE_FLAGS_LONG%", "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"),
+        ("%DOWNSTREAM_REMOTE_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", "33952 10.42.0.51 -"),
+        ("%BYTES_RETRANSMITTED% %CONNECTION_ID% %DYNAMIC_METADATA(a:b)% %FILTER_STATE(x:PLAIN)%", "0 - - -"),
+    ] {
+        assert_eq!(text(format, &view), expected, "{format}");
+    }
+}
+
+#[test]
+fn every_operator_of_envoy_is_known() {
+    let mut all = String::from(
+        "%REQ(A)% %REQUEST_HEADER(A)% %RESP(A)% %RESPONSE_HEADER(A)% %TRAILER(A)% %RESPONSE_TRAILER(A)% %REQ_WITHOUT_QUERY(A)% %PATH% \
+         %QUERY_PARAM(a)% %COMMON_DURATION(US_CX_BEG:US_CX_END:us)% %GRPC_STATUS(SNAKE_STRING)% %DYNAMIC_METADATA(a)% %CLUSTER_METADATA(a)% \
+         %UPSTREAM_METADATA(a)% %METADATA(ROUTE:a:b)% %FILTER_STATE(a:PLAIN)% %UPSTREAM_FILTER_STATE(a)% %CEL(request.path)% \
+         %ENVIRONMENT(X)% %START_TIME% %START_TIME_LOCAL% %EMIT_TIME% %EMIT_TIME_LOCAL%",
+    );
+    let names = "PROTOCOL UPSTREAM_PROTOCOL RESPONSE_CODE RESPONSE_CODE_DETAILS RESPONSE_FLAGS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT \
+        CONNECTION_TERMINATION_DETAILS DURATION REQUEST_DURATION REQUEST_TX_DURATION RESPONSE_DURATION RESPONSE_TX_DURATION ROUNDTRIP_DURATION \
+        DOWNSTREAM_HANDSHAKE_DURATION UPSTREAM_CONNECTION_POOL_READY_DURATION UPSTREAM_HOST UPSTREAM_HOST_NAME UPSTREAM_HOST_NAME_WITHOUT_PORT \
+        UPSTREAM_CLUSTER UPSTREAM_CLUSTER_RAW UPSTREAM_CONNECTION_ID CONNECTION_ID ROUTE_NAME REQUESTED_SERVER_NAME TRACE_ID SPAN_ID STREAM_ID \
+        GRPC_STATUS GRPC_STATUS_NUMBER UPSTREAM_REQUEST_ATTEMPT_COUNT ACCESS_LOG_TYPE HOSTNAME UNIQUE_ID FILTER_CHAIN_NAME VIRTUAL_CLUSTER_NAME \
+        CUSTOM_FLAGS TLS_JA3_FINGERPRINT TLS_JA4_FINGERPRINT STREAM_INFO_REQ BYTES_RETRANSMITTED PACKETS_RETRANSMITTED LOCAL_REPLY_BODY \
+        REQUEST_HEADERS_BYTES RESPONSE_HEADERS_BYTES RESPONSE_TRAILERS_BYTES UPSTREAM_HOSTS_ATTEMPTED UPSTREAM_SERVER_NAME \
+        UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID DOWNSTREAM_CX_RTT \
+        UPSTREAM_LOCAL_PORT UPSTREAM_REMOTE_PORT UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT \
+        DOWNSTREAM_LOCAL_PORT DOWNSTREAM_REMOTE_PORT DOWNSTREAM_DIRECT_LOCAL_PORT DOWNSTREAM_DIRECT_REMOTE_PORT \
+        DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
+    let of_sides = "WIRE_BYTES_SENT WIRE_BYTES_RECEIVED HEADER_BYTES_SENT HEADER_BYTES_RECEIVED DECOMPRESSED_HEADER_BYTES_SENT LOCAL_ADDRESS \
+        DECOMPRESSED_HEADER_BYTES_RECEIVED REMOTE_ADDRESS PEER_URI_SAN LOCAL_URI_SAN PEER_DNS_SAN LOCAL_DNS_SAN PEER_IP_SAN LOCAL_IP_SAN \
+        PEER_EMAIL_SAN LOCAL_EMAIL_SAN PEER_OTHERNAME_SAN LOCAL_OTHERNAME_SAN PEER_SUBJECT LOCAL_SUBJECT PEER_ISSUER PEER_SERIAL \
+        PEER_FINGERPRINT_1 PEER_FINGERPRINT_256 PEER_CERT PEER_CERT_V_START PEER_CERT_V_END PEER_CHAIN_SERIALS TLS_VERSION TLS_CIPHER \
+        TLS_SESSION_ID TLS_GROUP TRANSPORT_FAILURE_REASON LOCAL_CLOSE_REASON DETECTED_CLOSE_TYPE";
+    for name in names.split_whitespace() {
+        all.push_str(&format!(" %{name}%"));
+    }
+    for name in of_sides.split_whitespace() {
+        all.push_str(&format!(" %DOWNSTREAM_{name}% %UPSTREAM_{name}%"));
+    }
+    let mut unknown = Vec::new();
+    TextFormat::parse(&all, &mut unknown);
+    assert_eq!(unknown, []);
 }

@@ -2,24 +2,57 @@
 
 use std::time::{Duration, SystemTime};
 
-/// How a `START_TIME` is printed.
+/// How a point in time is printed.
 #[derive(Clone, Debug)]
 pub enum TimeFormat {
     /// `2026-11-23T20:31:46.500Z`.
     Default,
-    /// A strftime text, with Envoy's fractions already translated.
-    Custom(Box<str>),
+    /// In parts.
+    Custom(Box<[TimePart]>),
 }
 
+/// A part of a format of one's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TimePart {
+    /// What strftime prints.
+    Calendar(Box<str>),
+    /// This many digits of the second's fraction.
+    Fraction(usize),
+    /// The fraction without zeros at its end.
+    FractionTrimmed,
+    /// Since 1970, in units of a second divided by ten to this.
+    Epoch(usize),
+}
+
+/// Digits of a nanosecond.
+const NANOSECOND_DIGITS: usize = 9;
+
 impl TimeFormat {
-    /// Reads the argument of `START_TIME(…)`; none if it is not a strftime text that we can print.
+    /// Reads the argument of `START_TIME(…)`; none if it is not a text that we can print.
+    ///
+    /// Envoy's own beside strftime's: `%s`, `%3s`, `%6s`, `%9s` since 1970; `%f`, `%1f` to `%9f`, `%E3f`, `%E*f` of the second.
     pub(super) fn parse(argument: Option<&str>) -> Option<Self> {
         let Some(text) = argument.filter(|text| !text.is_empty()) else { return Some(Self::Default) };
-        // Envoy writes %3f for milliseconds; jiff %3f too, and %f for all nine digits as %9f.
-        let text = text.replace("%E3f", "%3f").replace("%E6f", "%6f").replace("%f", "%9f");
-        let sample = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC);
-        jiff::fmt::strtime::format(text.as_bytes(), &sample).ok()?;
-        Some(Self::Custom(text.into()))
+        let (mut parts, mut calendar, mut rest) = (Vec::new(), String::new(), text);
+        while let Some(first) = rest.chars().next() {
+            if let Some((part, after)) = own(rest) {
+                if !calendar.is_empty() {
+                    parts.push(TimePart::Calendar(std::mem::take(&mut calendar).into()));
+                }
+                parts.push(part);
+                rest = after;
+                continue;
+            }
+            // A specifier's letter belongs to it: `%%s` prints `%s`.
+            let length = first.len_utf8() + if first == '%' { rest[1..].chars().next()?.len_utf8() } else { 0 };
+            calendar.push_str(&rest[..length]);
+            rest = &rest[length..];
+        }
+        if !calendar.is_empty() {
+            parts.push(TimePart::Calendar(calendar.into()));
+        }
+        let format = Self::Custom(parts.into());
+        format.custom(SystemTime::UNIX_EPOCH).map(|_| format)
     }
 
     pub(super) fn render(&self, time: SystemTime) -> String {
@@ -29,11 +62,51 @@ impl TimeFormat {
                 write_default(time, &mut out);
                 String::from_utf8(out).expect("digits and punctuation")
             }
-            Self::Custom(text) => jiff::Timestamp::try_from(time)
-                .ok()
-                .and_then(|at| jiff::fmt::strtime::format(text.as_bytes(), &at.to_zoned(jiff::tz::TimeZone::UTC)).ok())
-                .unwrap_or_default(),
+            Self::Custom(_) => self.custom(time).unwrap_or_default(),
         }
+    }
+
+    fn custom(&self, time: SystemTime) -> Option<String> {
+        let Self::Custom(parts) = self else { return None };
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let fraction = format!("{:09}", since.subsec_nanos());
+        let mut out = String::new();
+        for part in parts {
+            match part {
+                TimePart::Calendar(text) => {
+                    let zoned = jiff::Timestamp::try_from(time).ok()?.to_zoned(jiff::tz::TimeZone::UTC);
+                    out.push_str(&jiff::fmt::strtime::format(text.as_bytes(), &zoned).ok()?);
+                }
+                TimePart::Fraction(digits) => out.push_str(&fraction[..*digits]),
+                TimePart::FractionTrimmed => out.push_str(match fraction.trim_end_matches('0') {
+                    "" => "0",
+                    trimmed => trimmed,
+                }),
+                TimePart::Epoch(digits) => {
+                    out.push_str(&since.as_secs().to_string());
+                    out.push_str(&fraction[..*digits]);
+                }
+            }
+        }
+        Some(out)
+    }
+}
+
+/// One of Envoy's own specifiers at the front of a text.
+fn own(text: &str) -> Option<(TimePart, &str)> {
+    let rest = text.strip_prefix('%')?;
+    if let Some(after) = rest.strip_prefix("E*f") {
+        return Some((TimePart::FractionTrimmed, after));
+    }
+    let rest = rest.strip_prefix('E').filter(|rest| rest.get(1..).is_some_and(|rest| rest.starts_with('f'))).unwrap_or(rest);
+    let digits = rest.chars().next().and_then(|first| first.to_digit(10)).and_then(|digit| usize::try_from(digit).ok());
+    let rest = if digits.is_some() { &rest[1..] } else { rest };
+    match (rest.chars().next()?, digits) {
+        ('f', None) => Some((TimePart::Fraction(NANOSECOND_DIGITS), &rest[1..])),
+        ('f', Some(digits @ 1..=NANOSECOND_DIGITS)) => Some((TimePart::Fraction(digits), &rest[1..])),
+        ('s', None) => Some((TimePart::Epoch(0), &rest[1..])),
+        ('s', Some(digits @ 1..=NANOSECOND_DIGITS)) => Some((TimePart::Epoch(digits), &rest[1..])),
+        _ => None,
     }
 }
 

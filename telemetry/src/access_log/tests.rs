@@ -1,10 +1,13 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use http::Method;
 use http::uri::Scheme;
 use model::access_log::{AccessLog, LogFilter, LogFormat};
 use model::flags::ResponseFlag;
-use model::format::Expression;
+use model::format::{Expression, JsonFormat, JsonValue};
 use model::stream_view::StreamView;
 
 use crate::fixture::{self, headers, text_format};
@@ -31,7 +34,7 @@ fn seed(change: impl FnOnce(&mut RequestRecord)) -> String {
 }
 
 #[test]
-fn the_seeds_format_prints_the_golden_line_with_both_ids_filled() {
+fn l01_the_seeds_format_prints_the_golden_line_with_both_ids_filled() {
     let parent = headers(&[("traceparent", "00-944465e02249c3cd2ea8d5505aca32a2-00f067aa0ba902b7-01")]);
     let trace = begin(Some(&fixture::tracing()), &parent, true, &mut fastrand::Rng::with_seed(1)).trace.unwrap();
     let span_id = format!("{:016x}", trace.span_id);
@@ -56,7 +59,7 @@ fn without_a_span_both_ids_are_null() {
 }
 
 #[test]
-fn no_route_leaves_host_and_cluster_null() {
+fn l02_no_route_leaves_host_and_cluster_null() {
     let line = seed(|record| {
         record.response_code = 404;
         record.stream.flags.insert(ResponseFlag::NoRouteFound);
@@ -68,7 +71,7 @@ fn no_route_leaves_host_and_cluster_null() {
 }
 
 #[test]
-fn what_was_no_request_prints_no_method_and_no_path() {
+fn l19_what_was_no_request_prints_no_method_and_no_path() {
     let line = seed(|record| {
         record.head = None;
         record.response_code = 400;
@@ -80,7 +83,7 @@ fn what_was_no_request_prints_no_method_and_no_path() {
 }
 
 #[test]
-fn a_tcp_connection_prints_byte_counts_and_no_request() {
+fn l18_a_tcp_connection_prints_byte_counts_and_no_request() {
     let log = log(fixture::seed_format());
     let mut record = fixture::connection(&fixture::chain(None, vec![log.clone()], None));
     (record.stream.bytes_received, record.stream.bytes_sent) = (6, 5);
@@ -92,7 +95,7 @@ fn a_tcp_connection_prints_byte_counts_and_no_request() {
 }
 
 #[test]
-fn istios_default_text_format_prints_as_envoy_prints_it() {
+fn l12_istios_default_text_format_prints_as_envoy_prints_it() {
     let format = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
                   %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% \
                   %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
@@ -189,4 +192,117 @@ fn an_expression_prints_as_text_and_an_error_as_missing() {
         render(&log, &fixture::request(&fixture::chain(None, vec![log.clone()], None)))
     };
     assert_eq!(line("%CEL(response.code)%|%CEL((1 + 2) * 3):1%|%CEL(request.headers['x-none'])%|"), "200|9|-|");
+}
+
+/// One member of a line in JSON.
+fn member(format: &str, omits_missing: bool, change: impl FnOnce(&mut RequestRecord)) -> String {
+    let object = BTreeMap::from([("x".to_owned(), JsonValue::Text(format.to_owned()))]);
+    let log = log(LogFormat::Json(JsonFormat::parse(&object, omits_missing, &mut Vec::new())));
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    change(&mut record);
+    let line = render(&log, &record);
+    line.strip_prefix('{').unwrap().strip_suffix("}\n").unwrap().to_owned()
+}
+
+#[test]
+fn l03_without_an_endpoint_the_cluster_is_named_and_the_host_null() {
+    let line = seed(|record| {
+        record.response_code = 503;
+        record.stream.flags.insert(ResponseFlag::NoHealthyUpstream);
+        record.stream.upstream_host = None;
+    });
+    let cluster = "\"upstream_cluster\":\"inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local;\",\"upstream_host\":null";
+    assert!(line.contains(cluster) && line.contains("\"response_flags\":\"UH\""), "{line}");
+}
+
+#[test]
+fn l04_a_client_that_went_away_leaves_code_0_and_no_bytes() {
+    let line = seed(|record| {
+        record.response_code = 0;
+        record.stream.bytes_sent = 0;
+        record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+    });
+    assert!(line.contains("\"bytes_sent\":0") && line.contains("\"response_code\":0,\"response_flags\":\"DC\""), "{line}");
+}
+
+#[test]
+fn l05_without_a_user_agent_it_is_null() {
+    let line = seed(|record| record.capture_request(&headers(&[])));
+    assert!(line.contains("\"user_agent\":null"), "{line}");
+}
+
+#[test]
+fn l06_a_text_of_several_operators_is_a_text() {
+    assert_eq!(member("d=%DURATION%ms c=%RESPONSE_CODE%", false, |_| {}), "\"x\":\"d=7ms c=200\"");
+}
+
+#[test]
+fn l07_what_is_missing_is_a_dash_within_a_text_and_nothing_where_that_is_asked_for() {
+    assert_eq!(member("<%REQ(X-NONE)%>", false, |_| {}), "\"x\":\"<->\"");
+    assert_eq!(member("<%REQ(X-NONE)%>", true, |_| {}), "\"x\":\"<>\"");
+    assert_eq!((member("%REQ(X-NONE)%", false, |_| {}), member("%REQ(X-NONE)%", true, |_| {})), ("\"x\":null".into(), String::new()));
+}
+
+#[test]
+fn l09_metadata_of_the_cluster_is_a_list_of_its_service() {
+    let services = "[{\"host\":\"web-svc.emojivoto.svc.cluster.local\",\"name\":\"web-svc\",\"namespace\":\"emojivoto\"}]";
+    assert_eq!(member("%CLUSTER_METADATA(istio:services)%", false, |_| {}), format!("\"x\":{services}"));
+    assert_eq!(member("%METADATA(CLUSTER:istio)%", false, |_| {}), format!("\"x\":{{\"services\":{services}}}"));
+    assert_eq!(member("%CLUSTER_METADATA(istio:services)%", false, |record| record.stream.service = None), "\"x\":null");
+    assert_eq!(member("%CLUSTER_METADATA(other:key)%", false, |_| {}), "\"x\":null");
+}
+
+#[test]
+fn l11_the_cluster_is_printed_with_its_semicolon_and_raw_without() {
+    let name = "inbound-vip|80|http|web-svc.emojivoto.svc.cluster.local";
+    assert_eq!(member("%UPSTREAM_CLUSTER% %UPSTREAM_CLUSTER_RAW%", false, |_| {}), format!("\"x\":\"{name}; {name}\""));
+}
+
+#[test]
+fn l20_an_answer_of_the_route_itself_names_neither_host_nor_cluster() {
+    let answered = |record: &mut RequestRecord| {
+        record.response_code = 301;
+        record.stream.details = Some("direct_response".into());
+        (record.stream.cluster, record.stream.cluster_stat_name, record.stream.upstream_host) = (None, None, None);
+    };
+    let format = "%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% %UPSTREAM_CLUSTER%";
+    assert_eq!(member(format, false, answered), "\"x\":\"301 direct_response - -\"");
+}
+
+#[test]
+fn durations_sizes_and_parts_of_addresses_print() {
+    let timed = |record: &mut RequestRecord| {
+        let start = record.stream.start;
+        record.stream.request_end = Some(start + Duration::from_micros(1_500));
+        record.stream.response_start = Some(start + Duration::from_micros(5_200));
+    };
+    for (format, expected) in [
+        ("%REQUEST_DURATION%", "1"),
+        ("%RESPONSE_DURATION%", "5"),
+        ("%RESPONSE_TX_DURATION%", "2"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%", "7900"),
+        ("%COMMON_DURATION(DS_RX_END:US_RX_BEG:ns)%", "3700000"),
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END:ms)%", "null"),
+        ("%DOWNSTREAM_WIRE_BYTES_RECEIVED%", "66"),
+        ("%RESPONSE_HEADERS_BYTES%", "227"),
+        ("%EMIT_TIME(%3s)%", "\"1795465906507\""),
+        ("%ACCESS_LOG_TYPE%", "\"DownstreamEnd\""),
+        ("%UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID%", "\"10.42.0.74:8080\""),
+        ("%DOWNSTREAM_LOCAL_PORT%", "80"),
+        ("%TRACE_SAMPLED%", "null"),
+    ] {
+        assert_eq!(member(format, false, timed), format!("\"x\":{expected}"), "{format}");
+    }
+}
+
+#[test]
+fn a_grpc_status_is_written_in_three_ways() {
+    let line = |format: &str| {
+        member(format, false, |record| {
+            record.is_grpc = true;
+            record.grpc_status = Some(crate::grpc::GrpcStatus::new(5));
+        })
+    };
+    assert_eq!(line("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)%"), "\"x\":\"NotFound NOT_FOUND 5\"");
+    assert_eq!(line("%GRPC_STATUS(NUMBER)%"), "\"x\":5");
 }

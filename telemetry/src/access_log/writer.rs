@@ -78,6 +78,8 @@ impl Outlet {
 struct Shared {
     buffers: Mutex<Vec<Arc<Buffer>>>,
     stopping: AtomicBool,
+    /// The file is to be opened anew: it was renamed, say.
+    reopening: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,14 @@ impl Writers {
 
     pub(crate) fn count_refused(&self) {
         self.counters.dropped.inc();
+    }
+
+    /// Makes each target open its file anew before it writes again.
+    pub(crate) fn reopen(&self) {
+        for target in &*self.targets.lock() {
+            target.shared.reopening.store(true, Release);
+            target.thread.thread().unpark();
+        }
     }
 
     /// Writes what is buffered and ends the threads. Waits for them until `deadline`; lines written later are lost.
@@ -183,6 +193,9 @@ impl Writer {
             thread::park_timeout(interval);
             // Read before the buffers are: what was logged before the shutdown is written.
             stopping = self.shared.stopping.load(Acquire);
+            if self.shared.reopening.swap(false, Acquire) {
+                self.file = None;
+            }
             let buffers = self.shared.buffers.lock().clone();
             for buffer in &buffers {
                 std::mem::swap(&mut *buffer.bytes.lock(), &mut spare);

@@ -11,6 +11,7 @@ mod dns;
 mod envoy_oracle;
 mod explain;
 mod external;
+mod golden_logs;
 mod golden_metrics;
 mod harness;
 mod health;

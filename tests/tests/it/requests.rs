@@ -223,7 +223,7 @@ async fn a_service_without_endpoints_is_answered_503() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connect_to_an_unknown_address_is_answered_404_and_logged_once() -> Result<()> {
+async fn l14_a_connect_to_an_unknown_address_is_answered_404_and_logged_once() -> Result<()> {
     let mesh = Mesh::start("07-telemetry").await?;
     let connection = mesh.connect("frontend-0").await?;
     assert_eq!(connection.connect("10.96.9.9:80").await?.err(), Some(StatusCode::NOT_FOUND));

@@ -29,7 +29,7 @@ fn soon() -> Instant {
 }
 
 #[test]
-fn a_lone_line_is_written_within_the_interval() {
+fn l24_a_lone_line_is_written_within_the_interval() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let counters = counters();
@@ -37,6 +37,24 @@ fn a_lone_line_is_written_within_the_interval() {
     writers.outlet(&target(&path)).unwrap().write(append("one\n"));
     wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "one\n"));
     assert_eq!((counters.written.get(), counters.dropped.get()), (1, 0));
+}
+
+#[test]
+fn a_file_that_was_rotated_is_opened_anew_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, rotated) = (folder.path().join("log"), folder.path().join("log.1"));
+    let writers = Writers::new(Duration::from_millis(20), counters());
+    let outlet = writers.outlet(&target(&path)).unwrap();
+    let has = |path: &Path, text: &str| fs::read_to_string(path).is_ok_and(|found| found == text);
+    outlet.write(append("one\n"));
+    wait_until("the first line", || has(&path, "one\n"));
+    fs::rename(&path, &rotated).unwrap();
+    outlet.write(append("two\n"));
+    wait_until("a line in the renamed file", || has(&rotated, "one\ntwo\n"));
+    writers.reopen();
+    outlet.write(append("three\n"));
+    wait_until("a line in the new file", || has(&path, "three\n"));
+    assert!(has(&rotated, "one\ntwo\n"));
 }
 
 #[test]

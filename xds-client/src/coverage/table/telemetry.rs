@@ -59,7 +59,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("text_format", Listed("deprecated; text_format_source is its successor")),
             ("omit_empty_values", Honoured),
             ("json_format_options", Unused("the order of properties is our own")),
-            ("formatters", Listed("operators of extensions are null")),
+            ("formatters", Unused("operators of extensions are known without")),
             ("content_type", Unused("belongs to replies")),
         ],
     ),

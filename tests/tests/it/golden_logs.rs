@@ -1,0 +1,94 @@
+//! Access logs by outcome, on the wire. Each test's name begins with its row in `docs/contracts.md`.
+//!
+//! Not for: formats, which are tested where they are made.
+
+use anyhow::Result;
+use http::StatusCode;
+use serde_json::{Value, json};
+use tests::scenario::{LEGACY, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::workload::App;
+
+use crate::golden_metrics::LEGACY_CHAIN;
+use crate::policy::rbac;
+
+/// Adds what tells why to the lines of a chain.
+fn tell_why(scenario: &mut Scenario, chain: &str) -> Result<()> {
+    let format = &mut scenario.http(chain)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
+    for (key, operator) in [
+        ("reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+        ("attempts", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
+        ("details", "%RESPONSE_CODE_DETAILS%"),
+    ] {
+        format[key] = operator.into();
+    }
+    Ok(())
+}
+
+async fn mesh(edit: impl FnOnce(&mut Scenario) -> Result<()>) -> Result<Mesh> {
+    let builder = Mesh::builder("07-telemetry")?.edit(|scenario| {
+        scenario.keep_endpoints(WEB_CHAIN, 1)?;
+        tell_why(scenario, WEB_CHAIN)?;
+        tell_why(scenario, LEGACY_CHAIN)
+    })?;
+    builder.edit(edit)?.start().await
+}
+
+async fn line(mesh: &Mesh, path: &str) -> Result<Value> {
+    Ok(mesh.waypoint.access_line(&format!("the line of {path}"), |line| line["path"] == path).await?.1)
+}
+
+/// Lines so far that are no request to `path`; what comes later is logged later.
+fn others(mesh: &Mesh, paths: &[&str]) -> Vec<String> {
+    mesh.waypoint.output().into_iter().filter(|line| !paths.iter().any(|path| line.contains(&format!("\"path\":\"{path}\"")))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_a_pod_that_refuses_its_tunnel_leaves_one_line_with_the_cause() -> Result<()> {
+    let mesh = mesh(|_| Ok(())).await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    web.record().refuse_connects(Some(StatusCode::SERVICE_UNAVAILABLE));
+    let connection = mesh.connect("frontend-0").await?;
+    connection.get(WEB, "/refused").await?;
+    let line = line(&mesh, "/refused").await?;
+    assert_eq!((&line["response_code"], &line["response_flags"]), (&503.into(), &"URX,UF".into()), "{line}");
+    assert_eq!((&line["reason"], &line["attempts"]), (&"tunnel_response:503".into(), &3.into()), "{line}");
+    connection.get(WEB, "/after").await?;
+    self::line(&mesh, "/after").await?;
+    assert_eq!(others(&mesh, &["/refused", "/after"]), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13b_a_plain_endpoint_that_refuses_is_tried_three_times_and_leaves_one_line() -> Result<()> {
+    let mesh = mesh(|_| Ok(())).await?;
+    mesh.connect("frontend-0").await?.get(LEGACY, "/refused").await?;
+    let line = line(&mesh, "/refused").await?;
+    assert_eq!((&line["response_code"], &line["response_flags"], &line["attempts"]), (&503.into(), &"URX,UF".into(), &3.into()), "{line}");
+    assert_eq!(line["reason"], "delayed_connect_error:_Connection_refused", "{line}");
+    let details = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+    assert_eq!(line["details"], details, "{line}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l15_a_tunnel_that_is_opened_leaves_no_line() -> Result<()> {
+    let mesh = mesh(|_| Ok(())).await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    drop(connection.tunnel(WEB).await?);
+    connection.get(WEB, "/after").await?;
+    line(&mesh, "/after").await?;
+    assert_eq!(others(&mesh, &["/after"]), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l21_a_refusal_names_its_policy() -> Result<()> {
+    let deny = rbac("DENY", "ns[shop]-policy[deny]-rule[0]", &json!({"any": true}), &json!({"any": true}));
+    let mesh = mesh(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![deny])).await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/denied").await?.status, StatusCode::FORBIDDEN);
+    let line = line(&mesh, "/denied").await?;
+    assert_eq!(line["details"], "rbac_access_denied_matched_policy[ns[shop]-policy[deny]-rule[0]]", "{line}");
+    assert_eq!((&line["response_flags"], &line["attempts"]), (&"-".into(), &0.into()), "{line}");
+    Ok(())
+}
