@@ -65,13 +65,34 @@ impl Sampling {
     }
 }
 
+/// What a request id has to do with tracing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestIdUse {
+    /// It decides; otherwise every request is traced that no caller has decided about.
+    pub decides: bool,
+    /// The decision is written into it.
+    pub tells: bool,
+}
+
+impl Default for RequestIdUse {
+    fn default() -> Self {
+        Self { decides: true, tells: true }
+    }
+}
+
 /// How a chain traces.
 #[derive(Clone, Debug)]
 pub struct Tracing {
     /// The share of requests, without a decision of the caller, that are traced.
     pub random_sampling: Sampling,
+    /// The share of those whose client asks for it.
+    pub client_sampling: Sampling,
     /// An upper bound on all.
     pub overall_sampling: Sampling,
+    /// What the request id has to do with it.
+    pub request_id: RequestIdUse,
+    /// Whether the endpoint is told of the trace.
+    pub propagates: bool,
     /// Tags beside the standard ones.
     pub custom_tags: Vec<CustomTag>,
     /// Where spans go; without it there are none, and trace headers pass as they came.

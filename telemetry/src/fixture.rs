@@ -90,7 +90,10 @@ pub(crate) fn tracing() -> Tracing {
     let format = |text| TagSource::Format(TextFormat::parse(text, &mut Vec::new()));
     Tracing {
         random_sampling: Sampling::percent(100.0),
+        client_sampling: Sampling::percent(100.0),
         overall_sampling: Sampling::percent(100.0),
+        request_id: model::tracing::RequestIdUse::default(),
+        propagates: true,
         custom_tags: vec![
             CustomTag { tag: "istio.mesh_id".into(), source: TagSource::Literal("cluster.local".into()) },
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },

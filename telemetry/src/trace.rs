@@ -35,16 +35,17 @@ pub struct Decision {
     /// `x-request-id` as it is to be forwarded and logged.
     pub request_id: Option<HeaderValue>,
     changed_request_id: bool,
+    propagates: bool,
 }
 
 impl Decision {
     /// Writes what changes into the headers that are forwarded: `x-request-id` if it is new, `traceparent` and `tracestate` if there
-    /// is a span. Everything else, a malformed `traceparent` too, stays as it came.
+    /// is a span and the chain tells endpoints of it. Everything else, a malformed `traceparent` too, stays as it came.
     pub fn inject(&self, headers: &mut HeaderMap) {
         if let Some(id) = self.request_id.as_ref().filter(|_| self.changed_request_id) {
             headers.insert(X_REQUEST_ID, id.clone());
         }
-        if let Some(trace) = &self.trace {
+        if let Some(trace) = self.trace.as_ref().filter(|_| self.propagates) {
             trace.inject(headers);
         }
     }
@@ -57,7 +58,7 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
     let generated = received.is_none() && generate_request_id;
     let mut request_id = if generated { Some(sampling::new_request_id(random)) } else { received.cloned() };
     let Some(tracing) = tracing else {
-        return Decision { trace: None, request_id, changed_request_id: generated };
+        return Decision { trace: None, request_id, changed_request_id: generated, propagates: false };
     };
     let verdict = sampling::decide(tracing, request_id.as_ref(), headers);
     let rewritten = verdict.request_id.is_some();
@@ -69,7 +70,7 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
         Incoming::Parent(parent) => Some(TraceContext::child(parent, propagation::tracestate(headers), random)),
         Incoming::Malformed => None,
     };
-    Decision { trace, request_id, changed_request_id: generated || rewritten }
+    Decision { trace, request_id, changed_request_id: generated || rewritten, propagates: tracing.propagates }
 }
 
 /// One worker's way to the collectors.

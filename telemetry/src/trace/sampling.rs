@@ -44,6 +44,9 @@ pub(super) fn new_request_id(random: &mut fastrand::Rng) -> HeaderValue {
 
 /// Whether a request without a caller's decision is traced, and how its id says so.
 pub(super) fn decide(tracing: &Tracing, request_id: Option<&HeaderValue>, headers: &HeaderMap) -> Verdict {
+    if !tracing.request_id.decides {
+        return Verdict { sampled: true, request_id: None };
+    }
     let Some((id, draw)) = request_id.and_then(|id| Some((id.as_bytes(), draw(id.as_bytes())?))) else {
         return Verdict { sampled: false, request_id: None };
     };
@@ -51,7 +54,7 @@ pub(super) fn decide(tracing: &Tracing, request_id: Option<&HeaderValue>, header
     let before = id.get(REASON_AT).copied().filter(|_| is_uuid).unwrap_or(NOT_TRACED);
     let mut reason = match before {
         SAMPLED | FORCED | CLIENT => before,
-        _ if headers.contains_key(X_CLIENT_TRACE_ID) => CLIENT,
+        _ if headers.contains_key(X_CLIENT_TRACE_ID) && tracing.client_sampling.takes(draw) => CLIENT,
         _ if headers.contains_key(X_ENVOY_FORCE_TRACE) => FORCED,
         _ if tracing.random_sampling.takes(draw) => SAMPLED,
         _ => NOT_TRACED,
@@ -59,7 +62,8 @@ pub(super) fn decide(tracing: &Tracing, request_id: Option<&HeaderValue>, header
     if reason != NOT_TRACED && !tracing.overall_sampling.takes(draw) {
         reason = NOT_TRACED;
     }
-    let rewrite = is_uuid && reason != before && (reason != NOT_TRACED || matches!(before, SAMPLED | FORCED | CLIENT));
+    let rewrite =
+        tracing.request_id.tells && is_uuid && reason != before && (reason != NOT_TRACED || matches!(before, SAMPLED | FORCED | CLIENT));
     let request_id = rewrite.then(|| {
         let mut id = id.to_vec();
         id[REASON_AT] = reason;

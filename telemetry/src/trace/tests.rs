@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use model::flags::ResponseFlag;
-use model::tracing::{CustomTag, Sampling, TagSource};
+use model::tracing::{CustomTag, RequestIdUse, Sampling, TagSource};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -38,7 +38,7 @@ fn pass(tracing: Option<&Tracing>, pairs: &[(&'static str, &str)]) -> (Decision,
 }
 
 #[test]
-fn a_request_without_a_trace_begins_one() {
+fn t01_a_request_without_a_trace_begins_one() {
     let (decision, headers) = pass(Some(&sampling(100.0)), &[]);
     let trace = decision.trace.unwrap();
     assert_eq!((trace.parent, trace.sampled), (None, true));
@@ -55,7 +55,7 @@ fn an_unsampled_request_goes_on_with_its_ids_and_no_flag() {
 }
 
 #[test]
-fn a_sampled_parent_decides_whatever_the_percentage() {
+fn t02_a_sampled_parent_decides_whatever_the_percentage() {
     for percent in [0.0, 100.0] {
         let (decision, headers) = pass(Some(&sampling(percent)), &[("traceparent", &traceparent("01"))]);
         let trace = decision.trace.unwrap();
@@ -67,7 +67,7 @@ fn a_sampled_parent_decides_whatever_the_percentage() {
 }
 
 #[test]
-fn an_unsampled_parent_decides_whatever_the_percentage() {
+fn t03_an_unsampled_parent_decides_whatever_the_percentage() {
     let (decision, headers) = pass(Some(&sampling(100.0)), &[("traceparent", &traceparent("00"))]);
     let trace = decision.trace.unwrap();
     assert!(!trace.sampled);
@@ -75,7 +75,7 @@ fn an_unsampled_parent_decides_whatever_the_percentage() {
 }
 
 #[test]
-fn a_malformed_traceparent_makes_no_span_and_is_forwarded_unchanged() {
+fn t04_a_malformed_traceparent_makes_no_span_and_is_forwarded_unchanged() {
     let good = traceparent("01");
     let zero_trace = format!("00-{}-{PARENT}-01", "0".repeat(32));
     let zero_parent = format!("00-{TRACE}-{}-01", "0".repeat(16));
@@ -112,14 +112,14 @@ fn several_tracestates_are_joined() {
 }
 
 #[test]
-fn b3_headers_are_ignored_and_pass_through() {
+fn t05_b3_headers_are_ignored_and_pass_through() {
     let (decision, headers) = pass(Some(&sampling(100.0)), &[("x-b3-traceid", TRACE), ("x-b3-spanid", PARENT)]);
     assert_ne!(format!("{:032x}", decision.trace.unwrap().trace_id), TRACE);
     assert_eq!((headers["x-b3-traceid"].to_str().unwrap(), headers["x-b3-spanid"].to_str().unwrap()), (TRACE, PARENT));
 }
 
 #[test]
-fn without_tracing_all_headers_pass_through_and_an_id_is_made() {
+fn t23_without_tracing_all_headers_pass_through_and_an_id_is_made() {
     let (decision, headers) = pass(None, &[("traceparent", &traceparent("01"))]);
     assert_eq!(decision.trace, None);
     assert_eq!(headers[TRACEPARENT], traceparent("01"));
@@ -160,7 +160,7 @@ fn no_id_is_made_where_none_is_wanted_and_then_nothing_is_sampled() {
 }
 
 #[test]
-fn an_incoming_request_id_decides_and_says_so() {
+fn t07_t08_t09_an_incoming_request_id_decides_and_says_so() {
     for (percent, id, extra, sampled, forwarded) in [
         (1.0, "00000063-2222-4333-8444-555555555555", None, true, "00000063-2222-9333-8444-555555555555"),
         (1.0, "00000064-2222-4333-8444-555555555555", None, false, "00000064-2222-4333-8444-555555555555"),
@@ -176,6 +176,38 @@ fn an_incoming_request_id_decides_and_says_so() {
         let (decision, headers) = pass(Some(&sampling(percent)), &pairs);
         assert_eq!(decision.trace.unwrap().sampled, sampled, "{percent} {id} {extra:?}");
         assert_eq!(headers[X_REQUEST_ID], forwarded);
+    }
+}
+
+#[test]
+fn t10_a_client_that_asks_for_it_is_traced_as_far_as_it_may() {
+    let id = "00000064-2222-4333-8444-555555555555";
+    for (percent, sampled, forwarded) in [(100.0, true, "00000064-2222-b333-8444-555555555555"), (0.0, false, id)] {
+        let tracing = Tracing { client_sampling: Sampling::percent(percent), ..sampling(0.0) };
+        let (decision, headers) = pass(Some(&tracing), &[("x-request-id", id), ("x-client-trace-id", "1")]);
+        assert_eq!((decision.trace.unwrap().sampled, headers[X_REQUEST_ID].to_str().unwrap()), (sampled, forwarded));
+    }
+    let span = span(|record| record.capture_request(&headers(&[("x-client-trace-id", "1")])));
+    assert_eq!(by_name(&span)["guid:x-client-trace-id"], "1");
+}
+
+#[test]
+fn t22_without_propagation_there_is_a_span_and_the_endpoint_sees_the_clients_headers() {
+    let tracing = Tracing { propagates: false, ..sampling(100.0) };
+    let (decision, headers) = pass(Some(&tracing), &[("traceparent", &traceparent("01"))]);
+    let trace = decision.trace.unwrap();
+    assert!(trace.sampled && trace.parent.is_some());
+    assert_eq!((&headers[TRACEPARENT], headers.contains_key(TRACESTATE)), (&traceparent("01").parse().unwrap(), false));
+    assert!(!pass(Some(&tracing), &[]).1.contains_key(TRACEPARENT));
+}
+
+#[test]
+fn request_ids_decide_and_tell_only_where_they_are_to() {
+    let id = "00000064-2222-4333-8444-555555555555";
+    let of = |decides, tells, percent| Tracing { request_id: RequestIdUse { decides, tells }, ..sampling(percent) };
+    for (tracing, sampled) in [(of(false, true, 0.0), true), (of(true, false, 100.0), true), (of(true, false, 0.0), false)] {
+        let (decision, headers) = pass(Some(&tracing), &[("x-request-id", id)]);
+        assert_eq!((decision.trace.unwrap().sampled, headers[X_REQUEST_ID].to_str().unwrap()), (sampled, id));
     }
 }
 
@@ -229,7 +261,7 @@ fn by_name(span: &Span) -> BTreeMap<&str, &str> {
 }
 
 #[test]
-fn a_normal_requests_span_has_envoys_attributes_in_envoys_order_all_texts() {
+fn t19_t20_a_normal_requests_span_has_envoys_attributes_in_envoys_order_all_texts() {
     let span = span(|_| {});
     assert_eq!(
         attributes(&span),
@@ -263,7 +295,7 @@ fn a_normal_requests_span_has_envoys_attributes_in_envoys_order_all_texts() {
 }
 
 #[test]
-fn a_span_continues_its_callers_trace() {
+fn t01_t02_flags_say_whether_a_span_has_a_remote_parent() {
     let span = span(|_| {});
     assert_eq!(span.trace_id, u128::from_str_radix(TRACE, 16).unwrap().to_be_bytes());
     assert_eq!(span.parent_span_id, u64::from_str_radix(PARENT, 16).unwrap().to_be_bytes());
@@ -277,7 +309,7 @@ fn a_span_continues_its_callers_trace() {
 }
 
 #[test]
-fn status_and_error_follow_the_http_status_or_the_grpc_one() {
+fn t11_t13_t14_t15_status_and_error_follow_the_http_status_or_the_grpc_one() {
     let failed = StatusCode::Error;
     for (code, grpc, status, error) in [
         (200, None, StatusCode::Unset, false),
@@ -307,7 +339,7 @@ fn status_and_error_follow_the_http_status_or_the_grpc_one() {
 }
 
 #[test]
-fn no_route_leaves_the_cluster_out() {
+fn t12_no_route_leaves_the_cluster_out() {
     let span = span(|record| {
         record.response_code = 404;
         record.stream.flags.insert(ResponseFlag::NoRouteFound);
@@ -349,14 +381,14 @@ fn headers_of_the_caller_are_named_when_they_are_there() {
 }
 
 #[test]
-fn a_long_path_is_cut() {
+fn t21_a_long_path_is_cut() {
     let path: PathAndQuery = format!("/{}", "p".repeat(1999)).parse().unwrap();
     let span = span(|record| record.head.as_mut().unwrap().path = Some(path.clone()));
     assert_eq!(by_name(&span)["http.url"], format!("http://web-svc.emojivoto{}", &path.as_str()[..256]));
 }
 
 #[test]
-fn custom_tags_without_a_value_are_left_out() {
+fn t20_custom_tags_without_a_value_are_left_out() {
     let mut tracing = fixture::tracing();
     let header =
         |name: &'static str, default: &str| TagSource::RequestHeader { name: http::HeaderName::from_static(name), default: default.into() };

@@ -13,6 +13,7 @@ mod explain;
 mod external;
 mod golden_logs;
 mod golden_metrics;
+mod golden_spans;
 mod harness;
 mod health;
 mod life_cycle;

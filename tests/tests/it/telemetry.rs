@@ -42,7 +42,7 @@ async fn a_request_is_counted_with_the_labels_of_both_peers_on_both_ports() -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_line_is_json_in_the_providers_format_and_names_the_exported_span() -> Result<()> {
+async fn t06_t16_e03_a_log_line_is_json_in_the_providers_format_and_names_the_exported_span() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
     let web = mesh.pod("web-v1-1", App::Http).await?;
     let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
@@ -78,7 +78,7 @@ async fn a_log_line_is_json_in_the_providers_format_and_names_the_exported_span(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callers_trace_is_continued() -> Result<()> {
+async fn t02_a_callers_trace_is_continued() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
     let _web = mesh.pod("web-v1-1", App::Http).await?;
     let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;

@@ -106,12 +106,6 @@ pub(super) fn is_zero(value: &Value, _: &Site<'_>) -> bool {
     unwrapped(value).as_u32() == Some(0)
 }
 
-/// An `envoy.type.v3.Percent` of everything.
-pub(super) fn is_hundred_percent(value: &Value, _: &Site<'_>) -> bool {
-    let share = value.as_message().and_then(|percent| field(percent, "value").and_then(|value| value.as_f64()));
-    share.is_some_and(|share| share >= 100.0)
-}
-
 /// A text that is read as an expression.
 pub(super) fn is_expression(value: &Value, _: &Site<'_>) -> bool {
     value.as_str().is_some_and(|text| model::format::Expression::parse(text).is_ok())

@@ -211,9 +211,10 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
         RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
         _ => return Err(Problem::new(path, "routes have to be inline")),
     };
-    let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, &format!("{path}.tracing"))).transpose()?;
     let (early, policies) = judges.finish();
     let filters = policies.into_iter().map(HttpFilter::Rbac).collect();
+    let request_id = tracing::request_id(value.request_id_extension.as_ref(), &format!("{path}.request_id_extension"))?;
+    let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, request_id, &format!("{path}.tracing"))).transpose()?;
     Ok(HttpParts {
         chain: HttpChain {
             options: options(value, path)?,

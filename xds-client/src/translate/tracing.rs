@@ -7,20 +7,23 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::config::trace::v3::OpenTelemetryConfig;
 use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension as HttpRequestId;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as proto;
+use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_types::pb::envoy::r#type::tracing::v3 as tag;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::HeaderName;
 use model::format::TextFormat;
-use model::tracing::{CustomTag, OtlpProvider, Sampling, TagSource, Tracing};
+use model::tracing::{CustomTag, OtlpProvider, RequestIdUse, Sampling, TagSource, Tracing};
 
 use super::{Translated, open, type_name};
 
+const UUID: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
 const OPEN_TELEMETRY: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
 /// Envoy's bound on the path in `http.url`.
 const PATH_BYTES_MAX_DEFAULT: u32 = 256;
 
-pub(super) fn tracing(value: &proto::Tracing, path: &str) -> Translated<Tracing> {
+pub(super) fn tracing(value: &proto::Tracing, request_id: RequestIdUse, path: &str) -> Translated<Tracing> {
     let sampling = |percent: Option<&Percent>| Sampling::percent(percent.map_or(100.0, |percent| percent.value));
     let provider = match value.provider.as_ref().and_then(|provider| provider.config_type.as_ref()) {
         Some(ConfigType::TypedConfig(config)) if type_name(config) == OPEN_TELEMETRY => otlp(&open(config, &format!("{path}.provider"))?),
@@ -29,10 +32,24 @@ pub(super) fn tracing(value: &proto::Tracing, path: &str) -> Translated<Tracing>
     let path_bytes_max = value.max_path_tag_length.as_ref().map_or(PATH_BYTES_MAX_DEFAULT, |length| length.value);
     Ok(Tracing {
         random_sampling: sampling(value.random_sampling.as_ref()),
+        client_sampling: sampling(value.client_sampling.as_ref()),
         overall_sampling: sampling(value.overall_sampling.as_ref()),
+        request_id,
+        propagates: !value.no_context_propagation,
         custom_tags: value.custom_tags.iter().filter_map(custom_tag).collect(),
         provider,
         path_bytes_max: usize::try_from(path_bytes_max).unwrap_or(usize::MAX),
+    })
+}
+
+/// What the extension for request ids says of them; Envoy's default is the one that istiod names, too.
+pub(super) fn request_id(value: Option<&HttpRequestId>, path: &str) -> Translated<RequestIdUse> {
+    let config = value.and_then(|extension| extension.typed_config.as_ref()).filter(|config| type_name(config) == UUID);
+    let Some(config) = config else { return Ok(RequestIdUse::default()) };
+    let config: UuidRequestIdConfig = open(config, path)?;
+    Ok(RequestIdUse {
+        decides: config.use_request_id_for_trace_sampling.is_none_or(|yes| yes.value),
+        tells: config.pack_trace_reason.is_none_or(|yes| yes.value),
     })
 }
 

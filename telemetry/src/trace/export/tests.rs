@@ -126,7 +126,7 @@ fn soon() -> Instant {
 const NEVER: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn spans_reach_the_collector_through_the_given_connector() {
+async fn t27_spans_reach_the_collector_through_the_given_connector() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, mut clusters) = mpsc::unbounded_channel();
     let counters = counters();
@@ -157,7 +157,7 @@ async fn spans_reach_the_collector_through_the_given_connector() {
 }
 
 #[tokio::test]
-async fn a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
+async fn t26_a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let counters = counters();
@@ -187,7 +187,7 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_are_tried_again() {
+async fn t25_spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_are_tried_again() {
     let span = span();
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();

@@ -92,7 +92,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Observability,
         "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
-        &[("use_request_id_for_trace_sampling", Honoured), ("pack_trace_reason", Listed("ids are left as they are"))],
+        &[("use_request_id_for_trace_sampling", Honoured), ("pack_trace_reason", Honoured)],
     ),
     entry(
         Tuning,
