@@ -32,7 +32,7 @@ use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
 use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::{Bounds, HISTOGRAM_BOUNDS_MAX, SERIES_MAX};
+pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, SERIES_MAX};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.
@@ -54,6 +54,8 @@ pub struct TelemetrySettings {
     pub series_max: usize,
     /// Buckets of histograms by what Envoy's names of them begin with (`istiocustom.istio_request_bytes`); the first that fits counts.
     pub histogram_bounds: Vec<(String, Bounds)>,
+    /// How long a series may be idle before it is no longer written; none keeps all, as Envoy does unless it is told otherwise.
+    pub series_idle_max: Option<Duration>,
 }
 
 impl Default for TelemetrySettings {
@@ -67,6 +69,7 @@ impl Default for TelemetrySettings {
             span_flush_interval: Duration::from_secs(1),
             series_max: SERIES_MAX,
             histogram_bounds: Vec::new(),
+            series_idle_max: None,
         }
     }
 }
@@ -223,11 +226,18 @@ impl Telemetry {
         self.draining.store(draining, Relaxed);
     }
 
-    /// Writes all metrics in the Prometheus text format, as Envoy prints it: Istio's, then the process's own.
+    /// Writes all metrics: Istio's, then the process's own. Series that were idle for too long go first: what one counted last was
+    /// written at least once.
     ///
     /// # Errors
     /// Those of `out` only.
-    pub fn write_exposition(&self, out: &mut dyn io::Write) -> io::Result<()> {
+    pub fn write_exposition(&self, exposition: Exposition, out: &mut dyn io::Write) -> io::Result<()> {
+        if let Some(idle_max) = self.settings.series_idle_max {
+            self.store.expire(Instant::now(), idle_max);
+        }
+        if exposition == Exposition::OpenMetrics {
+            self.store.want_exemplars();
+        }
         let draining = self.draining.load(Relaxed);
         let gauge = |name, value| Gauge { name, labels: Vec::new(), value };
         let mut gauges = vec![
@@ -239,11 +249,11 @@ impl Telemetry {
             let labels = vec![("component", "proxy".to_owned()), ("tag", self.settings.istio_version.to_string())];
             gauges.push(Gauge { name: "istio_build", labels, value: 1 });
         }
-        metrics::write(&self.store, &gauges, out)?;
-        self.policies.write(out)?;
+        metrics::write(&self.store, &gauges, exposition, out)?;
+        self.policies.write(exposition, out)?;
         self.series.set(i64::try_from(self.store.series_count()).unwrap_or(i64::MAX));
         let own = TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(io::Error::other)?;
-        out.write_all(own.as_bytes())
+        metrics::own(&own, exposition, out)
     }
 
     /// The latest kinds of refusals, dry runs too, the newest first.

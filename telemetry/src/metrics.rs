@@ -23,7 +23,8 @@ use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render};
 use self::store::Wanted;
 use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecord, StreamRecord, whole_milliseconds};
 
-pub(crate) use self::exposition::{Gauge, write};
+pub use self::exposition::Exposition;
+pub(crate) use self::exposition::{Gauge, own, write};
 pub(crate) use self::histogram::Counter;
 pub use self::histogram::{Bounds, HISTOGRAM_BOUNDS_MAX};
 pub(crate) use self::labels::push_pair;
@@ -201,17 +202,30 @@ fn observe(histogram: Option<&Arc<Histogram>>, value: u64) {
 pub(crate) struct WorkerMetrics {
     store: Arc<Store>,
     worker: usize,
+    /// Of the store, when something was last remembered.
+    generation: u64,
     requests: Remembered<RequestCells>,
     messages: Remembered<MessageCells>,
 }
 
 impl WorkerMetrics {
     pub(crate) fn new(store: Arc<Store>, worker: usize) -> Self {
-        Self { store, worker, requests: Remembered::default(), messages: Remembered::default() }
+        Self { generation: store.generation(), store, worker, requests: Remembered::default(), messages: Remembered::default() }
+    }
+
+    /// Forgets what it remembers, if it was told to.
+    fn forget(&mut self) {
+        let generation = self.store.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            self.requests.cells.clear();
+            self.messages.cells.clear();
+        }
     }
 
     /// Counts a request that ended.
     pub(crate) fn record_request(&mut self, record: &mut RequestRecord) {
+        self.forget();
         self.report_messages(record);
         let record = &*record;
         let stream = &record.stream;
@@ -230,7 +244,13 @@ impl WorkerMetrics {
             }
         });
         count(cells.requests.as_ref(), 1);
-        observe(cells.duration.as_ref(), whole_milliseconds(stream.duration()));
+        let milliseconds = whole_milliseconds(stream.duration());
+        observe(cells.duration.as_ref(), milliseconds);
+        if self.store.wants_exemplars()
+            && let (Some(duration), Some(trace)) = (&cells.duration, record.trace.as_ref().filter(|trace| trace.sampled))
+        {
+            duration.exemplify(milliseconds, trace.trace_id, stream.start_time + stream.duration());
+        }
         observe(cells.request_bytes.as_ref(), record.wire_bytes_received);
         observe(cells.response_bytes.as_ref(), record.wire_bytes_sent);
     }

@@ -14,7 +14,7 @@ use model::rbac::{Decision, Mode, RbacAction};
 use model::refusal::Refusal;
 use parking_lot::Mutex;
 
-use crate::metrics::{Counter, Series, push_pair};
+use crate::metrics::{Counter, Exposition, Series, push_pair};
 use crate::record::{Head, StreamRecord};
 
 /// Series of decisions, enforced and dry runs each; what comes later is counted under the policy `overflow`.
@@ -105,17 +105,17 @@ impl Policies {
         if !all.contains_key(&labels) && all.len() >= POLICY_SERIES_MAX {
             labels = self::labels(decision, Some(OVERFLOW)).into();
         }
-        all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels))).cell(worker, &())
+        all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels, true))).cell(worker, &())
     }
 
-    /// Writes both counters in the Prometheus text format.
-    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+    /// Writes both counters.
+    pub(crate) fn write(&self, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
         for (name, family) in [("waypoint_authz_decisions_total", &self.enforced), ("waypoint_authz_shadow_decisions_total", &self.dry_run)]
         {
             let all: Vec<_> = family.lock().values().map(Arc::clone).collect();
             for (at, series) in all.iter().enumerate() {
                 if at == 0 {
-                    writeln!(out, "# TYPE {name} counter")?;
+                    writeln!(out, "# TYPE {} counter", exposition.family(name))?;
                 }
                 let value = series.fold(0_u64, |sum, cell| *sum = sum.wrapping_add(cell.value()));
                 writeln!(out, "{name}{{{}}} {value}", series.labels)?;
@@ -233,7 +233,7 @@ mod tests {
 
     fn exposition(policies: &Policies) -> String {
         let mut out = Vec::new();
-        policies.write(&mut out).expect("a vector takes all");
+        policies.write(Exposition::Text, &mut out).expect("a vector takes all");
         String::from_utf8(out).expect("text")
     }
 

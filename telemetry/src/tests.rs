@@ -11,7 +11,7 @@ fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
 
 fn exposition(telemetry: &Telemetry) -> String {
     let mut out = Vec::new();
-    telemetry.write_exposition(&mut out).unwrap();
+    telemetry.write_exposition(Exposition::Text, &mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 

@@ -6,15 +6,19 @@
 pub mod ready;
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use telemetry::Exposition;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -40,8 +44,8 @@ pub enum Port {
     Admin,
 }
 
-/// Appends to a page.
-pub type Append = Box<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+/// Appends metrics in a format.
+pub type Scrape = Box<dyn Fn(Exposition, &mut Vec<u8>) + Send + Sync>;
 /// Makes a page.
 pub type Page = Box<dyn Fn() -> String + Send + Sync>;
 /// What a question on the admin port gets.
@@ -64,8 +68,8 @@ pub type Act = Box<dyn Fn() + Send + Sync>;
 pub struct Admin {
     /// Whether and why not.
     pub readiness: Arc<Readiness>,
-    /// Appends all metrics in Prometheus' text format.
-    pub metrics: Append,
+    /// Appends all metrics.
+    pub metrics: Scrape,
     /// What is not obeyed, as JSON.
     pub unsupported: Page,
     /// Clusters and endpoints, as text.
@@ -126,7 +130,9 @@ fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin
     let read = method == Method::GET || method == Method::HEAD;
     match (request.uri().path(), port) {
         ("/healthz/ready", Port::Status | Port::Agent) | ("/ready", Port::Admin) if read => readiness(admin),
-        ("/stats/prometheus", _) | ("/metrics", Port::Agent | Port::Stats) if read && port != Port::Status => metrics(admin),
+        ("/stats/prometheus", _) | ("/metrics", Port::Agent | Port::Stats) if read && port != Port::Status => {
+            metrics(request.headers(), admin)
+        }
         ("/quitquitquit", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.quit),
         ("/drain" | "/drain_listeners", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.drain),
         ("/unsupported", Port::Admin) if read => content("application/json", (admin.unsupported)()),
@@ -176,10 +182,47 @@ fn answered(answer: Answer) -> Response<Full<Bytes>> {
     }
 }
 
-fn metrics(admin: &Admin) -> Response<Full<Bytes>> {
+fn metrics(headers: &HeaderMap, admin: &Admin) -> Response<Full<Bytes>> {
+    let exposition = wanted(headers);
     let mut text = Vec::new();
-    (admin.metrics)(&mut text);
-    content("text/plain; charset=UTF-8", text)
+    (admin.metrics)(exposition, &mut text);
+    let compressed = takes_gzip(headers).then(|| compress(&text)).flatten();
+    let is_compressed = compressed.is_some();
+    let mut response = content(exposition.content_type(), compressed.unwrap_or(text));
+    let vary = http::HeaderValue::from_static("accept, accept-encoding");
+    response.headers_mut().insert(header::VARY, vary);
+    if is_compressed {
+        response.headers_mut().insert(header::CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
+/// The weight of the best range or coding that `is_it`, of a list in a header; none if there is none.
+fn weight(headers: &HeaderMap, name: header::HeaderName, is_it: impl Fn(&str) -> bool) -> Option<f32> {
+    let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
+    let weights = lists.flat_map(|list| list.split(',')).filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        parts.next().filter(|range| is_it(range))?;
+        Some(parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0))
+    });
+    weights.max_by(f32::total_cmp)
+}
+
+/// OpenMetrics where the scraper prefers it to text.
+fn wanted(headers: &HeaderMap) -> Exposition {
+    let of = |wanted: &'static str| weight(headers, header::ACCEPT, move |range| range == wanted).unwrap_or(0.0);
+    let open = of("application/openmetrics-text");
+    if open > 0.0 && open > of("text/plain") { Exposition::OpenMetrics } else { Exposition::Text }
+}
+
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    weight(headers, header::ACCEPT_ENCODING, |coding| coding == "gzip").is_some_and(|weight| weight > 0.0)
+}
+
+/// Quickly rather than well: a page is much alike itself.
+fn compress(text: &[u8]) -> Option<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
+    encoder.write_all(text).and_then(|()| encoder.finish()).ok()
 }
 
 fn local_post(method: &Method, is_local: bool, act: &(dyn Fn() + Send + Sync)) -> Response<Full<Bytes>> {
@@ -203,4 +246,42 @@ fn status(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
     let mut response = content("text/plain; charset=UTF-8", body);
     *response.status_mut() = code;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: header::HeaderName, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name, http::HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn a_scraper_gets_what_it_prefers() {
+        for (accept, expected) in [
+            ("", Exposition::Text),
+            ("*/*", Exposition::Text),
+            ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", Exposition::Text),
+            ("application/openmetrics-text", Exposition::OpenMetrics),
+            ("application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", Exposition::OpenMetrics),
+            ("application/openmetrics-text;q=0.2,text/plain", Exposition::Text),
+            ("application/openmetrics-text;q=0", Exposition::Text),
+            ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", Exposition::Text),
+        ] {
+            assert_eq!(wanted(&headers(header::ACCEPT, accept)), expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn pages_are_compressed_for_those_who_take_it() {
+        for (accept, expected) in [("gzip", true), ("deflate, gzip;q=0.5", true), ("gzip;q=0", false), ("br", false), ("", false)] {
+            assert_eq!(takes_gzip(&headers(header::ACCEPT_ENCODING, accept)), expected, "{accept}");
+        }
+        let page = b"istio_requests_total{} 1\n".repeat(1000);
+        let compressed = compress(&page).expect("memory takes it");
+        assert!(compressed.len() < page.len() / 10 && compressed.starts_with(&[0x1f, 0x8b]));
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&compressed[..]), &mut read).expect("it is gzip");
+        assert_eq!(read, page);
+    }
 }

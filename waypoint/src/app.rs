@@ -216,6 +216,7 @@ fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
         hostname: Some(settings.node.pod_name.as_str().into()),
         istio_version: settings.node.istio_version.as_str().into(),
         histogram_bounds: settings.histogram_bounds.clone(),
+        series_idle_max: settings.series_idle_max,
         ..TelemetrySettings::default()
     }
 }
@@ -269,9 +270,9 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<R
     let (quit, drain) = (Arc::clone(quit), Arc::clone(quit));
     Admin {
         readiness: Arc::clone(readiness),
-        metrics: Box::new(move |out| {
+        metrics: Box::new(move |exposition, out| {
             gauges.refresh();
-            if let Err(error) = metrics.write_exposition(out) {
+            if let Err(error) = metrics.write_exposition(exposition, out) {
                 tracing::error!(%error, "writing metrics failed");
             }
         }),

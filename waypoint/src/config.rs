@@ -139,6 +139,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// Buckets of histograms by the beginning of their names, from the pod's annotation.
     pub histogram_bounds: Vec<(String, Bounds)>,
+    /// How long a series may be idle, from the pod's annotation; none keeps all.
+    pub series_idle_max: Option<Duration>,
     /// `log_output_level` of the process's own log.
     pub log_level: String,
     /// The process's own log as JSON.
@@ -228,6 +230,7 @@ impl Settings {
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),
             histogram_bounds: reader.histogram_bounds(&node.annotations),
+            series_idle_max: reader.series_idle_max(&node.annotations),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
             log_as_json: args.log_as_json,
             unknown_flags: args.unknown.clone(),
@@ -250,6 +253,8 @@ impl Settings {
     }
 }
 
+/// How long a series may be idle, `1h`.
+const EVICTION_ANNOTATION: &str = "sidecar.istio.io/statsEvictionInterval";
 /// Buckets of histograms, `{"istiocustom":[1,5,10]}`.
 const HISTOGRAM_ANNOTATION: &str = "sidecar.istio.io/statsHistogramBuckets";
 
@@ -336,6 +341,15 @@ impl Reader<'_> {
             self.wrong(&format!("annotation {HISTOGRAM_ANNOTATION}"), text, &expected);
             Vec::new()
         })
+    }
+
+    fn series_idle_max(&mut self, annotations: &BTreeMap<String, String>) -> Option<Duration> {
+        let text = annotations.get(EVICTION_ANNOTATION)?;
+        let idle_max = proxy_config::duration(text).filter(|idle_max| !idle_max.is_zero());
+        if idle_max.is_none() {
+            self.wrong(&format!("annotation {EVICTION_ANNOTATION}"), text, "a duration above 0, such as 1h");
+        }
+        idle_max
     }
 
     fn headers(&self, prefix: &str) -> Vec<(String, String)> {

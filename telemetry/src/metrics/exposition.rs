@@ -1,8 +1,10 @@
-//! The Prometheus text format as Envoy prints it: no help, `name{}` without labels, counters before gauges before histograms.
+//! The Prometheus text format as Envoy prints it: no help, `name{}` without labels, counters before gauges before histograms; and
+//! OpenMetrics with the same series, whose durations name traces.
 //!
 //! Source: `envoy:source/server/admin/prometheus_stats.cc`. Invariant: one `# TYPE` line per name, its series next to each other.
 
 use std::io::{self, Write};
+use std::time::UNIX_EPOCH;
 
 use super::histogram::{Bounds, Counter, HistogramTotal};
 use super::labels::push_pair;
@@ -16,10 +18,56 @@ pub(crate) struct Gauge {
     pub(crate) value: u64,
 }
 
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// Prometheus' text format 0.0.4, as Envoy prints it.
+    Text,
+    /// OpenMetrics 1.0: names, labels and bounds are those of the text.
+    OpenMetrics,
+}
+
+impl Exposition {
+    /// What scrapers are told that it is.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; charset=UTF-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// A counter's name where its type is said: OpenMetrics leaves the ending to its samples.
+    pub(crate) fn family(self, name: &str) -> &str {
+        match self {
+            Self::Text => name,
+            Self::OpenMetrics => name.strip_suffix(COUNTER_ENDING).unwrap_or(name),
+        }
+    }
+}
+
+/// What counters' names end in.
+const COUNTER_ENDING: &str = "_total";
+
+/// Writes the process's own metrics, which come in the text format.
+pub(crate) fn own(text: &str, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
+    if exposition == Exposition::Text {
+        return out.write_all(text.as_bytes());
+    }
+    for line in text.lines() {
+        let comment = ["# HELP ", "# TYPE "].into_iter().find_map(|start| Some((start, line.strip_prefix(start)?.split_once(' ')?)));
+        match comment {
+            Some((start, (name, rest))) => writeln!(out, "{start}{} {rest}", exposition.family(name))?,
+            None => writeln!(out, "{line}")?,
+        }
+    }
+    out.write_all(b"# EOF\n")
+}
+
 /// Writes every series of the store and the gauges, which must be sorted by name.
-pub(crate) fn write(store: &Store, gauges: &[Gauge], out: &mut dyn Write) -> io::Result<()> {
+pub(crate) fn write(store: &Store, gauges: &[Gauge], exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
     for family in &store.counters {
-        write_counters(family, out)?;
+        write_counters(family, exposition, out)?;
     }
     for gauge in gauges {
         let mut labels = String::new();
@@ -35,17 +83,18 @@ pub(crate) fn write(store: &Store, gauges: &[Gauge], out: &mut dyn Write) -> io:
                 writeln!(out, "# TYPE {name} histogram")?;
             }
             let total = series.fold(HistogramTotal::default(), |total, cell| cell.add_to(total));
-            write_histogram(name, &series.labels, (&family.shape, &total), out)?;
+            let exemplars = (exposition == Exposition::OpenMetrics).then_some(&total);
+            write_histogram(name, &series.labels, (&family.shape, &total), exemplars, out)?;
         }
     }
     Ok(())
 }
 
-fn write_counters(family: &Family<Counter>, out: &mut dyn Write) -> io::Result<()> {
+fn write_counters(family: &Family<Counter>, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
     let name = family.metric.name();
     for (at, series) in family.snapshot().iter().enumerate() {
         if at == 0 {
-            writeln!(out, "# TYPE {name} counter")?;
+            writeln!(out, "# TYPE {} counter", exposition.family(name))?;
         }
         let value = series.fold(0_u64, |sum, cell| *sum = sum.wrapping_add(cell.value()));
         write_line(out, &[name, "{", &series.labels], value)?;
@@ -53,23 +102,38 @@ fn write_counters(family: &Family<Counter>, out: &mut dyn Write) -> io::Result<(
     Ok(())
 }
 
-fn write_histogram(name: &str, labels: &str, (bounds, total): (&Bounds, &HistogramTotal), out: &mut dyn Write) -> io::Result<()> {
+fn write_histogram(
+    name: &str,
+    labels: &str,
+    (bounds, total): (&Bounds, &HistogramTotal),
+    exemplars: Option<&HistogramTotal>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let comma = if labels.is_empty() { "" } else { "," };
     let mut count = 0;
     for (at, bucket) in total.buckets.iter().enumerate() {
         count += bucket;
-        write_line(out, &[name, "_bucket{", labels, comma, "le=\"", bounds.text(at), "\""], count)?;
+        write_value(out, &[name, "_bucket{", labels, comma, "le=\"", bounds.text(at), "\""], count)?;
+        if let Some(exemplar) = exemplars.and_then(|total| total.exemplar(at)) {
+            let at = exemplar.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            write!(out, " # {{trace_id=\"{:032x}\"}} {} {}.{:03}", exemplar.trace_id, exemplar.value, at.as_secs(), at.subsec_millis())?;
+        }
+        out.write_all(b"\n")?;
     }
     write_line(out, &[name, "_sum{", labels], total.sum)?;
     write_line(out, &[name, "_count{", labels], count)
 }
 
-/// Writes the parts, a closing brace and the value. Formatting macros cost more, and a page has a hundred thousand lines.
 fn write_line(out: &mut dyn Write, parts: &[&str], value: u64) -> io::Result<()> {
+    write_value(out, parts, value)?;
+    out.write_all(b"\n")
+}
+
+/// Writes the parts, a closing brace and the value. Formatting macros cost more, and a page has a hundred thousand lines.
+fn write_value(out: &mut dyn Write, parts: &[&str], value: u64) -> io::Result<()> {
     for part in parts {
         out.write_all(part.as_bytes())?;
     }
     out.write_all(b"} ")?;
-    out.write_all(itoa::Buffer::new().format(value).as_bytes())?;
-    out.write_all(b"\n")
+    out.write_all(itoa::Buffer::new().format(value).as_bytes())
 }

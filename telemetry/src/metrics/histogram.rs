@@ -4,6 +4,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 /// Upper bounds of Envoy's default histogram.
 const BOUNDS_DEFAULT: [f64; 19] = [
@@ -84,6 +87,8 @@ pub(crate) trait Cell {
     type Shape: std::fmt::Debug;
     /// An empty one.
     fn new(shape: &Self::Shape) -> Self;
+    /// How often it was touched, or how much it counted: different after it was recorded to.
+    fn total(&self) -> u64;
 }
 
 impl Cell for Counter {
@@ -92,6 +97,10 @@ impl Cell for Counter {
     fn new((): &()) -> Self {
         Self::default()
     }
+
+    fn total(&self) -> u64 {
+        self.value()
+    }
 }
 
 impl Cell for Histogram {
@@ -99,7 +108,11 @@ impl Cell for Histogram {
 
     fn new(bounds: &Arc<Bounds>) -> Self {
         let buckets = (0..=bounds.0.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds: Arc::clone(bounds), buckets, sum: AtomicU64::new(0) }
+        Self { bounds: Arc::clone(bounds), buckets, sum: AtomicU64::new(0), exemplars: Mutex::default() }
+    }
+
+    fn total(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 }
 
@@ -123,6 +136,16 @@ pub(crate) struct Histogram {
     bounds: Arc<Bounds>,
     buckets: Box<[AtomicU64]>,
     sum: AtomicU64,
+    exemplars: Mutex<Vec<Exemplar>>,
+}
+
+/// A request that stands for a bucket, by its trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exemplar {
+    bucket: usize,
+    pub(crate) trace_id: u128,
+    pub(crate) value: u64,
+    pub(crate) at: SystemTime,
 }
 
 impl Histogram {
@@ -131,12 +154,20 @@ impl Histogram {
         self.sum.fetch_add(value, Relaxed);
     }
 
+    /// Keeps a request for its bucket, in place of the one before.
+    pub(crate) fn exemplify(&self, value: u64, trace_id: u128, at: SystemTime) {
+        keep(&mut self.exemplars.lock(), Exemplar { bucket: self.bounds.of(value), trace_id, value, at });
+    }
+
     pub(crate) fn add_to(&self, total: &mut HistogramTotal) {
         total.buckets.resize(self.buckets.len(), 0);
         for (total, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
             *total += bucket.load(Relaxed);
         }
         total.sum = total.sum.wrapping_add(self.sum.load(Relaxed));
+        for exemplar in &*self.exemplars.lock() {
+            keep(&mut total.exemplars, *exemplar);
+        }
     }
 }
 
@@ -145,6 +176,23 @@ impl Histogram {
 pub(crate) struct HistogramTotal {
     pub(crate) buckets: Vec<u64>,
     pub(crate) sum: u64,
+    exemplars: Vec<Exemplar>,
+}
+
+impl HistogramTotal {
+    /// The newest exemplar of a bucket.
+    pub(crate) fn exemplar(&self, bucket: usize) -> Option<&Exemplar> {
+        self.exemplars.iter().find(|exemplar| exemplar.bucket == bucket)
+    }
+}
+
+/// Of two exemplars of a bucket the newer stays.
+fn keep(exemplars: &mut Vec<Exemplar>, new: Exemplar) {
+    match exemplars.iter_mut().find(|known| known.bucket == new.bucket) {
+        Some(known) if known.at <= new.at => *known = new,
+        Some(_) => {}
+        None => exemplars.push(new),
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! All series of the process. Recording touches a worker's own cells; this is where they are made, found and summed.
 //!
 //! Not for: hot paths; a worker comes here once per series and remembers. Invariants: no more than a fixed number of series exist,
-//! whatever peers send; a series lives as long as the process, so its counts never go back.
+//! whatever peers send; a series lives as long as the process, unless idle ones are to expire, and one that is recorded to never does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use model::metrics::{Metric, Reporter};
 use parking_lot::Mutex;
@@ -42,12 +43,16 @@ type WorkerCell<C> = (usize, Arc<C>);
 #[derive(Debug)]
 pub(crate) struct Series<C> {
     pub(crate) labels: Arc<str>,
+    /// Whether it has one of the places.
+    has_place: bool,
+    /// What it had counted when it was last seen to change, and when that was.
+    seen: Mutex<(u64, Option<Instant>)>,
     cells: Mutex<SmallVec<[WorkerCell<C>; 2]>>,
 }
 
 impl<C: Cell> Series<C> {
-    pub(crate) fn new(labels: Arc<str>) -> Self {
-        Self { labels, cells: Mutex::default() }
+    pub(crate) fn new(labels: Arc<str>, has_place: bool) -> Self {
+        Self { labels, has_place, seen: Mutex::default(), cells: Mutex::default() }
     }
 
     pub(crate) fn cell(&self, worker: usize, shape: &C::Shape) -> Arc<C> {
@@ -58,6 +63,24 @@ impl<C: Cell> Series<C> {
         let cell = Arc::new(C::new(shape));
         cells.push((worker, Arc::clone(&cell)));
         cell
+    }
+
+    /// How long nobody has recorded to it, as far as was looked.
+    fn idle(&self, now: Instant) -> Duration {
+        let total = self.fold(0_u64, |total, cell| *total = total.wrapping_add(cell.total()));
+        let mut seen = self.seen.lock();
+        match *seen {
+            (before, Some(at)) if before == total => now.saturating_duration_since(at),
+            _ => {
+                *seen = (total, Some(now));
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// Whether a worker or a connection still has one of its cells.
+    fn is_held(&self) -> bool {
+        self.cells.lock().iter().any(|(_, cell)| Arc::strong_count(cell) > 1)
     }
 
     pub(crate) fn fold<T>(&self, start: T, mut with: impl FnMut(&mut T, &C)) -> T {
@@ -82,6 +105,22 @@ impl<C: Cell> Family<C> {
         Self { metric, shape, series: Mutex::default() }
     }
 
+    /// Takes away series that were idle for so long; how many places that frees, and whether some are still held.
+    fn expire(&self, now: Instant, idle_max: Duration) -> (usize, bool) {
+        let (mut freed, mut some_held) = (0, false);
+        // Nobody finds a series meanwhile, so that none that is taken away gets a new holder.
+        self.series.lock().retain(|_, series| {
+            if series.idle(now) < idle_max {
+                return true;
+            }
+            let is_held = series.is_held();
+            some_held |= is_held;
+            freed += usize::from(!is_held && series.has_place);
+            is_held
+        });
+        (freed, some_held)
+    }
+
     /// The series there are, in the order in which they print. The lock is not held while they are printed.
     pub(crate) fn snapshot(&self) -> Vec<Arc<Series<C>>> {
         self.series.lock().values().cloned().collect()
@@ -104,6 +143,10 @@ pub(crate) struct Store {
     series_count: AtomicUsize,
     series_max: usize,
     folded: IntCounter,
+    /// Grows when workers are to forget what they remember, so that idle series can go.
+    generation: AtomicU64,
+    /// Whether somebody reads exemplars.
+    exemplars: AtomicBool,
 }
 
 impl Store {
@@ -122,7 +165,34 @@ impl Store {
             series_count: AtomicUsize::new(0),
             series_max,
             folded,
+            generation: AtomicU64::new(0),
+            exemplars: AtomicBool::new(false),
         }
+    }
+
+    /// Takes away series that nobody has recorded to for `idle_max`. One that a worker remembers goes the next time: workers are told
+    /// to forget, so that no count is ever lost.
+    pub(crate) fn expire(&self, now: Instant, idle_max: Duration) {
+        let counters = self.counters.iter().map(|family| family.expire(now, idle_max));
+        let ended = counters.chain(self.histograms.iter().map(|family| family.expire(now, idle_max)));
+        let (freed, some_held) = ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also));
+        self.series_count.fetch_sub(freed, Relaxed);
+        if some_held {
+            self.generation.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    /// From now on exemplars are kept.
+    pub(crate) fn want_exemplars(&self) {
+        self.exemplars.store(true, Relaxed);
+    }
+
+    pub(crate) fn wants_exemplars(&self) -> bool {
+        self.exemplars.load(Relaxed)
     }
 
     pub(crate) fn counter(&self, wanted: Wanted<'_>) -> Arc<Counter> {
@@ -144,13 +214,14 @@ impl Store {
         if let Some(series) = all.get(wanted.labels) {
             return series.cell(wanted.worker, &family.shape);
         }
-        let labels = if self.claim() {
+        let has_place = self.claim();
+        let labels = if has_place {
             Arc::clone(wanted.labels)
         } else {
             self.folded.inc();
             labels::render_overflow(wanted.reporter, family.metric).into()
         };
-        let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels)));
+        let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels, has_place)));
         series.cell(wanted.worker, &family.shape)
     }
 

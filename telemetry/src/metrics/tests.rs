@@ -33,7 +33,7 @@ impl Metrics {
 
     fn text(&self) -> String {
         let mut out = Vec::new();
-        write(&self.worker.store, &[], &mut out).unwrap();
+        write(&self.worker.store, &[], Exposition::Text, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -579,4 +579,60 @@ fn the_text_agrees_with_the_prometheus_crates_for_the_same_numbers() {
     let (ours, theirs) = (sorted(&metrics.text()), sorted(&String::from_utf8(theirs).unwrap()));
     assert_eq!(ours.len(), 67);
     assert_eq!(ours, theirs);
+}
+
+#[test]
+fn m35_openmetrics_has_the_series_of_the_text_and_durations_name_traces() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    metrics.worker.store.want_exemplars();
+    let trace = |trace_id, sampled| {
+        Some(crate::trace::TraceContext { trace_id, span_id: 1, parent: None, sampled, tracestate: http::HeaderValue::from_static("") })
+    };
+    for (trace_id, sampled, seconds) in [(0xa, true, 0), (0xb, true, 1), (0xc, false, 2), (0xd, true, 0)] {
+        let mut record = fixture::request(&chain);
+        record.trace = trace(trace_id, sampled);
+        record.stream.start_time += std::time::Duration::from_secs(seconds);
+        metrics.worker.record_request(&mut record);
+    }
+    let mut page = Vec::new();
+    write(&metrics.worker.store, &[], Exposition::OpenMetrics, &mut page).unwrap();
+    own("# HELP waypoint_x_total X.\n# TYPE waypoint_x_total counter\nwaypoint_x_total 1\n", Exposition::OpenMetrics, &mut page).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    assert!(page.starts_with("# TYPE istio_requests counter\nistio_requests_total{"), "{page}");
+    assert!(page.ends_with("# HELP waypoint_x X.\n# TYPE waypoint_x counter\nwaypoint_x_total 1\n# EOF\n"), "{page}");
+    let exemplars: Vec<_> = page.lines().filter_map(|line| line.split_once(" # ")).collect();
+    assert_eq!(exemplars.len(), 1, "{exemplars:?}");
+    assert!(exemplars[0].0.ends_with(",le=\"10\"} 4"), "the newest sampled one: {exemplars:?}");
+    assert_eq!(exemplars[0].1, format!("{{trace_id=\"{:032x}\"}} 7 1795465907.507", 0xb));
+    let series: Vec<_> = page.lines().filter(|line| line.starts_with("istio_")).map(|line| line.split(" # ").next().unwrap()).collect();
+    assert_eq!(series, metrics.text().lines().filter(|line| line.starts_with("istio_")).collect::<Vec<_>>());
+}
+
+#[test]
+fn idle_series_expire_and_no_count_is_lost() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    let store = Arc::clone(&metrics.worker.store);
+    let hour = std::time::Duration::from_secs(3600);
+    let began = std::time::Instant::now();
+    let record = |metrics: &mut Metrics, code| {
+        let mut record = fixture::request(&chain);
+        record.response_code = code;
+        metrics.worker.record_request(&mut record);
+    };
+    record(&mut metrics, 200);
+    record(&mut metrics, 404);
+    store.expire(began, hour);
+    record(&mut metrics, 200);
+    // Both are remembered by the worker; only the one that was used lately may stay.
+    store.expire(began + hour, hour);
+    assert_eq!(metrics.lines("istio_requests_total").len(), 2, "a worker may still count in it");
+    record(&mut metrics, 200);
+    store.expire(began + hour, hour);
+    assert_eq!(store.series_count(), 4);
+    let lines = metrics.lines("istio_requests_total");
+    assert!(lines.len() == 1 && lines[0].contains("response_code=\"200\"") && lines[0].ends_with(" 3"), "{lines:?}");
+    record(&mut metrics, 404);
+    assert_eq!(metrics.lines("istio_requests_total").len(), 2, "it begins anew");
 }

@@ -49,11 +49,24 @@ fn read(env: BTreeMap<String, String>) -> Result<Settings, Vec<SettingError>> {
     )
 }
 
-/// With this annotation of histogram buckets.
-fn with_buckets(buckets: &str) -> Result<Settings, Vec<SettingError>> {
-    let annotations = format!("sidecar.istio.io/statsHistogramBuckets={buckets:?}\n");
+/// With this annotation of metrics.
+fn annotated(name: &str, value: &str) -> Result<Settings, Vec<SettingError>> {
+    let annotations = format!("sidecar.istio.io/{name}={value:?}\n");
     let read_file = move |path: &Path| if path.ends_with("annotations") { Ok(annotations.clone()) } else { pod(path) };
     Settings::read(&ProxyArgs::default(), Sources { env: environment(), interface_addresses: Vec::new(), read_file: &read_file })
+}
+
+fn with_buckets(buckets: &str) -> Result<Settings, Vec<SettingError>> {
+    annotated("statsHistogramBuckets", buckets)
+}
+
+#[test]
+fn series_expire_after_what_the_pods_annotation_says() {
+    assert_eq!(annotated("statsEvictionInterval", "90s").unwrap().series_idle_max, Some(Duration::from_secs(90)));
+    assert_eq!(read(environment()).unwrap().series_idle_max, None);
+    for wrong in ["0s", "soon", ""] {
+        assert_eq!(annotated("statsEvictionInterval", wrong).unwrap_err()[0].name, "annotation sidecar.istio.io/statsEvictionInterval");
+    }
 }
 
 #[test]

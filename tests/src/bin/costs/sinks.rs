@@ -67,7 +67,7 @@ impl Sinks {
 
     fn page(&self) -> Result<String> {
         let mut page = Vec::new();
-        self.telemetry.write_exposition(&mut page)?;
+        self.telemetry.write_exposition(telemetry::Exposition::Text, &mut page)?;
         Ok(String::from_utf8(page)?)
     }
 }
