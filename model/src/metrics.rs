@@ -59,6 +59,15 @@ impl Metric {
         }
     }
 
+    /// Whether it counts connections, not requests.
+    #[must_use]
+    pub const fn is_tcp(self) -> bool {
+        matches!(
+            self,
+            Self::TcpConnectionsOpenedTotal | Self::TcpConnectionsClosedTotal | Self::TcpSentBytesTotal | Self::TcpReceivedBytesTotal
+        )
+    }
+
     /// Reads a short name (`requests_total`).
     #[must_use]
     pub fn parse(short: &str) -> Option<Self> {

@@ -32,7 +32,7 @@ use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
 use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, SERIES_MAX};
+pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, SERIES_MAX};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.

@@ -19,7 +19,8 @@ use model::stream_view::StreamView;
 use model::workload::Workload;
 
 use self::histogram::Histogram;
-use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render};
+pub use self::labels::LABEL_BYTES_MAX;
+use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render, with_label};
 use self::store::Wanted;
 use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecord, StreamRecord, whole_milliseconds};
 
@@ -77,7 +78,7 @@ fn varying(stats: &Stats, view: &dyn StreamView) -> Option<Box<str>> {
     let mut said = String::new();
     for value in stats.varying() {
         // No label has the separator, so that no two lists of values are alike.
-        value.with_text(view, |text| said.push_str(text.unwrap_or("\u{1}")));
+        with_label(value, view, |text| said.push_str(text.unwrap_or("\u{1}")));
         said.push('\0');
     }
     (!said.is_empty()).then(|| said.into())
@@ -133,8 +134,8 @@ struct RequestCells {
 }
 
 /// What the messages of a gRPC stream are counted in.
-#[derive(Debug)]
-struct MessageCells {
+#[derive(Clone, Debug)]
+pub(crate) struct MessageCells {
     request: Option<Arc<Counter>>,
     response: Option<Arc<Counter>>,
 }
@@ -257,27 +258,36 @@ impl WorkerMetrics {
 
     /// Counts the messages of a gRPC stream since the last report.
     pub(crate) fn report_messages(&mut self, record: &mut RequestRecord) {
+        let (Some(messages), true, true) = (record.grpc_messages, record.is_grpc, record.stream.chain.stats.is_some()) else { return };
+        // Of later reports as of the first, which knows nothing of the answer.
+        let cells = match record.message_cells.take() {
+            Some(cells) => cells,
+            None => self.message_cells(record),
+        };
+        let GrpcMessages { request, response } = record.grpc_messages_reported;
+        count(cells.request.as_ref(), messages.request.saturating_sub(request));
+        count(cells.response.as_ref(), messages.response.saturating_sub(response));
+        record.grpc_messages_reported = messages;
+        record.message_cells = Some(cells);
+    }
+
+    /// What a stream's messages are counted in.
+    fn message_cells(&mut self, record: &RequestRecord) -> MessageCells {
         let stream = &record.stream;
-        let (Some(stats), Some(messages), true) = (&stream.chain.stats, record.grpc_messages, record.is_grpc) else { return };
+        let stats = stream.chain.stats.as_ref().expect("asked only where there is something to count");
         let ends = Ends::of(stream, true);
         // Message counters carry no outcome: one key whatever it will be.
         let outcome = Outcome { protocol: Protocol::Grpc, code: 0, grpc: None, flags: model::flags::ResponseFlags::default() };
         let (store, worker) = (&*self.store, self.worker);
-        // Of later reports as of the first, which knows nothing of the answer.
-        let tags = record.message_tags.clone().unwrap_or_else(|| varying(stats, record));
-        let key = SeriesKey::new(&stream.chain, &ends, outcome, tags.clone());
+        let key = SeriesKey::new(&stream.chain, &ends, outcome, varying(stats, record));
         let cells = self.messages.get_or(key, stream, || {
-            let mut resolver = Resolver { store, worker, stats, view: &*record, ends, outcome, last: None };
+            let mut resolver = Resolver { store, worker, stats, view: record, ends, outcome, last: None };
             MessageCells {
                 request: resolver.counter(Metric::RequestMessagesTotal),
                 response: resolver.counter(Metric::ResponseMessagesTotal),
             }
         });
-        let GrpcMessages { request, response } = record.grpc_messages_reported;
-        count(cells.request.as_ref(), messages.request.saturating_sub(request));
-        count(cells.response.as_ref(), messages.response.saturating_sub(response));
-        record.grpc_messages_reported = messages;
-        record.message_tags.get_or_insert(tags);
+        cells.clone()
     }
 
     /// Counts a connection's bytes since the last report; the first report also counts its opening, and fixes its labels.

@@ -23,7 +23,7 @@ use model::tracing::Tracing;
 use model::workload::Workload;
 
 use crate::grpc::{self, GrpcStatus};
-use crate::metrics::ConnectionCells;
+use crate::metrics::{ConnectionCells, MessageCells};
 use crate::trace::TraceContext;
 
 /// `x-request-id`.
@@ -333,8 +333,8 @@ pub struct RequestRecord {
     response_headers: Option<HeaderMap>,
     response_trailers: Option<HeaderMap>,
     pub(crate) grpc_messages_reported: GrpcMessages,
-    /// What varying labels of the message counters said at the first report.
-    pub(crate) message_tags: Option<Option<Box<str>>>,
+    /// Resolved at the first report of messages; labels stay as they were then.
+    pub(crate) message_cells: Option<MessageCells>,
 }
 
 impl RequestRecord {
@@ -359,7 +359,7 @@ impl RequestRecord {
             response_headers: None,
             response_trailers: None,
             grpc_messages_reported: GrpcMessages::default(),
-            message_tags: None,
+            message_cells: None,
         }
     }
 

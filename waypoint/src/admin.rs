@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use telemetry::Exposition;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use self::ready::Readiness;
 
@@ -70,6 +70,8 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// Appends all metrics.
     pub metrics: Scrape,
+    /// Whoever makes that page.
+    pub scrapes: Mutex<()>,
     /// What is not obeyed, as JSON.
     pub unsupported: Page,
     /// Clusters and endpoints, as text.
@@ -120,18 +122,18 @@ async fn connection(stream: TcpStream, peer: SocketAddr, port: Port, admin: Arc<
     let is_local = peer.ip().is_loopback();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(answer(&request, port, is_local, &admin)) }
+        async move { Ok::<_, Infallible>(answer(&request, port, is_local, &admin).await) }
     });
     hyper::server::conn::http1::Builder::new().keep_alive(true).serve_connection(TokioIo::new(stream), service).await
 }
 
-fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Admin) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
     let method = request.method();
     let read = method == Method::GET || method == Method::HEAD;
     match (request.uri().path(), port) {
         ("/healthz/ready", Port::Status | Port::Agent) | ("/ready", Port::Admin) if read => readiness(admin),
         ("/stats/prometheus", _) | ("/metrics", Port::Agent | Port::Stats) if read && port != Port::Status => {
-            metrics(request.headers(), admin)
+            scrape(request.headers(), admin).await
         }
         ("/quitquitquit", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.quit),
         ("/drain" | "/drain_listeners", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.drain),
@@ -182,11 +184,18 @@ fn answered(answer: Answer) -> Response<Full<Bytes>> {
     }
 }
 
-fn metrics(headers: &HeaderMap, admin: &Admin) -> Response<Full<Bytes>> {
-    let exposition = wanted(headers);
+/// Makes the page on a thread of its own, one at a time: those of a large mesh take a while.
+async fn scrape(headers: &HeaderMap, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
+    let _turn = admin.scrapes.lock().await;
+    let (exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
+    let made = tokio::task::spawn_blocking(move || page(&of, exposition, compresses)).await;
+    made.unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
+}
+
+fn page(admin: &Admin, exposition: Exposition, compresses: bool) -> Response<Full<Bytes>> {
     let mut text = Vec::new();
     (admin.metrics)(exposition, &mut text);
-    let compressed = takes_gzip(headers).then(|| compress(&text)).flatten();
+    let compressed = compresses.then(|| compress(&text)).flatten();
     let is_compressed = compressed.is_some();
     let mut response = content(exposition.content_type(), compressed.unwrap_or(text));
     let vary = http::HeaderValue::from_static("accept, accept-encoding");

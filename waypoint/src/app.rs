@@ -276,6 +276,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<R
                 tracing::error!(%error, "writing metrics failed");
             }
         }),
+        scrapes: tokio::sync::Mutex::default(),
         unsupported: discovery.unsupported(),
         clusters: discovery.clusters(),
         explain: discovery.explain(),

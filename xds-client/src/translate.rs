@@ -27,7 +27,7 @@ mod rbac;
 mod rewrite;
 mod route;
 mod route_filters;
-mod stats;
+pub(crate) mod stats;
 mod timeout;
 mod tracing;
 

@@ -21,6 +21,8 @@ const UNKNOWN: &str = "unknown";
 const SOURCE_REVISION_UNKNOWN: &str = "latest";
 /// Every label of the series that takes what no longer got one of its own.
 const OVERFLOW: &str = "overflow";
+/// Bytes of a label's value that comes from an expression; what is longer is cut, since a header can be as long as its sender likes.
+pub const LABEL_BYTES_MAX: usize = 256;
 /// How many labels, from the first, message counters carry.
 const MESSAGE_LABELS: usize = 20;
 
@@ -184,11 +186,16 @@ fn carries(metric: Metric, label: Label) -> bool {
     }
 }
 
+/// Hands over what a label by expression says, cut to [`LABEL_BYTES_MAX`]; none where it has no value.
+pub(crate) fn with_label<R>(value: &Expression, view: &dyn StreamView, with: impl FnOnce(Option<&str>) -> R) -> R {
+    value.with_text(view, |text| with(text.map(|text| &text[..text.floor_char_boundary(LABEL_BYTES_MAX)])))
+}
+
 /// Renders all labels of one series, `a="b",c="d"`.
 pub(crate) fn render(stats: &Stats, metric: Metric, view: &dyn StreamView, (ends, outcome): (&Ends<'_>, &Outcome)) -> String {
     let mut out = String::with_capacity(1024);
     let tagged = |out: &mut String, name: &str, value: &Expression| {
-        value.with_text(view, |text| push_pair(out, name, text.unwrap_or(UNKNOWN)));
+        with_label(value, view, |text| push_pair(out, name, text.unwrap_or(UNKNOWN)));
     };
     for label in Label::ALL.into_iter().filter(|label| carries(metric, *label)) {
         if let Some(tag) = stats.tag(metric, label) {

@@ -114,7 +114,8 @@ impl<C: Cell> Family<C> {
                 return true;
             }
             let is_held = series.is_held();
-            some_held |= is_held;
+            // Those of open connections go when these close, whatever workers remember.
+            some_held |= is_held && !self.metric.is_tcp();
             freed += usize::from(!is_held && series.has_place);
             is_held
         });
@@ -145,6 +146,8 @@ pub(crate) struct Store {
     folded: IntCounter,
     /// Grows when workers are to forget what they remember, so that idle series can go.
     generation: AtomicU64,
+    /// When it last grew.
+    told: Mutex<Option<Instant>>,
     /// Whether somebody reads exemplars.
     exemplars: AtomicBool,
 }
@@ -166,6 +169,7 @@ impl Store {
             series_max,
             folded,
             generation: AtomicU64::new(0),
+            told: Mutex::default(),
             exemplars: AtomicBool::new(false),
         }
     }
@@ -177,7 +181,10 @@ impl Store {
         let ended = counters.chain(self.histograms.iter().map(|family| family.expire(now, idle_max)));
         let (freed, some_held) = ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also));
         self.series_count.fetch_sub(freed, Relaxed);
-        if some_held {
+        let mut told = self.told.lock();
+        // Once per that time: a worker that has nothing to do does not forget, and others are not to forget for it at every scrape.
+        if some_held && told.is_none_or(|told| now.saturating_duration_since(told) >= idle_max) {
+            *told = Some(now);
             self.generation.fetch_add(1, Relaxed);
         }
     }

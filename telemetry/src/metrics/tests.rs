@@ -636,3 +636,59 @@ fn idle_series_expire_and_no_count_is_lost() {
     record(&mut metrics, 404);
     assert_eq!(metrics.lines("istio_requests_total").len(), 2, "it begins anew");
 }
+
+#[test]
+fn a_label_by_expression_is_cut_between_characters() {
+    let long = "é".repeat(200);
+    let tags = vec![tag(None, "x", Some("request.headers['x-long']"))];
+    let chain = fixture::chain(Some(Stats { tags, ..fixture::stats() }), Vec::new(), None);
+    let mut metrics = Metrics::new();
+    for end in ["a", "b"] {
+        let mut record = fixture::request(&chain);
+        let value = http::HeaderValue::from_bytes(format!("{long}{end}").as_bytes()).unwrap();
+        record.capture_request(&http::HeaderMap::from_iter([(http::HeaderName::from_static("x-long"), value)]));
+        metrics.worker.record_request(&mut record);
+    }
+    let lines = metrics.lines("istio_requests_total");
+    assert!(lines.len() == 1 && lines[0].ends_with(" 2"), "alike as far as it is kept: {lines:?}");
+    assert_eq!(value(&labels_of(&lines[0]), "x"), "é".repeat(LABEL_BYTES_MAX / 2));
+}
+
+#[test]
+fn a_quiet_worker_makes_others_forget_no_more_than_once_in_a_while() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    metrics.worker.record_request(&mut fixture::request(&chain));
+    let store = Arc::clone(&metrics.worker.store);
+    let (began, hour) = (std::time::Instant::now(), std::time::Duration::from_secs(3600));
+    let mut generations = Vec::new();
+    for minutes in [0, 60, 61, 90, 119, 120] {
+        store.expire(began + hour / 60 * minutes, hour);
+        generations.push(store.generation());
+    }
+    assert_eq!(generations, [0, 1, 1, 1, 1, 2]);
+    let mut connection = fixture::connection(&chain);
+    let mut metrics = Metrics::new();
+    metrics.worker.report_connection(&mut connection);
+    let store = Arc::clone(&metrics.worker.store);
+    store.expire(began, hour);
+    store.expire(began + hour, hour);
+    assert_eq!(store.generation(), 0, "an open connection is no reason");
+    assert_eq!(metrics.lines("istio_tcp_sent_bytes_total").len(), 1);
+}
+
+#[test]
+fn labels_of_message_counters_are_those_of_their_stream_though_the_worker_forgot() {
+    let stats = Stats { tags: vec![tag(None, "code", Some("response.code"))], ..fixture::stats() };
+    let mut metrics = Metrics::new();
+    let mut record = fixture::request(&fixture::chain(Some(stats), Vec::new(), None));
+    (record.is_grpc, record.response_code) = (true, 0);
+    record.grpc_messages = Some(GrpcMessages { request: 1, response: 0 });
+    metrics.worker.report_messages(&mut record);
+    metrics.worker.messages.cells.clear();
+    record.response_code = 200;
+    record.grpc_messages = Some(GrpcMessages { request: 2, response: 0 });
+    metrics.worker.report_messages(&mut record);
+    let messages = metrics.lines("istio_request_messages_total");
+    assert!(messages.len() == 1 && messages[0].ends_with(",code=\"unknown\"} 2"), "{messages:?}");
+}

@@ -1,7 +1,7 @@
 //! Which values of a field are obeyed, where that is not all of them.
 use std::borrow::Cow;
 
-use prost_reflect::{DynamicMessage, ReflectMessage, Value};
+use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
 use super::rule::Site;
 
@@ -113,7 +113,8 @@ pub(super) fn is_expression(value: &Value, _: &Site<'_>) -> bool {
 
 /// A map of such texts.
 pub(super) fn are_expressions(value: &Value, site: &Site<'_>) -> bool {
-    value.as_map().is_some_and(|map| map.values().all(|text| is_expression(text, site)))
+    let is_label = |key: &MapKey| key.as_str().is_some_and(|name| crate::translate::stats::label(name).is_some());
+    value.as_map().is_some_and(|map| map.iter().all(|(key, text)| is_label(key) && is_expression(text, site)))
 }
 
 /// `type`: EDS, STATIC, STRICT_DNS and LOGICAL_DNS everywhere, ORIGINAL_DST where Envoy's plumbing has it.

@@ -35,6 +35,10 @@ pub(super) fn stats(value: &proto::PluginConfig, path: &str) -> Translated<Stats
 
 /// A label by expression. One that cannot be read takes a standard label away and adds none of its own, as in Istio.
 fn tag(metric: Option<Metric>, name: &str, text: &str) -> Option<Tag> {
+    let Some(label) = label(name) else {
+        ::tracing::warn!(label = name, "Prometheus has the name of this label for itself, so that it is left out");
+        return None;
+    };
     let value = match Expression::parse(text) {
         Ok(value) => Some(value),
         Err(error) => {
@@ -43,8 +47,16 @@ fn tag(metric: Option<Metric>, name: &str, text: &str) -> Option<Tag> {
             None
         }
     };
-    let allowed = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
-    Some(Tag { metric, name: name.chars().map(allowed).collect(), value })
+    Some(Tag { metric, name: label.into(), value })
+}
+
+/// A label's name with an underscore for what no name has; none if Prometheus has it for itself.
+pub(crate) fn label(name: &str) -> Option<String> {
+    let mut label: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
+    if label.is_empty() || label.starts_with(|first: char| first.is_ascii_digit()) {
+        label.insert(0, '_');
+    }
+    (label != "le" && !label.starts_with("__")).then_some(label)
 }
 
 #[cfg(test)]
@@ -71,6 +83,14 @@ mod tests {
         assert_eq!(tag.value, Expression::parse("'all'").ok());
         assert_eq!(all.added(Metric::TcpSentBytesTotal).into_keys().collect::<Vec<_>>(), ["x_y"], "letters that no label has");
         assert_eq!(all.tag(Metric::RequestsTotal, Label::Reporter), None);
+    }
+
+    #[test]
+    fn names_of_labels_are_names_to_prometheus_and_not_its_own() {
+        let of = |name| label(name);
+        assert_eq!([of("2xx"), of(""), of("a-b.c"), of("é")], ["_2xx", "_", "a_b_c", "_"].map(|name| Some(name.to_owned())));
+        assert_eq!([of("le"), of("__name__"), of("--name--")], [None, None, None]);
+        assert_eq!(read(vec![metric("", &[("le", "'1'"), ("ok", "'1'")], &[])]).tags.len(), 1);
     }
 
     #[test]

@@ -7,6 +7,9 @@ const TEXT_BYTES_MAX: usize = 8192;
 /// Operators and brackets within each other that are followed.
 const DEPTH_MAX: usize = 48;
 
+/// Parts within each other at most, whatever makes them be there.
+const HEIGHT_MAX: usize = 64;
+
 /// What an expression is made of.
 #[derive(Debug)]
 pub(super) enum Tree {
@@ -70,7 +73,30 @@ pub(super) fn parse(text: &str) -> Result<Tree, String> {
     let mut reader = Reader { text, at: 0, depth: 0 };
     let tree = reader.expression()?;
     reader.blanks();
-    if reader.at == text.len() { Ok(tree) } else { Err(reader.wrong("something that does not belong here")) }
+    if reader.at != text.len() {
+        return Err(reader.wrong("something that does not belong here"));
+    }
+    if height(&tree) > HEIGHT_MAX {
+        return Err(format!("has more than {HEIGHT_MAX} parts within each other"));
+    }
+    Ok(tree)
+}
+
+/// How many parts are within each other; without recursion, since that is what is bounded by it.
+fn height(tree: &Tree) -> usize {
+    let (mut height, mut waiting) = (0, vec![(tree, 1)]);
+    while let Some((tree, depth)) = waiting.pop() {
+        height = height.max(depth);
+        let parts: Vec<&Tree> = match tree {
+            Tree::Literal(_) | Tree::Name(_) => Vec::new(),
+            Tree::Member(of, _) | Tree::Not(of) | Tree::Negative(of) => vec![&**of],
+            Tree::Index(left, right) | Tree::Binary(_, left, right) => vec![&**left, &**right],
+            Tree::Call { arguments: parts, .. } | Tree::List(parts) => parts.iter().collect(),
+            Tree::Choice(parts) => parts.iter().collect(),
+        };
+        waiting.extend(parts.into_iter().map(|part| (part, depth + 1)));
+    }
+    height
 }
 
 struct Reader<'a> {

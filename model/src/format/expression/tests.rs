@@ -184,3 +184,20 @@ fn constants_are_worked_out_once_and_names_of_headers_are_noted() {
     Expression::parse("request.headers['x-a'] == 'b' || has(response.headers['x-b'])").unwrap().uses(&mut headers);
     assert_eq!((headers.request.len(), headers.response.len()), (1, 1));
 }
+
+#[test]
+fn an_expression_at_its_limits_needs_little_stack() {
+    let chain = |text: &str| format!("{text}{}", " + 1".repeat(40));
+    let mut nested = chain("1");
+    for _ in 0..40 {
+        nested = chain(&format!("({nested})"));
+    }
+    let texts = [nested, format!("{}1", "-(".repeat(47)), chain("1"), format!("{}true{}", "(".repeat(47), ")".repeat(47))];
+    let read = std::thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
+        texts
+            .map(|text| Expression::parse(&text).map(|expression| expression.with_text(&Request::new(&[]), |text| text.map(str::to_owned))))
+    });
+    let [nested, open, long, deep] = read.unwrap().join().unwrap();
+    assert!(nested.is_err() && open.is_err());
+    assert_eq!((long, deep), (Ok(Some("41".to_owned())), Ok(Some("true".to_owned()))));
+}
