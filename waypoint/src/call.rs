@@ -13,9 +13,25 @@ use crate::state::breaker::Resource;
 use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::ServedCluster;
 use crate::state::table::EndpointEntry;
+use crate::upstream::connect::Dialer;
 use crate::upstream::failure::UpstreamFailure;
-use crate::upstream::pool::{Lease, Wanted};
+use crate::upstream::pool::{Lease, SessionPool, Wanted};
 use crate::worker::Worker;
+
+/// Whose sessions and connections are used.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// HTTP sessions.
+    pub sessions: &'a SessionPool,
+    /// Connections.
+    pub dialer: &'a Dialer,
+}
+
+impl<'a> From<&'a Worker> for Caller<'a> {
+    fn from(worker: &'a Worker) -> Self {
+        Self { sessions: &worker.sessions, dialer: &worker.dialer }
+    }
+}
 
 /// What an answer holds while it is read; dropped before, its connection is closed.
 #[derive(Debug)]
@@ -26,8 +42,8 @@ pub struct Holding {
 
 impl Holding {
     /// The answer was read to its end.
-    pub fn give_back(self, worker: &Worker) {
-        worker.sessions.give_back(self.lease);
+    pub fn give_back<'a>(self, by: impl Into<Caller<'a>>) {
+        by.into().sessions.give_back(self.lease);
     }
 }
 
@@ -38,27 +54,28 @@ impl Holding {
 ///
 /// # Cancel safety
 /// Dropping the future cancels the request.
-pub async fn send(
-    worker: &Worker,
+pub async fn send<'a>(
+    by: impl Into<Caller<'a>>,
     (cluster, entry): (&ServedCluster, &EndpointEntry),
     mut request: Request<Body>,
     priority: Priority,
 ) -> Result<(Response<Body>, Holding), UpstreamFailure> {
+    let Caller { sessions, dialer } = by.into();
     let mut active = ActiveRequest::begin(&entry.state);
     let protocol = Protocol::of(cluster.cluster.protocol, request.version());
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let mut is_fresh = false;
     loop {
         let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority, host: host.as_deref() };
-        let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
+        let mut lease = match sessions.at_hand(wanted, is_fresh) {
             Some(lease) => lease,
-            None => worker.sessions.make(wanted, &worker.dialer).await?,
+            None => sessions.make(wanted, dialer).await?,
         };
         cluster.note(entry, Verdict::Connected);
         match cluster.breakers.take(Resource::Request, priority) {
             Ok(permit) => active.hold(permit),
             Err(overflow) => {
-                worker.sessions.give_back(lease);
+                sessions.give_back(lease);
                 return Err(overflow.into());
             }
         }

@@ -129,7 +129,7 @@ impl Copy {
     }
 
     async fn exchange(&self, request: Request<Body>, entry: &EndpointEntry) -> Result<Verdict, Overflow> {
-        let (response, holding) = match call::send(&self.worker, (&self.cluster, entry), request, self.priority).await {
+        let (response, holding) = match call::send(&*self.worker, (&self.cluster, entry), request, self.priority).await {
             Ok(sent) => sent,
             Err(UpstreamFailure::Overflow) => return Err(Overflow),
             Err(_) => return Ok(Verdict::NoAnswer),
@@ -141,7 +141,7 @@ impl Copy {
                 return Ok(Verdict::NoAnswer);
             }
         }
-        holding.give_back(&self.worker);
+        holding.give_back(&*self.worker);
         Ok(verdict)
     }
 }
