@@ -1,6 +1,6 @@
 //! Whether a request carries the tokens that it must, and what verified tokens say.
 //!
-//! Not for: where keys come from; they are in the model. Time is an argument. Invariants: a request whose every token is not valid passes no
+//! Not for: fetching keys; those that came with the configuration are in the model, others are an argument, as time is. Invariants: a request whose every token is not valid passes no
 //! provider; headers that only a verified token may set are taken from every request; claims are kept of verified tokens only.
 
 mod cache;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use model::claims::{Claim, TokenMetadata};
-use model::jwt::{Audiences, JwtAuthn, Provider, Requirement, TokenEdit, TokenPlace};
+use model::jwt::{Audiences, JwtAuthn, KeySet, KeySource, Provider, RemoteKeys, Requirement, TokenEdit, TokenPlace};
 use model::stream_view::RequestHead;
 
 pub use self::cache::{CACHED_TOKEN_BYTES_MAX, CACHED_TOKENS_MAX, TokenCache};
@@ -34,11 +34,53 @@ pub struct Authenticated {
     pub metadata: Option<TokenMetadata>,
 }
 
-/// Judges the tokens of a request. `now`: seconds since 1970.
+/// Keys that are fetched, as far as they are.
+#[derive(Clone, Debug)]
+pub enum Fetched {
+    /// These.
+    Keys(Arc<KeySet>),
+    /// None; it has to be waited for a fetch.
+    NotYet,
+    /// None, and a fetch has just failed.
+    Failed,
+}
+
+/// Why a request does not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// It is refused.
+    Refused(TokenProblem),
+    /// It has to be judged anew once these keys are there, or a fetch has failed.
+    Needs(Arc<RemoteKeys>),
+}
+
+impl From<TokenProblem> for Unmet {
+    fn from(problem: TokenProblem) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+/// Around a request: what is known beside it.
+pub struct Known<'k> {
+    /// Tokens that were verified before.
+    pub cache: &'k mut TokenCache,
+    /// Keys that are fetched.
+    pub fetched: &'k dyn Fn(&Arc<RemoteKeys>) -> Fetched,
+    /// Seconds since 1970.
+    pub now: u64,
+}
+
+impl std::fmt::Debug for Known<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Known").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// Judges the tokens of a request.
 ///
 /// # Errors
-/// The request is refused.
-pub fn authenticate(authn: &JwtAuthn, head: &RequestHead<'_>, cache: &mut TokenCache, now: u64) -> Result<Authenticated, TokenProblem> {
+/// The request is refused, or cannot be judged yet.
+pub fn authenticate(authn: &JwtAuthn, head: &RequestHead<'_>, known: Known<'_>) -> Result<Authenticated, Unmet> {
     let mut passed = Authenticated::default();
     let own = authn.own_headers.iter().filter(|name| head.headers.contains_key(*name));
     passed.edits.extend(own.map(|name| TokenEdit::RemoveHeader(name.clone())));
@@ -48,7 +90,7 @@ pub fn authenticate(authn: &JwtAuthn, head: &RequestHead<'_>, cache: &mut TokenC
     let path = path_only(head.path);
     let Some(rule) = authn.rules.iter().find(|rule| route::matches(&rule.matches, head, path, None)) else { return Ok(passed) };
     if let Some(requirement) = &rule.requires {
-        let mut request = Request { authn, head, cache, now, passed: &mut passed };
+        let mut request = Request { authn, head, known, passed: &mut passed };
         request.meets(requirement)?;
     }
     Ok(passed)
@@ -59,17 +101,16 @@ fn is_preflight(head: &RequestHead<'_>) -> bool {
     head.method == "OPTIONS" && has(ORIGIN) && has(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-struct Request<'r, 'h> {
+struct Request<'r, 'h, 'k> {
     authn: &'r JwtAuthn,
     head: &'r RequestHead<'h>,
-    cache: &'r mut TokenCache,
-    now: u64,
+    known: Known<'k>,
     passed: &'r mut Authenticated,
 }
 
-impl Request<'_, '_> {
+impl Request<'_, '_, '_> {
     /// Recursion is bounded where the requirement is read.
-    fn meets(&mut self, requirement: &Requirement) -> Result<(), TokenProblem> {
+    fn meets(&mut self, requirement: &Requirement) -> Result<(), Unmet> {
         match requirement {
             Requirement::Provider { provider, audiences } => {
                 let provider = self.authn.providers.get(*provider).ok_or(TokenProblem::UnknownIssuer)?;
@@ -79,22 +120,26 @@ impl Request<'_, '_> {
             Requirement::Any { of, allow_missing } => {
                 let mut worst = TokenProblem::Missing;
                 for one in of {
-                    let Err(problem) = self.meets(one) else { return Ok(()) };
+                    let problem = match self.meets(one) {
+                        Ok(()) => return Ok(()),
+                        Err(Unmet::Refused(problem)) => problem,
+                        Err(needs) => return Err(needs),
+                    };
                     // A token that is bad says more than one of another issuer, and that more than none.
                     if worst == TokenProblem::Missing || !matches!(problem, TokenProblem::Missing | TokenProblem::UnknownIssuer) {
                         worst = problem;
                     }
                 }
-                if *allow_missing && worst == TokenProblem::Missing { Ok(()) } else { Err(worst) }
+                if *allow_missing && worst == TokenProblem::Missing { Ok(()) } else { Err(worst.into()) }
             }
         }
     }
 
     /// All tokens in a provider's places have to be good: a bad one beside a good one might be the one that is used behind us.
-    fn passes(&mut self, provider: &Provider, audiences: &Audiences) -> Result<(), TokenProblem> {
+    fn passes(&mut self, provider: &Provider, audiences: &Audiences) -> Result<(), Unmet> {
         let found = extract::tokens(self.head, &provider.places);
         if found.is_empty() {
-            return Err(TokenProblem::Missing);
+            return Err(TokenProblem::Missing.into());
         }
         let mut good = Vec::with_capacity(found.len());
         for (text, place) in found.iter().rev() {
@@ -106,27 +151,43 @@ impl Request<'_, '_> {
         Ok(())
     }
 
-    fn verified(&mut self, text: &str, provider: &Provider, audiences: &Audiences) -> Result<Arc<Token>, TokenProblem> {
-        let known = self.cache.get(text, &provider.keys);
-        let is_known = known.is_some();
-        let token = known.map_or_else(|| Token::parse(text).map(Arc::new), Ok)?;
+    fn verified(&mut self, text: &str, provider: &Provider, audiences: &Audiences) -> Result<Arc<Token>, Unmet> {
+        let keys = match &provider.keys {
+            KeySource::Given(keys) => Fetched::Keys(Arc::clone(keys)),
+            KeySource::Fetched(remote) => (self.known.fetched)(remote),
+        };
+        let known = self.known.cache.get(text);
+        let is_verified = matches!((&known, &keys), (Some(known), Fetched::Keys(keys)) if known.is_verified_by(keys));
+        let token = known.map(|known| Arc::clone(&known.token)).map_or_else(|| Token::parse(text).map(Arc::new), Ok)?;
+        self.judge(&token, provider, audiences)?;
+        match (keys, &provider.keys) {
+            _ if is_verified => {}
+            (Fetched::Keys(keys), _) => {
+                verify::verify(&token, text, &keys)?;
+                self.known.cache.insert(text, &keys, &token);
+            }
+            (Fetched::NotYet, KeySource::Fetched(remote)) => return Err(Unmet::Needs(Arc::clone(remote))),
+            (Fetched::NotYet | Fetched::Failed, _) => return Err(TokenProblem::FetchFailed.into()),
+        }
+        Ok(token)
+    }
+
+    /// All that is asked of a token but its signature.
+    fn judge(&self, token: &Token, provider: &Provider, audiences: &Audiences) -> Result<(), TokenProblem> {
+        let now = self.known.now;
         if provider.issuer.as_ref().is_some_and(|issuer| *issuer != token.issuer) {
             return Err(TokenProblem::UnknownIssuer);
         }
-        if self.now.saturating_add(provider.clock_skew_seconds) < token.not_before {
+        if now.saturating_add(provider.clock_skew_seconds) < token.not_before {
             return Err(TokenProblem::NotYetValid);
         }
-        if token.expires != 0 && self.now > token.expires.saturating_add(provider.clock_skew_seconds) {
+        if token.expires != 0 && now > token.expires.saturating_add(provider.clock_skew_seconds) {
             return Err(TokenProblem::Expired);
         }
         if !audiences.allow(token.audiences.iter().map(|audience| &**audience)) {
             return Err(TokenProblem::AudienceNotAllowed);
         }
-        if !is_known {
-            verify::verify(&token, text, &provider.keys)?;
-            self.cache.insert(text, &provider.keys, &token);
-        }
-        Ok(token)
+        Ok(())
     }
 
     fn keep(&mut self, token: &Token, text: &str, (provider, place): (&Provider, &TokenPlace)) {

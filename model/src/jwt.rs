@@ -4,7 +4,9 @@
 //! is fixed when it is read, so no token chooses an algorithm for a key of another kind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue};
 
 use crate::route::RouteMatch;
@@ -110,6 +112,47 @@ pub struct KeySet {
     pub keys: Vec<Key>,
 }
 
+/// Where a key set is fetched, and how. Who asks for the same in the same way shares the keys.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RemoteKeys {
+    /// The whole URL, as it was given.
+    pub uri: Arc<str>,
+    /// The cluster that is asked.
+    pub cluster: Arc<str>,
+    /// Of the URL.
+    pub host: HeaderValue,
+    /// Of the URL.
+    pub path: PathAndQuery,
+    /// How long a fetch may take, repetitions included; none is not limited by configuration.
+    pub timeout: Option<Duration>,
+    /// How long keys are good.
+    pub cache_duration: Duration,
+    /// How soon it is tried again after a failure.
+    pub failed_pause: Duration,
+    /// Whether a fetch that fails is repeated at once.
+    pub retries: Option<FetchRetries>,
+}
+
+/// Repetitions within one fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FetchRetries {
+    /// How many.
+    pub count: u32,
+    /// Pause before the first; it doubles.
+    pub pause_first: Duration,
+    /// The longest pause.
+    pub pause_max: Duration,
+}
+
+/// Where the keys of an issuer are from.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// They came with the configuration.
+    Given(Arc<KeySet>),
+    /// The proxy fetches them.
+    Fetched(Arc<RemoteKeys>),
+}
+
 /// Where a token may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenPlace {
@@ -169,7 +212,7 @@ pub struct Provider {
     /// Where they are, in Envoy's order, of which the last is verified first.
     pub places: Vec<TokenPlace>,
     /// With which keys.
-    pub keys: Arc<KeySet>,
+    pub keys: KeySource,
     /// How far clocks may differ, in seconds.
     pub clock_skew_seconds: u64,
     /// Whether the token stays in the request.
@@ -227,6 +270,16 @@ pub struct JwtAuthn {
     pub bypass_cors_preflight: bool,
     /// Headers that only a verified token may set.
     pub own_headers: Vec<HeaderName>,
+}
+
+impl JwtAuthn {
+    /// The keys that have to be fetched.
+    pub fn remote_keys(&self) -> impl Iterator<Item = &Arc<RemoteKeys>> {
+        self.providers.iter().filter_map(|provider| match &provider.keys {
+            KeySource::Given(_) => None,
+            KeySource::Fetched(remote) => Some(remote),
+        })
+    }
 }
 
 /// A change that a verified token makes to its request.

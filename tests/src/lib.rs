@@ -7,6 +7,7 @@ pub mod dns;
 pub mod envoy;
 pub mod fake_istiod;
 pub mod istiod;
+pub mod key_server;
 pub mod mesh_ca;
 pub mod net;
 pub mod otlp;

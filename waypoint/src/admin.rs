@@ -80,6 +80,8 @@ pub struct Admin {
     pub refusals: Page,
     /// What would become of a request.
     pub explain: Ask,
+    /// Key sets that are fetched, as JSON.
+    pub jwks: Page,
     /// Begins a drain.
     pub drain: Act,
     /// Ends the process, draining first.
@@ -141,6 +143,7 @@ async fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: 
         ("/clusters", Port::Admin) if read => content("text/plain; charset=UTF-8", (admin.clusters)()),
         ("/refusals", Port::Admin) if read => content("application/json", (admin.refusals)()),
         ("/explain", Port::Admin) if read => answered((admin.explain)(request.uri().query().unwrap_or_default())),
+        ("/jwks", Port::Admin) if read => content("application/json", (admin.jwks)()),
         ("/", Port::Admin) if read => content("text/plain; charset=UTF-8", INDEX.to_owned()),
         _ => status(StatusCode::NOT_FOUND, "not found\n"),
     }
@@ -151,6 +154,7 @@ const INDEX: &str = "/ready                whether this waypoint is ready, and w
 /clusters             clusters and their endpoints
 /explain?service=…    what would become of a request, and why
 /refusals             what was refused lately and why, and what dry runs would have refused
+/jwks                 keys of tokens that are fetched, and how that stands
 /unsupported          what istiod sent that is refused, or accepted and not obeyed
 POST /drain           stop taking connections, finish what is open
 POST /quitquitquit    drain and exit

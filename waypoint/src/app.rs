@@ -7,6 +7,7 @@
 mod collector;
 mod discovery;
 pub mod explain;
+mod jwks;
 pub mod parity;
 mod refusals;
 mod workers;
@@ -31,6 +32,7 @@ use xds_client::ca::{self, CaSettings};
 use xds_client::dial::{DialSettings, Security};
 
 use self::discovery::{Discovery, DiscoveryStart};
+use self::jwks::{JwksKeeper, JwksView};
 use self::workers::{WorkerShare, Workers};
 use crate::admin::ready::Readiness;
 use crate::admin::{self, Admin, Port};
@@ -110,10 +112,11 @@ impl Process {
         let secrets = Arc::new(Secrets::default());
         let originator = Arc::new(Originator::new(Arc::clone(&tls), Arc::clone(&secrets)));
         let node = node_of(&settings)?;
+        let dialer = collector::dialer(&tls, &accepted, &originator);
         let telemetry = Telemetry::new(
             telemetry_settings(&settings, node.id()),
             tokio::runtime::Handle::current(),
-            collector::connector(&published, &tls, &accepted, &originator),
+            collector::connector(&published, &dialer),
         );
         let readiness = Arc::new(Readiness::new(settings.ready_with_refused));
         let (drain, drain_watch) = drain();
@@ -130,6 +133,7 @@ impl Process {
             addresses: addresses_watch,
         };
         let workers = Workers::start(&settings, share)?;
+        let (key_sets, key_sets_view) = JwksKeeper::new(Arc::clone(&published), dialer, telemetry.registry());
         let identities = Arc::new(Identities::new(tls, &settings.node.trust_domain));
         let start = DiscoveryStart {
             published: Arc::clone(&published),
@@ -142,12 +146,13 @@ impl Process {
             secrets,
             resolver: Arc::new(Resolver::new(&settings.dns)),
             on_refused_policy: settings.on_refused_policy,
+            key_sets,
         };
         let discovery = Discovery::new(start);
         tokio::spawn(rest(discovery.applied()));
         tokio::spawn(watch_files(discovery.keeper()));
         tokio::spawn(crate::state::outlier::run(published));
-        let admin = Arc::new(admin_of(&discovery, &telemetry, &readiness, &quit));
+        let admin = Arc::new(admin_of(&discovery, &telemetry, (&readiness, &key_sets_view), &quit));
         listen_locally(&settings, &admin).await?;
         tokio::spawn(ca::run(ca_settings(&settings)?, CertificateObserver { identities, readiness: Arc::clone(&readiness) }));
         tokio::spawn(xds_client::ads::stream::run(ads_settings(&settings, node)?, discovery));
@@ -265,13 +270,16 @@ fn ads_settings(settings: &Settings, node: Node) -> Result<AdsSettings, AppError
     })
 }
 
-fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<Readiness>, quit: &Arc<Notify>) -> Admin {
+fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, state: (&Arc<Readiness>, &JwksView), quit: &Arc<Notify>) -> Admin {
+    let (readiness, key_sets) = state;
     let (metrics, gauges, seen) = (Arc::clone(telemetry), discovery.gauges(), Arc::clone(telemetry));
+    let (ages, page) = (key_sets.clone(), key_sets.clone());
     let (quit, drain) = (Arc::clone(quit), Arc::clone(quit));
     Admin {
         readiness: Arc::clone(readiness),
         metrics: Box::new(move |exposition, out| {
             gauges.refresh();
+            ages.refresh();
             if let Err(error) = metrics.write_exposition(exposition, out) {
                 tracing::error!(%error, "writing metrics failed");
             }
@@ -281,6 +289,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, readiness: &Arc<R
         clusters: discovery.clusters(),
         explain: discovery.explain(),
         refusals: Box::new(move || refusals::page(&seen.refusals())),
+        jwks: Box::new(move || page.page()),
         drain: Box::new(move || drain.notify_one()),
         quit: Box::new(move || quit.notify_one()),
     }

@@ -263,7 +263,17 @@ impl Run {
             }
             admitted => admitted,
         };
-        let routed = match admitted.and_then(|(http, chosen)| self.decide(&served.chain, http, &mut parts, chosen)) {
+        let (http, chosen) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reply) => return Ok(self.reply(*reply)),
+        };
+        let said = match &http.jwt {
+            None => Ok(None),
+            Some(authn) if authn.remote_keys().next().is_none() => self.authenticate(authn, http, &mut parts),
+            // Boxed for the same reason as filters below.
+            Some(authn) => Box::pin(self.authenticate_with_remote_keys(authn, http, &mut parts)).await,
+        };
+        let routed = match said.and_then(|claims| self.decide((&served.chain, http), chosen, &parts, claims.as_ref())) {
             Ok(routed) => routed,
             Err(reply) => return Ok(self.reply(*reply)),
         };
@@ -296,16 +306,12 @@ impl Run {
 
     fn decide<'a>(
         &mut self,
-        chain: &'a Chain,
-        http: &'a HttpChain,
-        parts: &mut http::request::Parts,
+        (chain, http): (&'a Chain, &'a HttpChain),
         chosen: Option<Selected<'a>>,
+        parts: &http::request::Parts,
+        claims: Option<&TokenMetadata>,
     ) -> Result<Routed<'a>, Box<LocalReply>> {
-        let claims = match &http.jwt {
-            Some(authn) => self.authenticate(authn, http, parts)?,
-            None => None,
-        };
-        let input = policy_input(&self.tunnel, parts, claims.as_ref());
+        let input = policy_input(&self.tunnel, parts, claims);
         let mut decisions = Decisions::new();
         let outcome = judge(chain, &input, chosen, &mut decisions);
         policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);

@@ -8,5 +8,6 @@ mod loads;
 mod hashing;
 pub mod table;
 pub mod outlier;
+pub mod jwks;
 pub mod published;
 pub mod store;

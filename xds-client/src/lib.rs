@@ -7,6 +7,7 @@ pub mod ads;
 pub mod apply;
 pub mod ca;
 pub mod coverage;
+pub mod jwks;
 pub mod observer;
 pub mod translate;
 

@@ -50,6 +50,8 @@ pub enum TokenProblem {
     NoKey,
     #[error("Jwks doesn't have any valid public key")]
     NoKeys,
+    #[error("Jwks remote fetch is failed")]
+    FetchFailed,
 }
 
 impl TokenProblem {

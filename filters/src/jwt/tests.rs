@@ -9,6 +9,7 @@ use http::HeaderMap;
 use model::jwt::{Algorithm, ClaimHeader, Hash, Key, KeyMaterial, KeySet, Rule};
 use model::route::{PathMatcher, RouteMatch};
 
+use super::cache::VERIFIERS_MAX;
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
@@ -93,7 +94,7 @@ fn provider(keys: Vec<Key>, issuer: &str, header: &str) -> Provider {
         issuer: Some(issuer.into()),
         audiences: Audiences::default(),
         places: vec![TokenPlace::Header { name: header.parse().unwrap(), prefix: "Bearer ".into() }],
-        keys: Arc::new(KeySet { keys }),
+        keys: KeySource::Given(Arc::new(KeySet { keys })),
         clock_skew_seconds: 60,
         forward: true,
         payload_header: None,
@@ -130,12 +131,20 @@ fn authn(providers: Vec<Provider>) -> JwtAuthn {
 }
 
 fn ask(authn: &JwtAuthn, lines: &[(&'static str, &str)], cache: &mut TokenCache, now: u64) -> Result<Authenticated, TokenProblem> {
+    let judged = ask_with(authn, lines, Known { cache, fetched: &|_| Fetched::Failed, now });
+    judged.map_err(|unmet| match unmet {
+        Unmet::Refused(problem) => problem,
+        Unmet::Needs(remote) => panic!("needs {remote:?}"),
+    })
+}
+
+fn ask_with(authn: &JwtAuthn, lines: &[(&'static str, &str)], known: Known<'_>) -> Result<Authenticated, Unmet> {
     let mut headers = HeaderMap::new();
     for (name, value) in lines {
         headers.append(*name, value.parse().unwrap());
     }
     let head = RequestHead { method: "OPTIONS", path: "/a", authority: Some("web"), scheme: "http", headers: &headers };
-    authenticate(authn, &head, cache, now)
+    authenticate(authn, &head, known)
 }
 
 fn with(authn: &JwtAuthn, token: &str) -> Result<Authenticated, TokenProblem> {
@@ -256,11 +265,15 @@ fn a_verified_token_is_known_until_it_expires_or_its_keys_change() {
     let mut cache = TokenCache::default();
     assert!(ask(&first, &lines, &mut cache, NOW).is_ok());
     let text = token.trim_start_matches("Bearer ");
-    assert!(cache.get(text, &first.providers[0].keys).is_some());
+    let is_known = |cache: &mut TokenCache, authn: &JwtAuthn| {
+        let KeySource::Given(keys) = &authn.providers[0].keys else { panic!("given") };
+        cache.get(text).is_some_and(|known| known.is_verified_by(keys))
+    };
+    assert!(is_known(&mut cache, &first));
     assert_eq!(ask(&first, &lines, &mut cache, NOW + 61).unwrap_err(), TokenProblem::Expired);
     // Equal keys that were read anew are other keys, and so are others.
     let again = authn(vec![provider(keys, "i", "authorization")]);
-    assert!(cache.get(text, &again.providers[0].keys).is_none());
+    assert!(!is_known(&mut cache, &again));
     let rotated = authn(vec![provider(vec![Key { ..ed25519().key }], "i", "authorization")]);
     assert_eq!(ask(&rotated, &lines, &mut cache, NOW).unwrap_err(), TokenProblem::Verification);
 }
@@ -274,11 +287,11 @@ fn what_is_cached_is_bounded() {
     for number in 0..5 * CACHED_TOKENS_MAX {
         cache.insert(&number.to_string(), &keys, &token);
     }
-    let kept = (0..5 * CACHED_TOKENS_MAX).filter(|number| cache.get(&number.to_string(), &keys).is_some()).count();
+    let kept = (0..5 * CACHED_TOKENS_MAX).filter(|number| cache.get(&number.to_string()).is_some()).count();
     assert!(kept <= 2 * CACHED_TOKENS_MAX && kept > 0, "{kept}");
     let long = "a".repeat(CACHED_TOKEN_BYTES_MAX + 1);
     cache.insert(&long, &keys, &token);
-    assert!(cache.get(&long, &keys).is_none());
+    assert!(cache.get(&long).is_none());
 }
 
 #[test]
@@ -303,4 +316,64 @@ fn headers_that_tokens_set_are_taken_from_every_request_and_set_by_verified_ones
     let words = vec![Claim::Text("read".into()), Claim::Text("write".into())];
     assert_eq!(metadata.at(&["payload".into(), "scope".into()]), Some(&Claim::List(words)));
     assert!(metadata.is_seen_by_routes);
+}
+
+fn remote(uri: &str) -> Arc<RemoteKeys> {
+    Arc::new(RemoteKeys {
+        uri: uri.into(),
+        cluster: "keys".into(),
+        host: HeaderValue::from_static("issuer"),
+        path: http::uri::PathAndQuery::from_static("/"),
+        timeout: None,
+        cache_duration: std::time::Duration::from_secs(300),
+        failed_pause: std::time::Duration::from_secs(1),
+        retries: None,
+    })
+}
+
+#[test]
+fn keys_are_asked_for_only_for_a_token_that_they_could_make_good() {
+    let signer = ed25519();
+    let mut provider = provider(Vec::new(), "i", "authorization");
+    provider.keys = KeySource::Fetched(remote("https://i/keys"));
+    provider.audiences = Audiences::new(["shop"]);
+    let authn = authn(vec![provider]);
+    let keys = Arc::new(KeySet { keys: vec![signer.key.clone()] });
+    let judged = |token: &str, fetched: Fetched| {
+        let line = format!("Bearer {token}");
+        let known = Known { cache: &mut TokenCache::default(), fetched: &|_| fetched.clone(), now: NOW };
+        ask_with(&authn, &[("authorization", &line)], known).map(|_| ())
+    };
+    let good = signer.token(r#"{"iss":"i","aud":"shop"}"#);
+    let stranger = ed25519().token(r#"{"iss":"i","aud":"shop"}"#);
+    assert_eq!(judged(&good, Fetched::NotYet), Err(Unmet::Needs(remote("https://i/keys"))));
+    assert_eq!(judged(&good, Fetched::Failed), Err(TokenProblem::FetchFailed.into()));
+    assert_eq!(judged(&good, Fetched::Keys(Arc::clone(&keys))), Ok(()));
+    assert_eq!(judged(&stranger, Fetched::Keys(keys)), Err(TokenProblem::Verification.into()));
+    for (payload, problem) in [
+        (r#"{"iss":"x","aud":"shop"}"#, TokenProblem::UnknownIssuer),
+        (r#"{"iss":"i","aud":"bank"}"#, TokenProblem::AudienceNotAllowed),
+        (r#"{"iss":"i","aud":"shop","exp":1}"#, TokenProblem::Expired),
+    ] {
+        assert_eq!(judged(&signer.token(payload), Fetched::NotYet), Err(problem.into()), "{payload}");
+    }
+    assert_eq!(judged("x", Fetched::NotYet), Err(TokenProblem::Form.into()));
+}
+
+#[test]
+fn a_token_is_known_for_each_key_set_that_verified_it_and_for_no_other() {
+    let (signer, other) = (ed25519(), ed25519());
+    let mut cache = TokenCache::default();
+    let text = signer.token(r#"{"iss":"i"}"#);
+    let token = Arc::new(Token::parse(&text).unwrap());
+    let set = |signer: &Signer| Arc::new(KeySet { keys: vec![signer.key.clone()] });
+    let sets: Vec<_> = (0..=VERIFIERS_MAX).map(|_| set(&signer)).collect();
+    for keys in &sets[..VERIFIERS_MAX] {
+        cache.insert(&text, keys, &token);
+    }
+    let mut known_by = |keys: &Arc<KeySet>| cache.get(&text).unwrap().is_verified_by(keys);
+    assert!(sets[..VERIFIERS_MAX].iter().all(&mut known_by) && !known_by(&set(&other)));
+    cache.insert(&text, &sets[VERIFIERS_MAX], &token);
+    let by: Vec<_> = sets.iter().map(|keys| cache.get(&text).unwrap().is_verified_by(keys)).collect();
+    assert_eq!(by, [false, true, true, true, true], "the oldest is forgotten");
 }

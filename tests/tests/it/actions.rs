@@ -3,6 +3,7 @@
 mod filters;
 mod mirrors;
 mod redirects;
+mod remote_keys;
 mod rewrites;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Reaches trace collectors through our own clusters, like any upstream.
 //!
-//! Not for: exporting. Lives on the control thread, with an HBONE pool of its own.
+//! Not for: exporting. Lives on the control thread, with an HBONE pool of that thread's own.
 
 use std::io;
 use std::sync::Arc;
@@ -19,20 +19,19 @@ use crate::upstream::connect::{Destination, Dialer, dial};
 struct Silent;
 impl PoolObserver for Silent {}
 
-/// Dials an endpoint of a published cluster.
-pub(super) fn connector(
-    published: &Arc<Published>,
-    tls: &Arc<MeshTls>,
-    accepted: &Arc<ArcSwap<PeerMatcher>>,
-    originator: &Arc<Originator>,
-) -> Arc<dyn CollectorConnector> {
-    let published = Arc::clone(published);
-    let dialer = Dialer {
+/// What the control thread dials with.
+pub(super) fn dialer(tls: &Arc<MeshTls>, accepted: &Arc<ArcSwap<PeerMatcher>>, originator: &Arc<Originator>) -> Dialer {
+    Dialer {
         pool: Pool::new(PoolOptions::default(), Arc::new(Silent)),
         tls: Arc::clone(tls),
         accepted: Arc::clone(accepted),
         originator: Arc::clone(originator),
-    };
+    }
+}
+
+/// Dials an endpoint of a published cluster.
+pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn CollectorConnector> {
+    let (published, dialer) = (Arc::clone(published), dialer.clone());
     Arc::new(move |cluster: &str| -> Connecting {
         let entry = published.cluster(cluster);
         let (dialer, name) = (dialer.clone(), cluster.to_owned());

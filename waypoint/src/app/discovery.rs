@@ -2,15 +2,18 @@
 //!
 //! Not for: translating it (`xds_client`) or holding it (`state`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use model::chain::OnRefusedPolicy;
-use model::endpoint::Health;
+use model::chain::{ChainKind, OnRefusedPolicy};
+use model::dns::Named;
+use model::endpoint::{EndpointSet, Health};
+use model::jwt::{JwtAuthn, RemoteKeys};
+use model::listener::Listeners;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
@@ -22,6 +25,7 @@ use xds_client::apply::{Applier, Outcome};
 use xds_client::observer::{Change, Report};
 
 use super::explain;
+use super::jwks::JwksKeeper;
 use crate::admin;
 use crate::admin::ready::Readiness;
 use crate::config;
@@ -45,6 +49,7 @@ pub(super) struct DiscoveryStart {
     pub(super) secrets: Arc<Secrets>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) on_refused_policy: OnRefusedPolicy,
+    pub(super) key_sets: JwksKeeper,
 }
 
 /// What is not obeyed, as metrics.
@@ -103,11 +108,12 @@ pub(super) struct Discovery {
 impl Discovery {
     pub(super) fn new(start: DiscoveryStart) -> Self {
         let store = Arc::new(Mutex::new(Store::new(Arc::clone(&start.published), Arc::clone(&start.telemetry))));
-        let found = Arc::clone(&store);
-        let names = DnsKeeper::new(
-            Arc::clone(&start.resolver),
-            Arc::new(move |cluster, named, set| found.lock().set_resolved(cluster, named, set)),
-        );
+        let (found, on_found) = (Arc::clone(&store), start.key_sets.on_applied());
+        let on_resolved = move |cluster: &Arc<str>, named: &Arc<Named>, set: EndpointSet| {
+            found.lock().set_resolved(cluster, named, set);
+            on_found();
+        };
+        let names = DnsKeeper::new(Arc::clone(&start.resolver), Arc::new(on_resolved));
         let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
         let applier = Applier::new(start.on_refused_policy);
@@ -184,7 +190,12 @@ impl Discovery {
                     self.start.accepted.store(Arc::new(accepted));
                 }
                 let addresses = listeners.terminate.addresses.clone();
+                let remote = remote_keys(&listeners);
+                // No chain is ever without the sets that it names.
+                self.start.published.key_sets.add(&remote);
                 self.store.lock().set_listeners(listeners);
+                self.start.published.key_sets.retain(&remote);
+                self.start.key_sets.want(&remote);
                 self.listen(addresses);
             }
             Change::ClusterUpserted(cluster) => self.store.lock().upsert_cluster(cluster),
@@ -219,6 +230,16 @@ impl Discovery {
     }
 }
 
+/// The key sets that chains name, each once.
+fn remote_keys(listeners: &Listeners) -> Vec<Arc<RemoteKeys>> {
+    let authn = listeners.chains.values().filter_map(|chain| match &chain.kind {
+        ChainKind::Http(http) => http.jwt.as_deref(),
+        _ => None,
+    });
+    let mut seen = HashSet::new();
+    authn.flat_map(JwtAuthn::remote_keys).filter(|remote| seen.insert(Arc::clone(remote))).cloned().collect()
+}
+
 /// Why an endpoint is chosen or not.
 pub(super) fn health(entry: &EndpointEntry) -> &'static str {
     match entry.endpoint.health {
@@ -248,6 +269,7 @@ impl AdsObserver for Discovery {
             self.names.want(store.clusters());
         }
         self.store.lock().publish();
+        self.start.key_sets.on_applied()();
         self.store.lock().free_retired();
         self.start.readiness.config(self.store.lock().status());
         let report = self.applier.report();

@@ -2,15 +2,16 @@
 //!
 //! Invariant: a header that only a verified token may set is never what the client sent.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use filters::jwt::{TokenProblem, authenticate, without_parameter};
+use filters::jwt::{Fetched, Known, TokenProblem, Unmet, authenticate, without_parameter};
 use http::header::WWW_AUTHENTICATE;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 use model::chain::HttpChain;
 use model::claims::TokenMetadata;
-use model::jwt::{JwtAuthn, TokenEdit};
+use model::jwt::{JwtAuthn, RemoteKeys, TokenEdit};
 use model::refusal::{Refusal, RefusedBy};
 
 use super::reply::LocalReply;
@@ -19,33 +20,75 @@ use super::{Run, head_of};
 /// Bytes of a path that `www-authenticate` repeats, as in Envoy.
 const REALM_PATH_BYTES_MAX: usize = 256;
 
+/// What tokens say, or the answer in their place.
+pub(super) type Said = Result<Option<TokenMetadata>, Box<LocalReply>>;
+
 impl Run {
-    /// What the verified tokens of a request say, once it is changed as they change it; else the answer.
-    pub(super) fn authenticate(
+    /// What the verified tokens of a request say, once it is changed as they change it; else the answer. Where keys have to be fetched first,
+    /// it waits for them, as long as one fetch of each may take.
+    pub(super) async fn authenticate_with_remote_keys(
         &mut self,
         authn: &JwtAuthn,
         http: &HttpChain,
         parts: &mut http::request::Parts,
-    ) -> Result<Option<TokenMetadata>, Box<LocalReply>> {
+    ) -> Said {
+        let mut waited: Vec<(Arc<RemoteKeys>, Fetched)> = Vec::new();
+        loop {
+            let published = Arc::clone(&self.worker.published);
+            let fetched = |remote: &Arc<RemoteKeys>| {
+                let known = waited.iter().find(|(known, _)| known == remote);
+                // A set that is not there is one of a chain that is not there any more.
+                let now = || published.key_sets.get(remote).map_or(Fetched::Failed, |set| set.now());
+                known.map_or_else(now, |(_, fetched)| fetched.clone())
+            };
+            match self.authenticate_with(authn, http, parts, &fetched) {
+                Ok(said) => return said,
+                Err(remote) => {
+                    let set = published.key_sets.get(&remote);
+                    let fetched = match set {
+                        Some(set) => set.wait().await,
+                        None => Fetched::Failed,
+                    };
+                    // Each is waited for once, so that this ends.
+                    waited.push((remote, fetched));
+                }
+            }
+        }
+    }
+
+    /// As above, where no keys have to be fetched.
+    pub(super) fn authenticate(&mut self, authn: &JwtAuthn, http: &HttpChain, parts: &mut http::request::Parts) -> Said {
+        self.authenticate_with(authn, http, parts, &|_| Fetched::Failed).unwrap_or_else(|_| Err(LocalReply::config_rejected().into()))
+    }
+
+    /// None of these keys is there yet: an error.
+    fn authenticate_with(
+        &mut self,
+        authn: &JwtAuthn,
+        http: &HttpChain,
+        parts: &mut http::request::Parts,
+        fetched: &dyn Fn(&Arc<RemoteKeys>) -> Fetched,
+    ) -> Result<Said, Arc<RemoteKeys>> {
         // A clock that says nothing lets nothing pass that ends.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs());
         let head = head_of(parts);
-        match self.worker.with_tokens(|cache| authenticate(authn, &head, cache, now)) {
+        match self.worker.with_tokens(|cache| authenticate(authn, &head, Known { cache, fetched, now })) {
             Ok(passed) => {
                 if !passed.edits.is_empty() {
                     self.edit(passed.edits, parts);
                 }
-                Ok(passed.metadata)
+                Ok(Ok(passed.metadata))
             }
-            Err(problem) => {
+            Err(Unmet::Refused(problem)) => {
                 if let Some((_, route)) = filters::route::select(&http.routes, &head) {
                     self.note_route(route);
                 }
                 let refusal = Refusal { detail: Some(problem.to_string().into()), ..Refusal::new(RefusedBy::Token) };
                 self.recording.record().stream.refusal = Some(Box::new(refusal));
                 self.told.extend(realm(&head, problem).map(|value| (WWW_AUTHENTICATE, value)));
-                Err(LocalReply::token_refused(problem).into())
+                Ok(Err(LocalReply::token_refused(problem).into()))
             }
+            Err(Unmet::Needs(remote)) => Err(remote),
         }
     }
 

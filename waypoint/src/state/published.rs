@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::breaker::{BreakerCounts, Breakers};
 use super::health::{EndpointState, Verdict};
+use super::jwks::RemoteKeySets;
 use super::outlier;
 use super::table::{EndpointEntry, EndpointTable};
 
@@ -179,6 +180,8 @@ pub struct Published {
     pub(super) generations: AtomicU64,
     pub(super) clusters: ArcSwap<Clusters>,
     pub(super) workloads: Vec<ArcSwap<WorkloadShard>>,
+    /// Keys of tokens that are fetched.
+    pub key_sets: RemoteKeySets,
     /// An endpoint is suspected, or a cluster is new.
     pub(super) suspicions: Arc<Notify>,
 }
@@ -190,6 +193,7 @@ impl Default for Published {
             generations: AtomicU64::new(0),
             clusters: ArcSwap::default(),
             workloads: (0..WORKLOAD_SHARDS).map(|_| ArcSwap::default()).collect(),
+            key_sets: RemoteKeySets::default(),
             suspicions: Arc::default(),
         }
     }

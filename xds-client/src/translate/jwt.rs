@@ -1,21 +1,34 @@
 //! `envoy.filters.http.jwt_authn` as istiod writes it for RequestAuthentication.
 //!
-//! Not for: key sets ([`keys`]). Invariant: a requirement is read whole or the chain is refused; none is dropped.
-
-mod keys;
+//! Not for: key sets ([`crate::jwks`]). Invariant: a requirement is read whole or the chain is refused; none is dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as proto;
-use http::HeaderName;
-use model::jwt::{Audiences, CLOCK_SKEW_SECONDS_DEFAULT, ClaimHeader, JwtAuthn, KeySet, Provider, Requirement, Rule, TokenPlace};
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Uri};
+use model::jwt::{
+    Audiences, CLOCK_SKEW_SECONDS_DEFAULT, ClaimHeader, FetchRetries, JwtAuthn, KeySource, Provider, RemoteKeys, Requirement, Rule,
+    TokenPlace,
+};
 
-use super::{Problem, Translated, matcher, required, route};
+use super::{Problem, Translated, duration, matcher, positive_duration, required, route};
+use crate::jwks;
 
 /// Nesting of requirements that is followed; istiod's own is 3.
 const REQUIREMENT_DEPTH_MAX: usize = 16;
+
+/// How long fetched keys are good where nothing is said, as in Envoy.
+const CACHE_DURATION_DEFAULT: Duration = Duration::from_secs(600);
+/// How soon keys are asked for again after a failure where nothing is said, as in Envoy.
+const FAILED_PAUSE_DEFAULT: Duration = Duration::from_secs(1);
+/// Pause before the first repetition of a failed request for keys where nothing is said, as in Envoy.
+const BACK_OFF_DEFAULT: Duration = Duration::from_secs(1);
+/// How much longer than the first the longest pause is, as in Envoy.
+const BACK_OFF_GROWTH: u32 = 10;
 
 /// Reads the filter.
 pub(super) fn jwt_authn(value: &proto::JwtAuthentication, path: &str) -> Translated<JwtAuthn> {
@@ -58,7 +71,7 @@ fn provider(name: &str, value: &proto::JwtProvider, path: &str) -> Translated<Pr
         issuer: (!value.issuer.is_empty()).then(|| value.issuer.as_str().into()),
         audiences: Audiences::new(value.audiences.iter().map(String::as_str)),
         places: places(value, path)?,
-        keys: Arc::new(key_set(value, path)?),
+        keys: key_source(value, path)?,
         clock_skew_seconds: match value.clock_skew_seconds {
             0 => CLOCK_SKEW_SECONDS_DEFAULT,
             seconds => u64::from(seconds),
@@ -76,10 +89,10 @@ fn provider(name: &str, value: &proto::JwtProvider, path: &str) -> Translated<Pr
     })
 }
 
-fn key_set(value: &proto::JwtProvider, path: &str) -> Translated<KeySet> {
+fn key_source(value: &proto::JwtProvider, path: &str) -> Translated<KeySource> {
     use proto::jwt_provider::JwksSourceSpecifier;
     match required(value.jwks_source_specifier.as_ref(), &format!("{path}.local_jwks"))? {
-        JwksSourceSpecifier::RemoteJwks(_) => Err(Problem::new(format!("{path}.remote_jwks"), "keys have to be inline")),
+        JwksSourceSpecifier::RemoteJwks(remote) => Ok(KeySource::Fetched(Arc::new(remote_keys(remote, &format!("{path}.remote_jwks"))?))),
         JwksSourceSpecifier::LocalJwks(source) => {
             let path = format!("{path}.local_jwks");
             let text = match required(source.specifier.as_ref(), &path)? {
@@ -87,9 +100,52 @@ fn key_set(value: &proto::JwtProvider, path: &str) -> Translated<KeySet> {
                 core::data_source::Specifier::InlineBytes(bytes) => &bytes[..],
                 _ => return Err(Problem::new(path, "keys have to be inline")),
             };
-            keys::key_set(text).map_err(|reason| Problem::new(path, reason))
+            let keys = jwks::key_set(text).map_err(|reason| Problem::new(path, reason))?;
+            Ok(KeySource::Given(Arc::new(keys)))
         }
     }
+}
+
+fn remote_keys(value: &proto::RemoteJwks, path: &str) -> Translated<RemoteKeys> {
+    let http_uri = required(value.http_uri.as_ref(), &format!("{path}.http_uri"))?;
+    let path = |field: &str| format!("{path}.{field}");
+    let Some(core::http_uri::HttpUpstreamType::Cluster(cluster)) = &http_uri.http_upstream_type else {
+        return Err(Problem::new(path("http_uri.cluster"), "is not set"));
+    };
+    let (host, target) = host_and_path(&http_uri.uri).ok_or_else(|| Problem::new(path("http_uri.uri"), "is no URL"))?;
+    let timeout = duration(required(http_uri.timeout.as_ref(), &path("http_uri.timeout"))?, &path("http_uri.timeout"))?;
+    let cache_duration = positive_duration(value.cache_duration.as_ref(), &path("cache_duration"))?;
+    let failed = value.async_fetch.as_ref().and_then(|fetch| fetch.failed_refetch_duration.as_ref());
+    let failed = positive_duration(failed, &path("async_fetch.failed_refetch_duration"))?;
+    Ok(RemoteKeys {
+        uri: http_uri.uri.as_str().into(),
+        cluster: cluster.as_str().into(),
+        host,
+        path: target,
+        timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
+        cache_duration: cache_duration.unwrap_or(CACHE_DURATION_DEFAULT),
+        failed_pause: failed.unwrap_or(FAILED_PAUSE_DEFAULT),
+        retries: value.retry_policy.as_ref().map(|policy| retries(policy, &path("retry_policy"))).transpose()?,
+    })
+}
+
+/// `https://issuer.example/keys`: what is asked whom. Without a path it is `/`, without a scheme a host all the same, as in Envoy.
+fn host_and_path(text: &str) -> Option<(HeaderValue, PathAndQuery)> {
+    let uri: Uri = if text.contains("://") { text.parse().ok()? } else { format!("http://{text}").parse().ok()? };
+    let host = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
+    Some((host, uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))))
+}
+
+fn retries(value: &core::RetryPolicy, path: &str) -> Translated<FetchRetries> {
+    let back_off = value.retry_back_off.as_ref();
+    let base = positive_duration(back_off.and_then(|back_off| back_off.base_interval.as_ref()), &format!("{path}.base_interval"))?;
+    let base = base.unwrap_or(BACK_OFF_DEFAULT);
+    let max = positive_duration(back_off.and_then(|back_off| back_off.max_interval.as_ref()), &format!("{path}.max_interval"))?;
+    Ok(FetchRetries {
+        count: value.num_retries.as_ref().map_or(1, |count| count.value),
+        pause_first: base,
+        pause_max: max.unwrap_or_else(|| base.saturating_mul(BACK_OFF_GROWTH)),
+    })
 }
 
 /// In Envoy's order: headers by name and prefix, parameters by name, cookies by name; each once.

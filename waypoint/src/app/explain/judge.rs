@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use filters::chain::{Outcome, judge};
 use filters::explain::{Values, policies, refusal, words};
 use filters::ext_authz::{Progress, Step};
-use filters::jwt::{TokenCache, TokenProblem, authenticate};
+use filters::jwt::{Fetched, Known, TokenCache, TokenProblem, Unmet, authenticate};
 use filters::rbac::{Decisions, Denial, RbacInput, RbacVerdict, decide, decide_chain};
 use filters::route::select;
 use http::header::HOST;
@@ -18,6 +18,7 @@ use model::authority::Authority;
 use model::chain::{ChainKind, EarlyFilter, HttpChain, HttpFilter};
 use model::claims::TokenMetadata;
 use model::dispatch::{Lookup, SniffedProtocol};
+use model::jwt::RemoteKeys;
 use model::rbac::{Mode, Rbac, RbacAction};
 use model::refusal::PolicyRule;
 use model::route::{ClusterChoice, Route, RouteAction};
@@ -231,7 +232,7 @@ fn of_http(
     if let Some(verdict) = refused_early {
         return Explanation { verdict, filters, asked, ..explanation };
     }
-    let (tokens, claims) = match authenticated(http, &mut parts) {
+    let (tokens, claims) = match authenticated(published, http, &mut parts) {
         Ok(passed) => passed,
         Err(problem) => {
             let verdict = refused(problem.status(), &format!("by=token, detail={problem}"));
@@ -292,11 +293,21 @@ fn record(question: &Question, served: &ServedChain, destination: Option<SocketA
     record
 }
 
-/// What tokens say, the request changed as they change it; in words, where any are looked for.
-fn authenticated(http: &HttpChain, parts: &mut request::Parts) -> Result<(Option<String>, Option<TokenMetadata>), TokenProblem> {
+/// What tokens say, the request changed as they change it; in words, where any are looked for. Nobody waits for keys here: those that are not
+/// there yet cannot be had.
+fn authenticated(
+    published: &Published,
+    http: &HttpChain,
+    parts: &mut request::Parts,
+) -> Result<(Option<String>, Option<TokenMetadata>), TokenProblem> {
     let Some(authn) = &http.jwt else { return Ok((None, None)) };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs());
-    let passed = authenticate(authn, &head_of(parts), &mut TokenCache::default(), now)?;
+    let fetched = |remote: &Arc<RemoteKeys>| published.key_sets.get(remote).map_or(Fetched::Failed, |set| set.now());
+    let known = Known { cache: &mut TokenCache::default(), fetched: &fetched, now };
+    let passed = authenticate(authn, &head_of(parts), known).map_err(|unmet| match unmet {
+        Unmet::Refused(problem) => problem,
+        Unmet::Needs(_) => TokenProblem::FetchFailed,
+    })?;
     apply_edits(passed.edits, parts);
     let words = if passed.metadata.is_some() { "accepted" } else { "none, and none is required" };
     Ok((Some(words.to_owned()), passed.metadata))

@@ -89,11 +89,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("emit_client_span", Listed("a check has no span of its own")),
         ],
     ),
-    entry(
-        Security,
-        "envoy.config.core.v3.HttpUri",
-        &[("uri", Unused("the cluster is where it leads")), ("cluster", Honoured), ("timeout", Honoured)],
-    ),
+    entry(Security, "envoy.config.core.v3.HttpUri", &[("uri", Honoured), ("cluster", Honoured), ("timeout", Honoured)]),
     entry(
         Security,
         "envoy.config.core.v3.RuntimeFeatureFlag",

@@ -1,7 +1,7 @@
 //! Authentication of requests: the filter that verifies tokens, and conditions on what they say.
 use super::super::check;
-use super::super::rule::Kind::{Part, Security};
-use super::super::rule::Rule::{Honoured, Refused, Unused, Whole};
+use super::super::rule::Kind::{Part, Security, Tuning};
+use super::super::rule::Rule::{Honoured, Listed, Refused, Unused, Whole};
 use super::super::rule::{Entry, entry, when};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -28,10 +28,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("require_expiration", Refused("tokens would have to expire")),
             ("max_lifetime", Refused("tokens would have to expire soon")),
             ("local_jwks", Honoured),
-            (
-                "remote_jwks",
-                Refused("keys would be fetched by the proxy; istiod sends them unless PILOT_JWT_ENABLE_REMOTE_JWKS says otherwise"),
-            ),
+            ("remote_jwks", Honoured),
             ("forward", Honoured),
             ("from_headers", Honoured),
             ("from_params", Honoured),
@@ -48,6 +45,29 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("clear_route_cache", Honoured),
         ],
     ),
+    entry(
+        Security,
+        "envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks",
+        &[("http_uri", Honoured), ("cache_duration", Honoured), ("async_fetch", Honoured), ("retry_policy", Honoured)],
+    ),
+    entry(
+        Tuning,
+        "envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch",
+        &[("fast_listener", Unused("a chain never waits for keys; the requests that need them do")), ("failed_refetch_duration", Honoured)],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.core.v3.RetryPolicy",
+        &[
+            ("retry_back_off", Honoured),
+            ("num_retries", Honoured),
+            ("retry_on", Listed("every failed fetch is repeated, as Envoy does by default")),
+            ("retry_priority", Listed("repetitions go to any endpoint")),
+            ("retry_host_predicate", Listed("repetitions go to any endpoint")),
+            ("host_selection_retry_max_attempts", Listed("repetitions go to any endpoint")),
+        ],
+    ),
+    entry(Tuning, "envoy.config.core.v3.BackoffStrategy", &[("base_interval", Honoured), ("max_interval", Honoured)]),
     entry(Security, "envoy.extensions.filters.http.jwt_authn.v3.JwtProvider.NormalizePayload", &[("space_delimited_claims", Honoured)]),
     entry(Security, "envoy.extensions.filters.http.jwt_authn.v3.JwtHeader", &[("name", Honoured), ("value_prefix", Honoured)]),
     entry(

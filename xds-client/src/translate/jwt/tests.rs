@@ -53,14 +53,50 @@ fn tokens_are_looked_for_in_envoys_order_and_by_default_in_two_places() {
 }
 
 #[test]
-fn keys_that_are_elsewhere_or_none_refuse_the_filter() {
+fn keys_that_cannot_be_had_refuse_the_filter() {
     for (source, reason) in [
         (json!({}), "not set"),
-        (json!({"remote_jwks": {"http_uri": {"uri": "http://a", "cluster": "c", "timeout": "1s"}}}), "inline"),
+        (json!({"remote_jwks": {"http_uri": {"uri": "http://a", "timeout": "1s"}}}), "not set"),
+        (json!({"remote_jwks": {"http_uri": {"uri": "a b", "cluster": "c", "timeout": "1s"}}}), "URL"),
+        (json!({"remote_jwks": {"http_uri": {"uri": "http://a", "cluster": "c"}}}), "not set"),
+        (json!({"remote_jwks": {}}), "not set"),
         (json!({"local_jwks": {"filename": "/keys"}}), "inline"),
         (json!({"local_jwks": {"inline_string": "no"}}), "JSON"),
     ] {
         let problem = read(&json!({"providers": {"a": source}})).unwrap_err();
         assert!(problem.reason.contains(reason) && problem.path.starts_with("jwt.providers[a]"), "{source}: {problem:?}");
     }
+}
+
+#[test]
+fn keys_that_are_fetched_are_asked_for_where_istiod_says() {
+    let remote = |remote: Value| {
+        let authn = read(&json!({"providers": {"a": {"remote_jwks": remote}}})).unwrap();
+        let KeySource::Fetched(remote) = &authn.providers[0].keys else { panic!("fetched") };
+        RemoteKeys::clone(remote)
+    };
+    let of_istiod = json!({
+        "http_uri": {"uri": "https://issuer.example:8443/a/keys?x=1", "cluster": "outbound|8443||issuer.example", "timeout": "5s"},
+        "cache_duration": "300s",
+    });
+    let expected = RemoteKeys {
+        uri: "https://issuer.example:8443/a/keys?x=1".into(),
+        cluster: "outbound|8443||issuer.example".into(),
+        host: HeaderValue::from_static("issuer.example:8443"),
+        path: PathAndQuery::from_static("/a/keys?x=1"),
+        timeout: Some(Duration::from_secs(5)),
+        cache_duration: Duration::from_secs(300),
+        failed_pause: Duration::from_secs(1),
+        retries: None,
+    };
+    assert_eq!(remote(of_istiod), expected);
+    let other = remote(json!({
+        "http_uri": {"uri": "issuer.example", "cluster": "c", "timeout": "0s"},
+        "async_fetch": {"failed_refetch_duration": "7s"},
+        "retry_policy": {"num_retries": 2, "retry_back_off": {"base_interval": "0.01s"}},
+    }));
+    assert_eq!((other.host.as_bytes(), other.path.as_str(), other.timeout), (&b"issuer.example"[..], "/", None));
+    assert_eq!((other.cache_duration.as_secs(), other.failed_pause.as_secs()), (600, 7));
+    let retries = FetchRetries { count: 2, pause_first: Duration::from_millis(10), pause_max: Duration::from_millis(100) };
+    assert_eq!(other.retries, Some(retries));
 }

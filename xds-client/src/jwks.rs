@@ -18,7 +18,7 @@ const EXPONENTS: [&[u8]; 2] = [&[3], &[1, 0, 1]];
 ///
 /// # Errors
 /// The text is no JSON with a list `keys`.
-pub(super) fn key_set(text: &[u8]) -> Result<KeySet, String> {
+pub fn key_set(text: &[u8]) -> Result<KeySet, String> {
     let set: Value = serde_json::from_slice(text).map_err(|error| format!("is no JSON: {error}"))?;
     let keys = set.get("keys").and_then(Value::as_array).ok_or("has no list of [keys]")?;
     Ok(KeySet { keys: keys.iter().filter_map(key).collect() })
