@@ -25,6 +25,9 @@ use self::token::Token;
 use crate::header_match::path_only;
 use crate::route;
 
+/// Tokens of one provider in a request, all of which have to be good; with more it is refused.
+pub const TOKENS_MAX: usize = 32;
+
 /// What tokens say and change.
 #[derive(Debug, Default)]
 pub struct Authenticated {
@@ -140,6 +143,9 @@ impl Request<'_, '_, '_> {
         let found = extract::tokens(self.head, &provider.places);
         if found.is_empty() {
             return Err(TokenProblem::Missing.into());
+        }
+        if found.len() > TOKENS_MAX {
+            return Err(TokenProblem::Verification.into());
         }
         let mut good = Vec::with_capacity(found.len());
         for (text, place) in found.iter().rev() {

@@ -8,6 +8,7 @@ pub mod envoy;
 pub mod fake_istiod;
 pub mod istiod;
 pub mod key_server;
+pub mod keyring;
 pub mod mesh_ca;
 pub mod net;
 pub mod otlp;

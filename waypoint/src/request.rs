@@ -52,7 +52,7 @@ use crate::state::published::{Published, ServedChain};
 use crate::worker::Worker;
 
 pub use self::replay::REPLAY_BYTES_MAX;
-pub use self::token::apply_edits;
+pub use self::token::{NoPath, apply_edits};
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");

@@ -1,6 +1,7 @@
 //! A token taken apart (RFC 7515, RFC 7519), and nothing of it believed yet.
 //!
-//! Invariants: a name that comes twice in an object refuses the token, so no two readers of it see two values; what is read has types.
+//! Invariants: a name that comes twice in an object refuses the token, so no two readers of it see two values; what is read has types; nothing
+//! is read of a token longer than [`TOKEN_BYTES_MAX`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +14,9 @@ use model::jwt::Algorithm;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::problem::TokenProblem;
+
+/// Length of a token; a longer one is not of the form of one.
+pub const TOKEN_BYTES_MAX: usize = 64 * 1024;
 
 /// Padding may be there, and bits beyond the last byte, as in Envoy.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
@@ -51,6 +55,9 @@ impl Token {
     /// # Errors
     /// The first thing that is wrong, in the order in which Envoy looks.
     pub fn parse(text: &str) -> Result<Self, TokenProblem> {
+        if text.len() > TOKEN_BYTES_MAX {
+            return Err(TokenProblem::Form);
+        }
         let mut parts = text.split('.');
         let (Some(header), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
             return Err(TokenProblem::Form);
@@ -63,6 +70,7 @@ impl Token {
         let algorithm = header.get("alg").and_then(Claim::as_text).ok_or(TokenProblem::NoAlgorithm)?;
         let algorithm = Algorithm::parse(algorithm).ok_or(TokenProblem::UnknownAlgorithm)?;
         let key_id = text_of(&header, "kid", TokenProblem::KeyId)?;
+        let has_extensions = header.get("crit").is_some();
         let payload = object(payload, TokenProblem::PayloadBase64, TokenProblem::PayloadJson)?;
         let issuer = text_of(&payload, "iss", TokenProblem::NotText("iss"))?;
         text_of(&payload, "sub", TokenProblem::NotText("sub"))?;
@@ -72,6 +80,10 @@ impl Token {
         text_of(&payload, "jti", TokenProblem::NotText("jti"))?;
         let audiences = audiences_of(&payload)?;
         let signature = BASE64URL.decode(signature).map_err(|_| TokenProblem::SignatureBase64)?;
+        // What has to be understood, by name, is not understood (RFC 7515 §4.1.11).
+        if has_extensions {
+            return Err(TokenProblem::Verification);
+        }
         let signed_bytes = payload_range.end;
         Ok(Self {
             algorithm,
@@ -218,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_too_long_is_none() {
+        let long = |length: usize| with(&format!(r#"{{"a":"{}"}}"#, "x".repeat(length))).map(|_| ());
+        assert_eq!(long(TOKEN_BYTES_MAX / 4 * 3 - 100), Ok(()));
+        assert_eq!(long(TOKEN_BYTES_MAX / 4 * 3), Err(TokenProblem::Form));
+    }
+
+    #[test]
     fn headers_that_are_none_are_named() {
         for (header, problem) in [
             ("[]", TokenProblem::HeaderJson),
@@ -227,6 +246,8 @@ mod tests {
             (r#"{"alg":"none"}"#, TokenProblem::UnknownAlgorithm),
             (r#"{"alg":"RS256","kid":1}"#, TokenProblem::KeyId),
             (r#"{"alg":"RS256","alg":"HS256"}"#, TokenProblem::HeaderJson),
+            (r#"{"alg":"RS256","crit":["exp"],"exp":1}"#, TokenProblem::Verification),
+            (r#"{"alg":"RS256","crit":[]}"#, TokenProblem::Verification),
         ] {
             assert_eq!(Token::parse(&token(header, "{}")).unwrap_err(), problem, "{header}");
         }

@@ -5,6 +5,7 @@ mod mirrors;
 mod redirects;
 mod remote_keys;
 mod rewrites;
+mod tokens;
 
 use std::time::Duration;
 

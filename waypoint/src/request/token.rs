@@ -74,8 +74,10 @@ impl Run {
         let head = head_of(parts);
         match self.worker.with_tokens(|cache| authenticate(authn, &head, Known { cache, fetched, now })) {
             Ok(passed) => {
-                if !passed.edits.is_empty() {
-                    self.edit(passed.edits, parts);
+                if !passed.edits.is_empty()
+                    && let Err(reply) = self.edit(passed.edits, parts)
+                {
+                    return Ok(Err(reply));
                 }
                 Ok(Ok(passed.metadata))
             }
@@ -92,19 +94,27 @@ impl Run {
         }
     }
 
-    /// Changes a request, and what is noted of it.
-    fn edit(&mut self, edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
-        apply_edits(edits, parts);
+    /// Changes a request, and what is noted of it. A token that would have to stay in a path refuses the request.
+    fn edit(&mut self, edits: Vec<TokenEdit>, parts: &mut http::request::Parts) -> Result<(), Box<LocalReply>> {
+        apply_edits(edits, parts).map_err(|NoPath| LocalReply::no_path())?;
         let record = self.recording.record();
         if let Some(head) = &mut record.head {
             head.path = parts.uri.path_and_query().cloned();
         }
         record.capture_request(&parts.headers);
+        Ok(())
     }
 }
 
+/// What is left of a path without its token is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPath;
+
 /// Changes a request as its tokens do.
-pub fn apply_edits(edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
+///
+/// # Errors
+/// A token would have to stay in the path.
+pub fn apply_edits(edits: Vec<TokenEdit>, parts: &mut http::request::Parts) -> Result<(), NoPath> {
     for edit in edits {
         match edit {
             TokenEdit::RemoveHeader(name) => {
@@ -115,12 +125,13 @@ pub fn apply_edits(edits: Vec<TokenEdit>, parts: &mut http::request::Parts) {
             }
             TokenEdit::RemoveParameter(name) => {
                 let path = parts.uri.path_and_query().and_then(|path| without_parameter(path.as_str(), &name));
-                if let Some(uri) = path.and_then(|path| with_path(&parts.uri, path)) {
-                    parts.uri = uri;
+                if let Some(path) = path {
+                    parts.uri = with_path(&parts.uri, path).ok_or(NoPath)?;
                 }
             }
         }
     }
+    Ok(())
 }
 
 pub(super) fn with_path(uri: &Uri, path: String) -> Option<Uri> {

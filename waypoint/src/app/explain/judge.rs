@@ -28,7 +28,7 @@ use telemetry::record::RequestRecord;
 use super::question::{Question, Spoken};
 use crate::http::normalize::request_in;
 use crate::http::session::Protocol;
-use crate::request::{apply_edits, head_of, made_safe, path_options};
+use crate::request::{NoPath, apply_edits, head_of, made_safe, path_options};
 use crate::state::published::{ClusterEntry, Generation, Published, ServedChain};
 
 /// Policies of one action that are shown; of more, the number.
@@ -308,7 +308,8 @@ fn authenticated(
         Unmet::Refused(problem) => problem,
         Unmet::Needs(_) => TokenProblem::FetchFailed,
     })?;
-    apply_edits(passed.edits, parts);
+    // No path is made of a path by taking a parameter out; if one were, the request would be refused.
+    apply_edits(passed.edits, parts).map_err(|NoPath| TokenProblem::Verification)?;
     let words = if passed.metadata.is_some() { "accepted" } else { "none, and none is required" };
     Ok((Some(words.to_owned()), passed.metadata))
 }
