@@ -7,6 +7,7 @@ mod cache;
 mod extract;
 mod header;
 mod problem;
+mod ready;
 mod token;
 mod verify;
 
@@ -169,7 +170,7 @@ impl Request<'_, '_, '_> {
         match (keys, &provider.keys) {
             _ if is_verified => {}
             (Fetched::Keys(keys), _) => {
-                verify::verify(&token, text, &keys)?;
+                verify::verify(&token, text, self.known.cache.ready(&keys))?;
                 self.known.cache.insert(text, &keys, &token);
             }
             (Fetched::NotYet, KeySource::Fetched(remote)) => return Err(Unmet::Needs(Arc::clone(remote))),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use model::jwt::KeySet;
 
+use super::ready::{ReadyKeys, ReadySet};
 use super::token::Token;
 
 /// Tokens in each of two generations.
@@ -22,6 +23,7 @@ pub const VERIFIERS_MAX: usize = 4;
 /// One worker's tokens. Found by their whole text, so that equal hashes decide nothing.
 #[derive(Debug, Default)]
 pub struct TokenCache {
+    ready: ReadyKeys,
     young: HashMap<Box<str>, Verified, RandomState>,
     old: HashMap<Box<str>, Verified, RandomState>,
 }
@@ -42,6 +44,11 @@ impl Verified {
 }
 
 impl TokenCache {
+    /// These keys, ready to verify.
+    pub(super) fn ready(&mut self, keys: &Arc<KeySet>) -> &ReadySet {
+        self.ready.of(keys)
+    }
+
     /// A token that some keys have verified.
     pub(super) fn get(&mut self, text: &str) -> Option<&Verified> {
         if !self.old.is_empty()

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cost;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair};
 use aws_lc_rs::{hmac, rsa};
@@ -13,18 +15,18 @@ use proptest::prelude::*;
 use super::cache::VERIFIERS_MAX;
 use super::*;
 
-pub(super) const NOW: u64 = 1_800_000_000;
+const NOW: u64 = 1_800_000_000;
 
 type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
 
 /// A key pair and what it signs with.
-pub(super) struct Signer {
-    pub(super) key: Key,
+struct Signer {
+    key: Key,
     sign: Sign,
     algorithm: &'static str,
 }
 
-pub(super) fn ec(curve: Hash, algorithm: &'static str) -> Signer {
+fn ec(curve: Hash, algorithm: &'static str) -> Signer {
     let (parameters, length) = match curve {
         Hash::Sha256 => (&signature::ECDSA_P256_SHA256_FIXED_SIGNING, 65),
         Hash::Sha384 => (&signature::ECDSA_P384_SHA384_FIXED_SIGNING, 97),
@@ -79,7 +81,7 @@ fn secret(algorithm: &'static str, secret: &'static [u8]) -> Signer {
 }
 
 impl Signer {
-    pub(super) fn token(&self, payload: &str) -> String {
+    fn token(&self, payload: &str) -> String {
         self.token_with(&format!(r#"{{"alg":"{}","kid":"{}"}}"#, self.algorithm, self.key.id), payload)
     }
 
@@ -89,7 +91,7 @@ impl Signer {
     }
 }
 
-pub(super) fn provider(keys: Vec<Key>, issuer: &str, header: &str) -> Provider {
+fn provider(keys: Vec<Key>, issuer: &str, header: &str) -> Provider {
     Provider {
         name: issuer.into(),
         issuer: Some(issuer.into()),
@@ -118,7 +120,7 @@ fn requires(n_providers: usize) -> Requirement {
     Requirement::Any { of, allow_missing: false }
 }
 
-pub(super) fn authn(providers: Vec<Provider>) -> JwtAuthn {
+fn authn(providers: Vec<Provider>) -> JwtAuthn {
     let matches = RouteMatch {
         path: PathMatcher::Prefix("/".into()),
         case_sensitive: true,
