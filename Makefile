@@ -1,6 +1,6 @@
 # Each target is readable by hand and prints a summary line last. See README.md.
 SHELL := /bin/bash
-.PHONY: help demo test test-controlplane conformance bench bench-full costs oha fmt lint setup
+.PHONY: help demo test verify test-controlplane conformance bench bench-full costs oha fmt lint setup
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -13,6 +13,9 @@ demo: setup ## the main job, explained step by step; ONCE=1 checks itself and ex
 
 test: setup ## formatting, lints, all tests, the real control plane, costs; prints the minutes of each part
 	@tests/run.sh
+
+verify: setup ## what is too long for every change: policies and tokens beside a real Envoy, fuzz targets, costs of tokens, conformance
+	@tests/verify.sh
 
 test-controlplane: setup ## only the test beside a real istiod; STEP=word chooses steps
 	@tests/controlplane/build.sh

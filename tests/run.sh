@@ -2,18 +2,7 @@
 # Everything `make test` promises, in parts, each with its minutes; the first part that fails ends it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
-summary=()
-part() { # name, command…
-  local name=$1 begin=$SECONDS
-  shift
-  printf '== %s\n' "$name"
-  if ! "$@"; then
-    printf '== %s FAILED after %d s\n' "$name" $((SECONDS - begin))
-    exit 1
-  fi
-  summary+=("$(printf '%5.1f min  %s' "$(awk "BEGIN{print ($SECONDS-$begin)/60}")" "$name")")
-}
+source tests/parts.sh
 part "formatting" cargo fmt --all --check
 part "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
 # Everything in one go, so that the binary the tests start is not built twice.
@@ -24,5 +13,4 @@ part "manifests, on a real API server and istiod" target/debug/examples/controlp
 part "all tests, the real control plane included" cargo test --workspace --locked
 part "demo" target/debug/demo --once
 part "costs in instructions, in release mode" tests/costs.sh
-printf '%s\n' "${summary[@]}"
-printf 'test: all parts passed in %.1f min\n' "$(awk "BEGIN{print $SECONDS/60}")"
+all_passed test

@@ -16,8 +16,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use model::chain::Chain;
 use rustls::ServerConfig;
 use serde_json::{Value, json};
+use xds_client::ads::{Resource, ResourceType, Update};
+use xds_client::apply::Applier;
+use xds_client::observer::Change;
 
 use crate::envoy;
 use crate::fake_istiod::{self, FakeIstiod, Kind, Reply};
@@ -219,6 +224,18 @@ impl Scenario {
                 Ok((name.clone(), bytes))
             })
             .collect()
+    }
+
+    /// A chain as the proxy obeys it.
+    pub fn compiled(&self, chain: &str) -> Result<Arc<Chain>> {
+        let resource = |(name, body)| Resource { name, version: String::new(), body: Bytes::from(body) };
+        let resources = self.encoded(Kind::Listener, |_, _| true)?.into_iter().map(resource).collect();
+        let outcome = Applier::default().apply(Update { of: ResourceType::Listener, resources, removed: Vec::new() });
+        let listeners = outcome.changes.into_iter().find_map(|change| match change {
+            Change::Listeners(listeners) => Some(listeners),
+            _ => None,
+        });
+        listeners.and_then(|listeners| listeners.chains.get(chain).map(Arc::clone)).with_context(|| format!("there is no chain {chain}"))
     }
 
     /// Address, namespace and account of a recorded workload.

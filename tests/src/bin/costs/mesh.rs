@@ -87,13 +87,7 @@ pub fn web(published: &Published) -> Result<Arc<ServedChain>> {
 
 /// The chain of `web` of a scenario whose telemetry is of no interest.
 pub fn web_chain(scenario: &Scenario) -> Result<Arc<Chain>> {
-    let mut applier = Applier::default();
-    let outcome = applier.apply(update(ResourceType::Listener, scenario.encoded(Kind::Listener, |_, _| true)?));
-    let listeners = outcome.changes.into_iter().find_map(|change| match change {
-        Change::Listeners(listeners) => Some(listeners),
-        _ => None,
-    });
-    listeners.and_then(|listeners| listeners.chains.get(WEB_CHAIN).map(Arc::clone)).context("no chain of web")
+    scenario.compiled(WEB_CHAIN)
 }
 
 /// What an HTTP chain does.
