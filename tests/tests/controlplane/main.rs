@@ -8,6 +8,7 @@
 //! Not here: what a scripted istiod shows as well (`tests/it`). Steps run one after the other on one mesh; each says in its name what it
 //! shows, undoes what it applied, and a failing one does not stop the others.
 
+mod authorization;
 mod drop_in;
 mod endpoints;
 mod load;
@@ -36,6 +37,8 @@ const STEPS: &[Step] = &[
     ("Telemetry brings the log line and the span that it names", |stage| Box::pin(telemetry::a_request_is_logged_and_traced(stage))),
     ("an HTTPRoute routes by header, edits headers and splits by weight", |stage| Box::pin(policy::a_route_takes_effect(stage))),
     ("an AuthorizationPolicy admits one identity and denies another", |stage| Box::pin(policy::a_policy_takes_effect(stage))),
+    ("AuthorizationPolicies of every attribute decide as they say", |stage| Box::pin(authorization::policies_decide(stage))),
+    ("RequestAuthentication and policies on claims decide as they say", |stage| Box::pin(authorization::tokens_decide(stage))),
     ("a deleted Telemetry object ends the log lines", |stage| Box::pin(telemetry::deleting_telemetry_ends_logging(stage))),
     ("a pod drained under load loses no request", |stage| Box::pin(endpoints::a_drained_pod_loses_nothing(stage))),
     ("a pod killed under load fails only what it had, once", |stage| Box::pin(endpoints::a_killed_pod_fails_only_its_own(stage))),
