@@ -115,8 +115,8 @@ pub struct KeySet {
 /// Where a key set is fetched, and how. Who asks for the same in the same way shares the keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteKeys {
-    /// The whole URL, as it was given.
-    pub uri: Arc<str>,
+    /// What it is called in metrics, logs and pages: its URL without user and query, which may be secrets.
+    pub name: Arc<str>,
     /// The cluster that is asked.
     pub cluster: Arc<str>,
     /// Of the URL.

@@ -20,6 +20,9 @@ const CHECKS_MAX: usize = 1024;
 /// KiB of bodies that one worker keeps while authorization services look at them; beyond, there is no answer.
 const CHECK_BODIES_KIB_MAX: usize = 64 * 1024;
 
+/// Requests of one worker that wait for keys of tokens; of more, those whose keys are not there are refused as if they could not be had.
+const KEY_WAITS_MAX: usize = 1024;
+
 /// One worker.
 pub struct Worker {
     /// What istiod said.
@@ -30,6 +33,8 @@ pub struct Worker {
     pub dialer: Dialer,
     /// Copies of requests that may be under way.
     pub mirrors: Arc<Semaphore>,
+    /// Requests that may wait for keys of tokens.
+    pub key_waits: Semaphore,
     /// Calls of authorization services that may be under way.
     pub checks: Semaphore,
     /// KiB of bodies that may be kept while such services look at them.
@@ -54,6 +59,7 @@ impl Worker {
             sessions: SessionPool::default(),
             dialer,
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
+            key_waits: Semaphore::new(KEY_WAITS_MAX),
             checks: Semaphore::new(CHECKS_MAX),
             check_bodies: Arc::new(Semaphore::new(CHECK_BODIES_KIB_MAX)),
             telemetry: Mutex::new(telemetry),

@@ -13,6 +13,7 @@ use model::route::{PathMatcher, RouteMatch};
 use proptest::prelude::*;
 
 use super::cache::VERIFIERS_MAX;
+use super::verify::KEYS_TRIED_MAX;
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
@@ -246,6 +247,20 @@ fn a_bad_token_beside_a_good_one_is_refused_and_none_passes() {
 }
 
 #[test]
+fn so_many_keys_are_tried_for_a_token_that_names_none() {
+    let signers: Vec<_> = (0..=KEYS_TRIED_MAX).map(|_| ed25519()).collect();
+    let keys = signers.iter().enumerate().map(|(at, signer)| Key { id: at.to_string().into(), ..signer.key.clone() });
+    // Keys of other kinds do not count.
+    let keys = std::iter::once(ec(Hash::Sha256, "ES256").key).chain(keys).collect();
+    let authn = authn(vec![provider(keys, "i", "authorization")]);
+    let judged = |at: usize, header: &str| with(&authn, &signers[at].token_with(header, r#"{"iss":"i"}"#)).map(|_| ());
+    let nameless = r#"{"alg":"EdDSA"}"#;
+    assert_eq!(judged(KEYS_TRIED_MAX - 1, nameless), Ok(()));
+    assert_eq!(judged(KEYS_TRIED_MAX, nameless), Err(TokenProblem::Verification));
+    assert_eq!(judged(KEYS_TRIED_MAX, &format!(r#"{{"alg":"EdDSA","kid":"{KEYS_TRIED_MAX}"}}"#)), Ok(()));
+}
+
+#[test]
 fn so_many_tokens_are_verified_and_no_more() {
     let signer = ed25519();
     let authn = authn(vec![provider(vec![signer.key.clone()], "i", "x-token")]);
@@ -332,7 +347,7 @@ fn headers_that_tokens_set_are_taken_from_every_request_and_set_by_verified_ones
 
 fn remote(uri: &str) -> Arc<RemoteKeys> {
     Arc::new(RemoteKeys {
-        uri: uri.into(),
+        name: uri.into(),
         cluster: "keys".into(),
         host: HeaderValue::from_static("issuer"),
         path: http::uri::PathAndQuery::from_static("/"),

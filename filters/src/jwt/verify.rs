@@ -12,6 +12,8 @@ use super::problem::TokenProblem;
 use super::ready::ReadySet;
 use super::token::Token;
 
+/// Keys that are tried for a token which names none of them; one that needs more of them does not pass.
+pub const KEYS_TRIED_MAX: usize = 16;
 /// Bytes of an Ed25519 signature.
 const ED25519_SIGNATURE_BYTES: usize = 64;
 
@@ -25,10 +27,15 @@ pub(super) fn verify(token: &Token, text: &str, keys: &ReadySet) -> Result<(), T
     }
     let signed = text.get(..token.signed_bytes).ok_or(TokenProblem::Form)?.as_bytes();
     let mut is_known = false;
+    let mut tried = 0;
     for (key, ready) in keys.keys().filter(|(key, _)| may_have_signed(key, token)) {
         is_known = true;
         if matches!(key.material, KeyMaterial::Ed25519(_)) && token.signature.len() != ED25519_SIGNATURE_BYTES {
             return Err(TokenProblem::SignatureLength);
+        }
+        tried += usize::from(is_of_kind(&key.material, token.algorithm));
+        if tried > KEYS_TRIED_MAX {
+            return Err(TokenProblem::Verification);
         }
         let is_good = match (&key.material, token.algorithm) {
             (KeyMaterial::Ec { curve, .. }, Algorithm::Es(hash)) => {
@@ -47,6 +54,17 @@ pub(super) fn verify(token: &Token, text: &str, keys: &ReadySet) -> Result<(), T
 fn may_have_signed(key: &Key, token: &Token) -> bool {
     (token.key_id.is_empty() || key.id.is_empty() || key.id == token.key_id)
         && key.algorithm.is_none_or(|algorithm| algorithm == token.algorithm)
+}
+
+/// Whether a key is tried at all with an algorithm; others cost nothing.
+fn is_of_kind(key: &KeyMaterial, algorithm: Algorithm) -> bool {
+    match (key, algorithm) {
+        (KeyMaterial::Rsa { .. }, Algorithm::Rs(_) | Algorithm::Ps(_))
+        | (KeyMaterial::Ed25519(_), Algorithm::EdDsa)
+        | (KeyMaterial::Secret(_), Algorithm::Hs(_)) => true,
+        (KeyMaterial::Ec { curve, .. }, Algorithm::Es(hash)) => *curve == hash,
+        _ => false,
+    }
 }
 
 /// With a key that is on no curve.

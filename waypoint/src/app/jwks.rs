@@ -11,7 +11,7 @@ use std::time::Duration;
 use filters::jwt::Fetched;
 use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use model::jwt::{FetchRetries, KeySet, RemoteKeys};
+use model::jwt::{FetchRetries, KeyMaterial, KeySet, RemoteKeys};
 use model::route::Priority;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use xds_client::jwks::key_set;
 
 use crate::call::{self, Caller};
@@ -42,6 +43,11 @@ const KEYS_MAX: usize = 128;
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The shortest time after which keys are fetched anew.
 const REFRESH_MIN: Duration = Duration::from_secs(1);
+
+/// Bytes of an RSA modulus; a larger key is left out, since verifying with it takes too long.
+const RSA_BYTES_MAX: usize = 512;
+/// How fetches are counted.
+const RESULTS: [&str; 2] = ["fetched", "failed"];
 
 /// Why a fetch failed.
 #[derive(Debug, Error)]
@@ -141,6 +147,12 @@ impl JwksKeeper {
 
     /// These sets are wanted now. Those that are known go on. Must be called on the control thread's runtime.
     pub(super) fn want(&mut self, wanted: &[Arc<RemoteKeys>]) {
+        for gone in self.running.keys().filter(|remote| !wanted.iter().any(|kept| kept.name == remote.name)) {
+            for result in RESULTS {
+                // Not every result has been counted.
+                drop(self.fetcher.fetches.remove_label_values(&[&*gone.name, result]));
+            }
+        }
         self.running.retain(|remote, _| wanted.contains(remote));
         for remote in wanted {
             if !self.running.contains_key(remote)
@@ -160,7 +172,7 @@ impl JwksView {
         self.age.reset();
         for set in self.published.key_sets.all() {
             if let Some(held) = set.held() {
-                let age = self.age.with_label_values(&[&*set.remote.uri]);
+                let age = self.age.with_label_values(&[&*set.remote.name]);
                 age.set(age.get().max(held.fetched.elapsed().as_secs_f64()));
             }
         }
@@ -177,7 +189,7 @@ fn page_entry(set: &RemoteKeySet) -> Value {
     let (held, attempt) = (set.held(), set.attempt());
     let keys = held.as_ref().map(|held| held.keys.keys.iter().map(|key| key.id.to_string()).collect::<Vec<_>>());
     json!({
-        "uri": &*set.remote.uri,
+        "uri": &*set.remote.name,
         "cluster": &*set.remote.cluster,
         "keys": keys,
         "age_seconds": held.map(|held| held.fetched.elapsed().as_secs()),
@@ -193,13 +205,17 @@ async fn keep(fetcher: Arc<Fetcher>, set: Arc<RemoteKeySet>) {
     let mut failures = 0;
     loop {
         let outcome = fetcher.fetch(&set).await;
-        let result = if outcome.is_ok() { "fetched" } else { "failed" };
-        fetcher.fetches.with_label_values(&[&*remote.uri, result]).inc();
+        let result = RESULTS[usize::from(outcome.is_err())];
+        fetcher.fetches.with_label_values(&[&*remote.name, result]).inc();
         failures = if outcome.is_ok() { 0 } else { failures + 1 };
         if let Err(error) = &outcome {
-            tracing::warn!(uri = %remote.uri, cluster = %remote.cluster, %error, "keys of tokens cannot be fetched; those that are held stay");
+            tracing::warn!(uri = %remote.name, cluster = %remote.cluster, %error, "keys of tokens cannot be fetched; those that are held stay");
         }
-        set.fetched(outcome.map_err(|error| error.to_string().into()));
+        match outcome {
+            Ok(keys) => set.fetched(Ok(keys)),
+            Err(error @ FetchError::NoKeys) => set.withdrawn(error.to_string().into()),
+            Err(error) => set.fetched(Err(error.to_string().into())),
+        }
         let pause = if failures == 0 {
             refresh_after(remote.cache_duration, fastrand::f64())
         } else {
@@ -231,49 +247,52 @@ fn pause(first: Duration, max: Duration, failures: u32, draw: f64) -> Duration {
 }
 
 impl Fetcher {
+    /// Tries as often as is configured, within the time of a fetch; waiting for others' fetches does not count.
     async fn fetch(&self, set: &RemoteKeySet) -> Result<KeySet, FetchError> {
-        let time_max = set.time_max();
-        let mut last = None;
-        let fetched = tokio::time::timeout(time_max, async {
-            let _permit = self.limit.acquire().await.expect("the semaphore is never closed");
-            self.tries(&set.remote, &mut last).await
-        });
-        fetched.await.unwrap_or_else(|_elapsed| Err(last.unwrap_or(FetchError::TimedOut(time_max))))
-    }
-
-    /// Tries as often as is configured. While there is nobody to ask, it waits for more of the configuration; `last` says so meanwhile.
-    async fn tries(&self, remote: &RemoteKeys, last: &mut Option<FetchError>) -> Result<KeySet, FetchError> {
+        let remote = &set.remote;
         let retries = remote.retries.unwrap_or(FetchRetries { count: 0, pause_first: Duration::ZERO, pause_max: Duration::ZERO });
+        let mut deadline = Instant::now() + set.time_max();
         let mut applied = self.applied.subscribe();
         let mut failures = 0;
         loop {
-            match self.once(remote).await {
+            match self.once(set, &mut deadline).await {
+                // While there is nobody to ask, it waits for more of the configuration.
                 Err(early) if early.is_too_early() => {
-                    *last = Some(early);
-                    // The sender is in this object.
-                    drop(applied.changed().await);
-                    *last = None;
+                    if tokio::time::timeout_at(deadline, applied.changed()).await.is_err() {
+                        return Err(early);
+                    }
                 }
-                Err(_) if failures < retries.count => {
+                Err(error) if failures < retries.count => {
                     failures += 1;
-                    tokio::time::sleep(pause(retries.pause_first, retries.pause_max, failures, fastrand::f64())).await;
+                    let pause = pause(retries.pause_first, retries.pause_max, failures, fastrand::f64());
+                    if Instant::now() + pause >= deadline {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
                 }
                 outcome => return outcome,
             }
         }
     }
 
-    async fn once(&self, remote: &RemoteKeys) -> Result<KeySet, FetchError> {
+    async fn once(&self, set: &RemoteKeySet, deadline: &mut Instant) -> Result<KeySet, FetchError> {
+        let remote = &set.remote;
         let cluster = match self.published.cluster(&remote.cluster) {
             Some(ClusterEntry::Served(cluster)) => cluster,
             Some(ClusterEntry::Refused(_)) => return Err(FetchError::ClusterRefused(Arc::clone(&remote.cluster))),
             None => return Err(FetchError::NoCluster(Arc::clone(&remote.cluster))),
         };
         let entry = balance::choose(&cluster, &Wish::default(), || fastrand::u64(..)).ok_or(FetchError::NoEndpoint)?;
-        let asked = self.ask(remote, (&cluster, &entry)).await;
+        let began = Instant::now();
+        let permit = self.limit.acquire().await.expect("the semaphore is never closed");
+        *deadline += began.elapsed();
+        let asked = tokio::time::timeout_at(*deadline, self.ask(remote, (&cluster, &entry))).await;
+        drop(permit);
+        let asked = asked.unwrap_or_else(|_elapsed| Err(FetchError::TimedOut(set.time_max())));
         // What is wrong with the answer's text is not the endpoint's health.
         match &asked {
             Err(FetchError::Overflow) => {}
+            Err(FetchError::TimedOut(_)) => cluster.note(&entry, Verdict::TimedOut),
             Err(FetchError::Upstream(_) | FetchError::Body(_)) => cluster.note(&entry, Verdict::NoAnswer),
             Err(FetchError::Status(status)) => cluster.note(&entry, Verdict::Answered(status.as_u16())),
             Ok(_) | Err(_) => cluster.note(&entry, Verdict::Answered(StatusCode::OK.as_u16())),
@@ -307,7 +326,8 @@ impl Fetcher {
 }
 
 fn read(text: &[u8]) -> Result<KeySet, FetchError> {
-    let set = key_set(text).map_err(FetchError::NoKeySet)?;
+    let mut set = key_set(text).map_err(FetchError::NoKeySet)?;
+    set.keys.retain(|key| !matches!(&key.material, KeyMaterial::Rsa { modulus, .. } if modulus.len() > RSA_BYTES_MAX));
     match set.keys.len() {
         0 => Err(FetchError::NoKeys),
         count if count > KEYS_MAX => Err(FetchError::TooManyKeys(count)),
@@ -331,6 +351,14 @@ mod tests {
         let after = |failures, draw| pause(second, PAUSE_MAX, failures, draw).as_secs_f64();
         assert_eq!((after(1, 1.0), after(1, 0.0), after(3, 1.0), after(99, 1.0)), (1.0, 0.5, 4.0, 60.0));
         assert_eq!(pause(2 * PAUSE_MAX, PAUSE_MAX, 1, 1.0), 2 * PAUSE_MAX, "who wants to be asked seldom is");
+    }
+
+    #[test]
+    fn rsa_keys_that_take_too_long_are_left_out() {
+        // Four characters of base64 are three bytes of ones.
+        let of = |characters: usize| json!({"keys": [{"kty": "RSA", "n": "_".repeat(characters), "e": "AQAB"}]}).to_string();
+        assert!(read(of(RSA_BYTES_MAX / 3 * 4).as_bytes()).is_ok());
+        assert!(matches!(read(of(RSA_BYTES_MAX / 3 * 4 + 4).as_bytes()), Err(FetchError::NoKeys)));
     }
 
     #[test]

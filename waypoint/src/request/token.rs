@@ -45,9 +45,9 @@ impl Run {
                 Ok(said) => return said,
                 Err(remote) => {
                     let set = published.key_sets.get(&remote);
-                    let fetched = match set {
-                        Some(set) => set.wait().await,
-                        None => Fetched::Failed,
+                    let fetched = match (set, self.worker.key_waits.try_acquire()) {
+                        (Some(set), Ok(_permit)) => set.wait().await,
+                        _ => Fetched::Failed,
                     };
                     // Each is waited for once, so that this ends.
                     waited.push((remote, fetched));

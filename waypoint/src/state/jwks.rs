@@ -13,8 +13,8 @@ use model::jwt::{KeySet, RemoteKeys};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// How long keys are used beyond their time while newer ones cannot be fetched. A key that its issuer takes back verifies no longer than this,
-/// whoever keeps us from hearing of it.
+/// How long keys are used beyond their time while newer ones cannot be fetched. A key that its issuer takes back verifies for so long and the
+/// time that keys are good at most, whoever keeps us from hearing of it.
 pub const STALE_MAX: Duration = Duration::from_secs(3600);
 
 /// The longest that a fetch may take, and a request waits for it, when configuration names no limit.
@@ -53,6 +53,11 @@ impl RemoteKeySet {
     #[must_use]
     pub fn new(remote: Arc<RemoteKeys>) -> Self {
         Self { remote, held: ArcSwapOption::empty(), attempts: watch::Sender::default(), wanted: Notify::new() }
+    }
+
+    /// As another one that asks the same server for the same, with other limits: what that has, this has.
+    fn after(remote: Arc<RemoteKeys>, other: &Self) -> Self {
+        Self { held: ArcSwapOption::new(other.held()), ..Self::new(remote) }
     }
 
     /// How long a fetch may take.
@@ -114,6 +119,12 @@ impl RemoteKeySet {
         self.wanted.notified().await;
     }
 
+    /// Takes note that the issuer has no keys any more that can be used: no token passes until it has.
+    pub fn withdrawn(&self, reason: Arc<str>) {
+        self.held.store(None);
+        self.fetched(Err(reason));
+    }
+
     /// Takes what a fetch brought. Keys equal to those that are held stay the same, so that the tokens they verified stay known.
     pub fn fetched(&self, outcome: Result<KeySet, Arc<str>>) {
         let failed = match outcome {
@@ -147,7 +158,7 @@ impl RemoteKeySets {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<RemoteKeySet>> {
         let mut all: Vec<_> = self.0.load().values().cloned().collect();
-        all.sort_by(|one, other| one.remote.uri.cmp(&other.remote.uri));
+        all.sort_by(|one, other| one.remote.name.cmp(&other.remote.name));
         all
     }
 
@@ -159,7 +170,12 @@ impl RemoteKeySets {
         }
         let mut sets = HashMap::clone(&known);
         for remote in wanted {
-            sets.entry(Arc::clone(remote)).or_insert_with(|| Arc::new(RemoteKeySet::new(Arc::clone(remote))));
+            if !sets.contains_key(remote) {
+                let alike = sets.iter().find(|(known, _)| asks_the_same(known, remote)).map(|(_, set)| Arc::clone(set));
+                let new = || RemoteKeySet::new(Arc::clone(remote));
+                let set = alike.map_or_else(new, |alike| RemoteKeySet::after(Arc::clone(remote), &alike));
+                sets.insert(Arc::clone(remote), Arc::new(set));
+            }
         }
         self.0.store(Arc::new(sets));
     }
@@ -174,6 +190,11 @@ impl RemoteKeySets {
     }
 }
 
+/// Whether two differ in how long they wait and how often they ask only.
+fn asks_the_same(one: &RemoteKeys, other: &RemoteKeys) -> bool {
+    (&one.name, &one.cluster, &one.host, &one.path) == (&other.name, &other.cluster, &other.host, &other.path)
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -184,7 +205,7 @@ mod tests {
 
     fn remote(uri: &str) -> Arc<RemoteKeys> {
         Arc::new(RemoteKeys {
-            uri: uri.into(),
+            name: uri.into(),
             cluster: "keys".into(),
             host: HeaderValue::from_static("issuer"),
             path: PathAndQuery::from_static("/keys"),
@@ -227,6 +248,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn keys_that_an_issuer_withdraws_are_gone_at_once() {
+        let set = RemoteKeySet::new(remote("a"));
+        set.fetched(Ok(keys("one")));
+        set.withdrawn("no keys".into());
+        assert_eq!(id(set.now()), "Failed");
+    }
+
+    #[tokio::test]
+    async fn a_set_with_other_limits_begins_with_what_is_known() {
+        let sets = RemoteKeySets::default();
+        sets.add(&[remote("a")]);
+        if let Some(set) = sets.get(&remote("a")) {
+            set.fetched(Ok(keys("one")));
+        }
+        let slower = Arc::new(RemoteKeys { timeout: Some(Duration::from_secs(9)), ..RemoteKeys::clone(&remote("a")) });
+        let elsewhere = Arc::new(RemoteKeys { cluster: "other".into(), ..RemoteKeys::clone(&remote("a")) });
+        sets.add(&[Arc::clone(&slower), Arc::clone(&elsewhere)]);
+        let now = |remote| sets.get(remote).map(|set| id(set.now()));
+        assert_eq!((now(&slower).as_deref(), now(&elsewhere).as_deref()), (Some("one"), Some("NotYet")));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn all_who_wait_hear_of_the_same_fetch() {
         let set = Arc::new(RemoteKeySet::new(remote("a")));
         let waiting: Vec<_> = (0..3)
@@ -261,7 +304,7 @@ mod tests {
         assert!(same(first.clone(), fetched("one")) && !same(first, fetched("two")));
         sets.add(&[remote("a")]);
         sets.retain(&[remote("a")]);
-        assert_eq!(sets.all().iter().map(|set| &*set.remote.uri).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(sets.all().iter().map(|set| &*set.remote.name).collect::<Vec<_>>(), ["a"]);
         assert_eq!(sets.get(&remote("a")).map(|set| id(set.now())).as_deref(), Some("two"));
     }
 }

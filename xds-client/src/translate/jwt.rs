@@ -118,7 +118,7 @@ fn remote_keys(value: &proto::RemoteJwks, path: &str) -> Translated<RemoteKeys> 
     let failed = value.async_fetch.as_ref().and_then(|fetch| fetch.failed_refetch_duration.as_ref());
     let failed = positive_duration(failed, &path("async_fetch.failed_refetch_duration"))?;
     Ok(RemoteKeys {
-        uri: http_uri.uri.as_str().into(),
+        name: shown(&http_uri.uri, &host, &target),
         cluster: cluster.as_str().into(),
         host,
         path: target,
@@ -132,8 +132,16 @@ fn remote_keys(value: &proto::RemoteJwks, path: &str) -> Translated<RemoteKeys> 
 /// `https://issuer.example/keys`: what is asked whom. Without a path it is `/`, without a scheme a host all the same, as in Envoy.
 fn host_and_path(text: &str) -> Option<(HeaderValue, PathAndQuery)> {
     let uri: Uri = if text.contains("://") { text.parse().ok()? } else { format!("http://{text}").parse().ok()? };
-    let host = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
+    // Whom to log in as is no part of a host.
+    let authority = uri.authority()?.as_str();
+    let host = HeaderValue::from_str(authority.rsplit('@').next().unwrap_or(authority)).ok()?;
     Some((host, uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))))
+}
+
+/// The URL without user and query.
+fn shown(uri: &str, host: &HeaderValue, target: &PathAndQuery) -> Arc<str> {
+    let scheme = uri.split_once("://").map_or("http", |(scheme, _)| scheme);
+    format!("{scheme}://{}{}", String::from_utf8_lossy(host.as_bytes()), target.path()).into()
 }
 
 fn retries(value: &core::RetryPolicy, path: &str) -> Translated<FetchRetries> {

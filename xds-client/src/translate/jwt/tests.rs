@@ -76,11 +76,11 @@ fn keys_that_are_fetched_are_asked_for_where_istiod_says() {
         RemoteKeys::clone(remote)
     };
     let of_istiod = json!({
-        "http_uri": {"uri": "https://issuer.example:8443/a/keys?x=1", "cluster": "outbound|8443||issuer.example", "timeout": "5s"},
+        "http_uri": {"uri": "https://user:secret@issuer.example:8443/a/keys?x=1", "cluster": "outbound|8443||issuer.example", "timeout": "5s"},
         "cache_duration": "300s",
     });
     let expected = RemoteKeys {
-        uri: "https://issuer.example:8443/a/keys?x=1".into(),
+        name: "https://issuer.example:8443/a/keys".into(),
         cluster: "outbound|8443||issuer.example".into(),
         host: HeaderValue::from_static("issuer.example:8443"),
         path: PathAndQuery::from_static("/a/keys?x=1"),
