@@ -155,6 +155,7 @@ mod tests {
             name: Some(name.into()),
             matches,
             external: Box::default(),
+            first_filters: Box::default(),
             filters: Box::default(),
             action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
             request_headers: HeaderEdits::default(),

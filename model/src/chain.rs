@@ -13,6 +13,7 @@ use crate::headers::HeaderEdits;
 use crate::invalid::Invalid;
 use crate::jwt::JwtAuthn;
 use crate::metrics::Stats;
+use crate::rate_limit::RateLimit;
 use crate::rbac::Rbac;
 use crate::route_table::RouteTable;
 use crate::timeout::ChainTimeouts;
@@ -86,6 +87,10 @@ pub struct HttpChain {
     pub options: HttpOptions,
     /// Changes to the headers of requests, in order, before anything looks at them (`header_mutation`).
     pub request_edits: Box<[HeaderEdits]>,
+    /// Whether routes have filters that come before all others.
+    pub has_first_filters: bool,
+    /// Limits of requests that have no route: before all others, and behind policies.
+    pub routeless_limits: [Box<[Arc<RateLimit>]>; 2],
     /// Judged first, up to the last external authorization; of most chains empty.
     pub early: Box<[EarlyFilter]>,
     /// Which tokens requests must carry; judged before the filters below.

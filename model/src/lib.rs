@@ -26,6 +26,7 @@ pub mod rewrite;
 pub mod hash;
 pub mod cors;
 pub mod ext_authz;
+pub mod rate_limit;
 pub mod route;
 pub mod route_table;
 pub mod rbac;

@@ -14,6 +14,7 @@ use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
 use crate::headers::HeaderEdits;
 use crate::matcher::StringMatcher;
+use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
 use crate::timeout::RouteTimeouts;
@@ -212,6 +213,8 @@ pub enum RouteFilter {
     Fault(Box<Fault>),
     /// `envoy.filters.http.cors`; of routes that forward.
     Cors(Box<CorsPolicy>),
+    /// `envoy.filters.http.local_ratelimit`; one of several routes where they have it from their virtual host, table or chain.
+    RateLimit(Arc<RateLimit>),
 }
 
 /// One route.
@@ -223,6 +226,8 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What it says of the chain's authorization services.
     pub external: Box<[RouteExternal]>,
+    /// Filters that it meets before all others of the chain.
+    pub first_filters: Box<[RouteFilter]>,
     /// Filters that it meets after the chain's policies, in the chain's order, as table, virtual host and route say together.
     pub filters: Box<[RouteFilter]>,
     /// What to do.

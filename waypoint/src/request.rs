@@ -12,6 +12,7 @@ mod mirror;
 mod recording;
 mod replay;
 mod reply;
+mod route_filters;
 mod token;
 
 use std::future::Future;
@@ -20,9 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, Selected, judge};
-use filters::cors::CorsOutcome;
 use filters::ext_authz::Header;
-use filters::fault::Injected;
 use filters::rbac::{Decisions, RbacInput};
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -34,7 +33,7 @@ use model::claims::TokenMetadata;
 use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
-use model::route::{Route, RouteAction, RouteFilter};
+use model::route::{Route, RouteAction};
 use model::route_table::VirtualHost;
 use model::stream_view::RequestHead;
 use model::workload::Workload;
@@ -273,13 +272,13 @@ impl Run {
             // Boxed for the same reason as filters below.
             Some(authn) => Box::pin(self.authenticate_with_remote_keys(authn, http, &mut parts)).await,
         };
-        let routed = match said.and_then(|claims| self.decide((&served.chain, http), chosen, &parts, claims.as_ref())) {
+        let routed = match said.and_then(|claims| self.decide((&served.chain, http), chosen, &mut parts, claims.as_ref())) {
             Ok(routed) => routed,
             Err(reply) => return Ok(self.reply(*reply)),
         };
         // Boxed, so that requests of routes without filters do not carry the room for them.
         if !routed.route.filters.is_empty()
-            && let Some(reply) = Box::pin(self.filter(routed.route, &parts)).await
+            && let Some(reply) = Box::pin(self.filter(routed.route, &mut parts)).await
         {
             return Ok(self.reply(reply));
         }
@@ -300,7 +299,15 @@ impl Run {
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
             return Err(LocalReply::low_version().into());
         }
-        let chosen = (!http.request_edits.is_empty()).then(|| self.mutate(http, parts));
+        let chosen = (http.has_first_filters || !http.request_edits.is_empty()).then(|| self.mutate(http, parts));
+        let reply = match chosen {
+            Some(Some((_, route))) => self.filter_first(route, parts),
+            Some(None) => self.limit_all(&http.routeless_limits[0], parts),
+            None => None,
+        };
+        if let Some(reply) = reply {
+            return Err(reply.into());
+        }
         Ok((http, chosen))
     }
 
@@ -308,7 +315,7 @@ impl Run {
         &mut self,
         (chain, http): (&'a Chain, &'a HttpChain),
         chosen: Option<Selected<'a>>,
-        parts: &http::request::Parts,
+        parts: &mut http::request::Parts,
         claims: Option<&TokenMetadata>,
     ) -> Result<Routed<'a>, Box<LocalReply>> {
         let input = policy_input(&self.tunnel, parts, claims);
@@ -323,7 +330,8 @@ impl Run {
             }
             Outcome::NoRoute => {
                 self.recording.record().is_grpc = self.is_grpc;
-                Err(LocalReply::no_route().into())
+                let reply = self.limit_all(&http.routeless_limits[1], parts);
+                Err(reply.unwrap_or_else(LocalReply::no_route).into())
             }
             Outcome::Denied { by, route } => {
                 if let Some(route) = route {
@@ -393,36 +401,6 @@ impl Run {
         }
     }
 
-    /// Passes the filters that a route configures; an answer if one of them makes it.
-    async fn filter(&mut self, route: &Arc<Route>, parts: &http::request::Parts) -> Option<LocalReply> {
-        for filter in &route.filters {
-            match filter {
-                RouteFilter::Fault(fault) => {
-                    let injected = filters::fault::draw(fault, &head_of(parts), || self.worker.draw());
-                    if injected != Injected::default() {
-                        self.note_destination(route);
-                    }
-                    if let Some(delay) = injected.delay {
-                        self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
-                        tokio::time::sleep(delay).await;
-                    }
-                    if let Some(abort) = injected.abort {
-                        return Some(LocalReply::fault(abort));
-                    }
-                }
-                RouteFilter::Cors(policy) => match filters::cors::decide(policy, &parts.method, &parts.headers, self.worker.draw()) {
-                    CorsOutcome::Pass => {}
-                    CorsOutcome::Tell(headers) => self.told = headers,
-                    CorsOutcome::Preflight(headers) => {
-                        self.note_destination(route);
-                        return Some(LocalReply::preflight(headers));
-                    }
-                },
-            }
-        }
-        None
-    }
-
     /// Does what the route says.
     async fn act(mut self, routed: Routed<'_>, mut parts: http::request::Parts, body: Body) -> Result<Response<Body>, Abort> {
         let Routed { http, host, route } = routed;
@@ -483,7 +461,11 @@ impl Run {
     /// Sets what filters set on an answer.
     fn tell(&mut self, headers: &mut HeaderMap) {
         if !self.told.is_empty() {
+            let limits = route_filters::take_limits(&mut self.told);
             headers.extend(std::mem::take(&mut self.told));
+            for (name, value) in limits {
+                headers.append(name, value);
+            }
         }
         if !self.back.is_empty() {
             filters::ext_authz::apply(&self.back, headers);

@@ -23,6 +23,7 @@ mod matcher;
 mod mirror;
 mod mutation;
 mod outlier;
+mod rate_limit;
 mod rbac;
 mod rewrite;
 mod route;

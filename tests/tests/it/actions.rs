@@ -2,6 +2,7 @@
 
 mod filters;
 mod mirrors;
+mod rate_limits;
 mod redirects;
 mod remote_keys;
 mod rewrites;

@@ -10,6 +10,7 @@ use filters::jwt::TokenProblem;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use model::flags::ResponseFlag;
+use model::rate_limit::RateLimit;
 use model::route::{Abort, DirectResponse};
 use telemetry::grpc::GrpcStatus;
 use telemetry::record::RequestRecord;
@@ -166,6 +167,12 @@ impl LocalReply {
             Abort::Grpc(grpc_status) => (200, Some(grpc_status)),
         };
         Self { grpc_status, ..Self::new(status, "fault filter abort", "fault_filter_abort") }.flagged(ResponseFlag::FaultInjected)
+    }
+
+    /// Above a limit, whose changes to the answer are `headers`.
+    pub(super) fn rate_limited(limit: &RateLimit, headers: HeaderMap) -> Self {
+        let reply = Self::new(limit.status, "local_rate_limited", "local_rate_limited").flagged(ResponseFlag::RateLimited);
+        Self { headers, grpc_status: limit.grpc_status, ..reply }
     }
 
     /// The answer to a preflight of CORS.

@@ -18,7 +18,7 @@ use xds_proto::istio::stats::PluginConfig;
 
 use super::judges::Judges;
 use super::mutation::{self, HEADER_MUTATION};
-use super::route_filters::{CORS, FAULT, Slots};
+use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
 use super::{
     PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, rbac, required, route, stats,
     timeout, tracing, turns, type_name,
@@ -164,9 +164,8 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
 
 fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
-    let mut judges = Judges::default();
+    let (mut judges, mut slots) = (Judges::default(), Slots::default());
     let (mut jwt, mut request_edits) = (None, Vec::new());
-    let mut slots = Slots::default();
     let (mut chain_stats, mut count_grpc_messages) = (None, false);
     for (at, filter) in value.http_filters.iter().enumerate() {
         let path = format!("{path}.http_filters[{at}]");
@@ -174,15 +173,15 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
         };
         match extension_type(config)?.as_str() {
-            HTTP_RBAC | HTTP_EXT_AUTHZ | JWT_AUTHN if !slots.is_empty() => {
-                return Err(Problem::new(path, "a policy behind the filters for faults or CORS is not supported"));
+            HTTP_RBAC | HTTP_EXT_AUTHZ | JWT_AUTHN if slots.has_late() => {
+                return Err(Problem::new(path, "a policy behind the filters for faults, CORS or rate limits is not supported"));
             }
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
                 let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
                 judges.add_rbac(value.rules.as_ref(), shadow, rbac::Place::Http, &path)?;
             }
-            HEADER_MUTATION if jwt.is_some() || !judges.is_empty() || !slots.is_empty() => {
+            HEADER_MUTATION if jwt.is_some() || !judges.is_empty() || slots.has_late() => {
                 return Err(Problem::new(path, "headers can only be changed before all other filters"));
             }
             HEADER_MUTATION => request_edits.extend(mutation::request_edits(&open(config, &path)?, &path)?),
@@ -203,6 +202,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             known if PLUMBING.contains(&known) => {}
             FAULT => slots.add_fault(&filter.name, config, &path)?,
             CORS => slots.add_cors(&filter.name),
+            RATE_LIMIT => slots.add_rate_limit(&filter.name, config, jwt.is_none() && judges.is_empty(), &path)?,
             ROUTER => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
@@ -219,6 +219,8 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
         chain: HttpChain {
             options: options(value, path)?,
             request_edits: request_edits.into(),
+            has_first_filters: slots.has_first(),
+            routeless_limits: slots.routeless_limits(),
             early,
             jwt,
             filters,

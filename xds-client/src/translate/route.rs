@@ -76,11 +76,13 @@ fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Rout
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
     };
     let levels: Vec<_> = std::iter::once(&value.typed_per_filter_config).chain(outer.configs.iter().copied()).collect();
+    let (first_filters, filters) = outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?;
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
         matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
         external: outer.slots.external(&levels, path)?,
-        filters: outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?,
+        first_filters,
+        filters,
         action,
         request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
         response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
@@ -235,7 +237,8 @@ fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolic
     })
 }
 
-fn edits(add: &[core::HeaderValueOption], remove: &[String], path: &str) -> Translated<HeaderEdits> {
+/// Additions, and removals before them.
+pub(super) fn edits(add: &[core::HeaderValueOption], remove: &[String], path: &str) -> Translated<HeaderEdits> {
     let add = add.iter().enumerate().map(|(at, one)| header_add(one, &format!("{path}.headers_to_add[{at}]")));
     let remove = remove.iter().map(|name| edited_name(name, &format!("{path}.headers_to_remove")));
     Ok(HeaderEdits { add: add.collect::<Translated<_>>()?, remove: remove.collect::<Translated<_>>()? })

@@ -1,7 +1,8 @@
-//! What routes say of filters of their chain: faults, CORS, external authorization.
+//! What routes say of filters of their chain: faults, CORS, rate limits, external authorization.
 //!
 //! Invariant: a filter that is not in the chain does nothing, whatever routes say of it (Envoy).
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -15,14 +16,18 @@ use http::HeaderValue;
 use model::cors::{CorsList, CorsPolicy};
 use model::ext_authz::RouteExternal;
 use model::fraction::Fraction;
+use model::rate_limit::RateLimit;
 use model::route::{Abort, Fault, RouteFilter};
 
-use super::{Problem, Translated, ext_authz, matcher, open, positive_duration, type_name};
+use super::{Problem, Translated, ext_authz, matcher, open, positive_duration, rate_limit, type_name};
 
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 pub(super) const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+pub(super) const RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const EXT_AUTHZ_PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+
+type Filters = Box<[RouteFilter]>;
 
 /// Per-route configuration, by the name of the filter.
 pub(super) type Configs = HashMap<String, Any>;
@@ -32,12 +37,24 @@ enum Kind {
     /// With the faults of routes that say nothing.
     Fault(Option<Fault>),
     Cors,
+    /// With the limit of routes that say nothing.
+    RateLimit(Option<Arc<RateLimit>>),
+}
+
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    kind: Kind,
+    /// It comes before policies and tokens.
+    is_first: bool,
 }
 
 /// A chain's filters that routes configure, in the chain's order.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    late: Vec<(String, Kind)>,
+    slots: Vec<Slot>,
+    /// Limits that several routes have from what holds them, by where that is: each is one bucket.
+    shared: RefCell<HashMap<*const Any, Arc<RateLimit>>>,
     external: Vec<Arc<str>>,
 }
 
@@ -45,13 +62,13 @@ impl Slots {
     /// The chain has a fault filter of this name, with this configuration.
     pub(super) fn add_fault(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
         let own = fault(&open(config, path)?, path)?;
-        self.late.push((name.to_owned(), Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some()))));
+        self.add(name, Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some())), false);
         Ok(())
     }
 
     /// The chain has a CORS filter of this name.
     pub(super) fn add_cors(&mut self, name: &str) {
-        self.late.push((name.to_owned(), Kind::Cors));
+        self.add(name, Kind::Cors, false);
     }
 
     /// The chain has an external authorization of this name.
@@ -74,31 +91,74 @@ impl Slots {
         said.collect()
     }
 
-    /// Whether a policy may still come: what stands behind these filters would be asked later than here.
-    pub(super) fn is_empty(&self) -> bool {
-        self.late.is_empty()
+    /// The chain has a rate limit of this name, with this configuration. `is_first`: before policies and tokens.
+    pub(super) fn add_rate_limit(&mut self, name: &str, config: &Any, is_first: bool, path: &str) -> Translated<()> {
+        let own = rate_limit::rate_limit(&open(config, path)?, path)?;
+        self.add(name, Kind::RateLimit(own.map(Arc::new)), is_first && !self.has_late());
+        Ok(())
     }
 
-    /// The filters of a route, whose levels come most specific first.
-    pub(super) fn filters(&self, levels: &[&Configs], forwards: bool, path: &str) -> Translated<Box<[RouteFilter]>> {
-        let mut filters = Vec::new();
-        for (name, kind) in &self.late {
-            let path = format!("{path}.typed_per_filter_config[{name}]");
-            let mut configs = levels.iter().filter_map(|level| level.get(name));
-            match kind {
+    fn add(&mut self, name: &str, kind: Kind, is_first: bool) {
+        self.slots.push(Slot { name: name.to_owned(), kind, is_first });
+    }
+
+    /// Whether no policy may come any more: what stands behind these filters would be asked later than here.
+    pub(super) fn has_late(&self) -> bool {
+        self.slots.iter().any(|slot| !slot.is_first)
+    }
+
+    /// The chain's own limits, which requests without a route meet: those before policies, and those behind.
+    pub(super) fn routeless_limits(&self) -> [Box<[Arc<RateLimit>]>; 2] {
+        [true, false].map(|is_first| {
+            let limits = self.slots.iter().filter(|slot| slot.is_first == is_first).filter_map(|slot| match &slot.kind {
+                Kind::RateLimit(own) => own.clone(),
+                Kind::Fault(_) | Kind::Cors => None,
+            });
+            limits.collect()
+        })
+    }
+
+    /// Whether there are filters before policies and tokens.
+    pub(super) fn has_first(&self) -> bool {
+        self.slots.iter().any(|slot| slot.is_first)
+    }
+
+    /// The filters of a route, whose levels come most specific first: those before policies, and those behind.
+    pub(super) fn filters(&self, levels: &[&Configs], forwards: bool, path: &str) -> Translated<(Filters, Filters)> {
+        let (mut first, mut late) = (Vec::new(), Vec::new());
+        for slot in &self.slots {
+            let path = format!("{path}.typed_per_filter_config[{}]", slot.name);
+            let mut configs = levels.iter().filter_map(|level| level.get(&slot.name));
+            let filter = match &slot.kind {
                 Kind::Fault(own) => {
                     let told = configs.next().map(|config| fault(&typed(config, FAULT, &path)?, &path)).transpose()?;
-                    filters.extend(told.or_else(|| own.clone()).map(|fault| RouteFilter::Fault(Box::new(fault))));
+                    told.or_else(|| own.clone()).map(|fault| RouteFilter::Fault(Box::new(fault)))
                 }
                 Kind::Cors if forwards => {
                     let policies = configs.map(|config| typed(config, CORS_POLICY, &path)).collect::<Translated<Vec<_>>>()?;
-                    filters.extend(cors(&policies, &path)?.map(|policy| RouteFilter::Cors(Box::new(policy))));
+                    cors(&policies, &path)?.map(|policy| RouteFilter::Cors(Box::new(policy)))
                 }
                 // Envoy answers no CORS for routes that do not forward.
-                Kind::Cors => {}
-            }
+                Kind::Cors => None,
+                Kind::RateLimit(own) => {
+                    let told = configs.next().map(|config| self.shared_limit(config, &path)).transpose()?;
+                    told.or_else(|| own.clone()).map(RouteFilter::RateLimit)
+                }
+            };
+            if slot.is_first { &mut first } else { &mut late }.extend(filter);
         }
-        Ok(filters.into())
+        Ok((first.into(), late.into()))
+    }
+
+    /// The limit of a level, the same for all routes below it.
+    fn shared_limit(&self, config: &Any, path: &str) -> Translated<Arc<RateLimit>> {
+        if let Some(known) = self.shared.borrow().get(&std::ptr::from_ref(config)) {
+            return Ok(Arc::clone(known));
+        }
+        let limit = rate_limit::rate_limit(&typed(config, RATE_LIMIT, path)?, path)?;
+        let limit = Arc::new(limit.ok_or_else(|| Problem::new(format!("{path}.token_bucket"), "is not set"))?);
+        self.shared.borrow_mut().insert(std::ptr::from_ref(config), Arc::clone(&limit));
+        Ok(limit)
     }
 }
 

@@ -312,6 +312,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 /// By the type that a route gives a filter.
 const PER_ROUTE: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.http.fault.v3.HTTPFault"),
+    walked("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
     walked("envoy.extensions.filters.http.cors.v3.CorsPolicy"),
     walked("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"),
     listed("envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "a waypoint's chain has no such filter"),
