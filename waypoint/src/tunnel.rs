@@ -22,6 +22,7 @@ use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange, path_options}
 use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
+use crate::upstream::connect::VIA;
 use crate::worker::Worker;
 
 /// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
@@ -37,6 +38,10 @@ const SERVER_FIRST_DELAY_LEARNED: Duration = Duration::from_millis(10);
 
 /// Serves one CONNECT to its end.
 pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
+    if is_loop(&connect) {
+        let generation = worker.published.generation();
+        return refuse(connect, &worker, generation.as_deref(), Refusal::Loop);
+    }
     // Before the listeners themselves: newer ones with an older number are looked at once too often, never too seldom.
     let number = worker.published.generation_number();
     let Some(generation) = worker.published.generation() else {
@@ -72,18 +77,31 @@ enum Refusal {
     NotConfigured,
     /// No chain for this destination.
     UnknownDestination,
+    /// A waypoint of this gateway sent it.
+    Loop,
+}
+
+/// Whether this proxy, or another of its gateway, sent it: an endpoint of a service is the waypoint that serves it. The mark alone would
+/// let anybody make loops up, and the identity alone another program of the same account.
+fn is_loop(connect: &Connect) -> bool {
+    connect.connection.peer == connect.connection.local && connect.headers.contains_key(VIA)
 }
 
 fn refuse(connect: Connect, worker: &Worker, generation: Option<&Generation>, refusal: Refusal) {
     let status = match refusal {
         Refusal::NotConfigured => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::UnknownDestination => StatusCode::NOT_FOUND,
+        Refusal::Loop => StatusCode::LOOP_DETECTED,
     };
     if let Some(generation) = generation {
         let mut record = RequestRecord::new(Arc::clone(&generation.terminate), "HTTP/2");
         record.response_code = status.as_u16();
-        record.stream.flags.insert(ResponseFlag::NoRouteFound);
-        record.stream.details = Some("filter_chain_not_found".into());
+        if matches!(refusal, Refusal::Loop) {
+            record.stream.details = Some("loop_detected".into());
+        } else {
+            record.stream.flags.insert(ResponseFlag::NoRouteFound);
+            record.stream.details = Some("filter_chain_not_found".into());
+        }
         record.stream.source = worker.published.workload(connect.connection.peer_address.ip());
         record.stream.source_identity = Some(connect.connection.peer.clone());
         record.stream.downstream_remote = Some(connect.connection.peer_address);

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use serde_json::json;
+use tests::fake_istiod::Kind;
 use tests::peer::{Answer, Connection, Peer, empty, exchange_raw};
 use tests::pki::{Pki, spiffe};
 use tests::scenario::{Mesh, WEB, WEB_CHAIN};
@@ -180,4 +182,27 @@ async fn a_caller_that_goes_away_is_logged_and_frees_its_request() -> Result<()>
     let (_, line) = mesh.waypoint.access_line("the line of the abandoned request", |line| line["path"] == "/delay/600000").await?;
     assert_eq!((line["response_code"].as_u64().context("a code")?, line["response_flags"].as_str()), (0, Some("DC")), "{line}");
     is_unharmed(&good).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_endpoint_is_its_own_waypoint_ends_at_the_second_turn() -> Result<()> {
+    let mut mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let waypoint = mesh.hbone();
+    mesh.push(|scenario| {
+        let endpoint = &mut scenario.resource(Kind::Endpoints, WEB_CHAIN)?["endpoints"][0]["lb_endpoints"][0];
+        endpoint["metadata"]["filter_metadata"]["envoy.filters.listener.original_dst"] =
+            json!({"local": WEB, "waypoint": waypoint.to_string()});
+        Ok(())
+    })
+    .await?;
+    let answer = mesh.connect("frontend-0").await?.get(WEB, "/round").await?;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let (_, line) = mesh.waypoint.access_line("the line of the second turn", |line| line["response_code"] == 508).await?;
+    assert_eq!((&line["authority"], &line["response_flags"]), (&WEB.into(), &"-".into()));
+    let (_, line) = mesh.waypoint.access_line("the line of the request", |line| line["path"] == "/round").await?;
+    assert_eq!((&line["response_code"], &line["response_flags"]), (&503.into(), &"URX,UF".into()));
+    // Others may carry the mark: it means nothing without the gateway's own identity.
+    let mark = HeaderMap::from_iter([(HeaderName::from_static("x-waypoint-via"), HeaderValue::from_static("waypoint"))]);
+    assert!(mesh.connect("frontend-0").await?.connect_with(WEB, mark).await?.is_ok());
+    Ok(())
 }

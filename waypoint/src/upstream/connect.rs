@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use model::authority::Authority;
 use model::endpoint::EndpointAddress;
 use model::transport::{TlsOrigination, Transport};
@@ -34,6 +34,11 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
 
 /// Ports of this process that answer loopback more than others; no service leads there.
 const OWN_PORTS: [u16; 2] = [15000, 15020];
+
+/// Marks the CONNECTs of waypoints such as this.
+pub const VIA: HeaderName = HeaderName::from_static("x-waypoint-via");
+/// What all of ours have.
+static VIA_US: LazyLock<HeaderMap> = LazyLock::new(|| HeaderMap::from_iter([(VIA, HeaderValue::from_static("waypoint"))]));
 
 /// A byte stream to an application.
 #[derive(Debug)]
@@ -132,8 +137,7 @@ async fn carry(address: &EndpointAddress, dialer: &Dialer) -> Result<UpstreamIo,
             let tls =
                 dialer.tls.client(&dialer.accepted.load_full()).map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
             let tls = tls.ok_or(ConnectFailure { reason: "no workload certificate yet".into() })?;
-            let (target, no_headers) = (Authority::Address(*target), HeaderMap::new());
-            let stream = dialer.pool.open(*tunnel, &tls, &target, &no_headers).await;
+            let stream = dialer.pool.open(*tunnel, &tls, &Authority::Address(*target), &VIA_US).await;
             Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
         }
     }
