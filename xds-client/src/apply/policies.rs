@@ -35,12 +35,22 @@ fn is_policy(chain: &FilterChain, path: &str) -> bool {
     let Some(filter::ConfigType::TypedConfig(config)) = chain.filters.get(at).and_then(|filter| filter.config_type.as_ref()) else {
         return true;
     };
-    let rest = rest.strip_prefix(".typed_config").unwrap_or(rest);
-    let Some((inner, _)) = member(rest.trim_start_matches('.'), "http_filters").filter(|_| type_name(config) == HCM) else {
+    if type_name(config) != HCM {
         return is_of_policies(config);
-    };
+    }
+    let rest = rest.strip_prefix(".typed_config").unwrap_or(rest).trim_start_matches('.');
+    let by_place = member(rest, "http_filters").map(|(inner, _)| inner);
+    // What a route says of a filter stands under the filter's name.
+    let by_name = rest.split_once("typed_per_filter_config[").map(|(_, rest)| rest.split(']').next().unwrap_or_default());
+    if by_place.is_none() && by_name.is_none() {
+        return false;
+    }
     let Ok(manager) = HttpConnectionManager::decode(&config.value[..]) else { return true };
-    match manager.http_filters.get(inner).and_then(|filter| filter.config_type.as_ref()) {
+    let filter = match by_place {
+        Some(inner) => manager.http_filters.get(inner),
+        None => manager.http_filters.iter().find(|filter| by_name == Some(filter.name.as_str())),
+    };
+    match filter.and_then(|filter| filter.config_type.as_ref()) {
         Some(http_filter::ConfigType::TypedConfig(config)) => is_of_policies(config),
         // What comes by discovery, or cannot be found, may be anything.
         _ => true,

@@ -123,3 +123,24 @@ fn a_filter_of_policies_that_is_not_known_or_comes_by_discovery_counts_as_one() 
         assert_eq!(denying(&served(&mut applier, with_filter(&web(), &filter), &web())), Some("unreadable-policy"), "{filter}");
     }
 }
+
+#[test]
+fn what_a_route_says_of_a_filter_of_policies_counts_as_one_and_of_others_not() {
+    let with_route = |name: &str, of: &str| {
+        with(&web(), |chain| {
+            let manager = &mut chain["filters"].as_array_mut().unwrap().last_mut().unwrap()["typed_config"];
+            let rbac = rbac("http", "rules", "ALLOW", &json!({"any": true}));
+            manager["http_filters"].as_array_mut().unwrap().insert(0, rbac);
+            let config = json!({"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{of}")});
+            manager["route_config"]["virtual_hosts"][0]["routes"][0]["typed_per_filter_config"] = json!({name: config});
+        })
+    };
+    let denies = |name, of| {
+        let mut applier = Applier::new(OnRefusedPolicy::Deny);
+        served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
+        denying(&served(&mut applier, with_route(name, of), &web())).map(str::to_owned)
+    };
+    assert_eq!(denies("envoy.filters.http.rbac", "rbac.v3.RBACPerRoute").as_deref(), Some("unreadable-policy"));
+    assert_eq!(denies("not.in.the.chain", "rbac.v3.RBACPerRoute").as_deref(), Some("unreadable-policy"), "it may be one");
+    assert_eq!(denies("envoy.filters.http.cors", "lua.v3.LuaPerRoute"), None);
+}
