@@ -105,6 +105,8 @@ pub struct ExternalCounters {
     pub failure_mode_allowed: IntCounter,
     /// An answer that is not followed.
     pub invalid: IntCounter,
+    /// Nobody was asked, since too much was asked already.
+    pub overloaded: IntCounter,
 }
 
 /// Copies of requests that were not sent, or not to their end.
@@ -159,6 +161,7 @@ impl Telemetry {
             error: external.with_label_values(&["error"]),
             failure_mode_allowed: external.with_label_values(&["failure_mode_allowed"]),
             invalid: external.with_label_values(&["invalid"]),
+            overloaded: external.with_label_values(&["overloaded"]),
         };
         let folded = counter(
             &registry,

@@ -1,9 +1,11 @@
 //! Asks an authorization service, through its cluster like any upstream.
 //!
-//! Not for: what it is told and what its answer means (`filters::ext_authz`), or what follows. Invariants: whatever goes wrong is
-//! no answer; how many ask at a time, how long, and how much an answer may hold are bounded.
+//! Not for: what it is told and what its answer means (`filters::ext_authz`), or what follows. Invariants: what goes wrong there is
+//! no answer, what goes wrong here is a refusal; how many ask at a time, how long, and how much an answer may hold are bounded.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -13,11 +15,14 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use model::cluster::UpstreamProtocol;
 use model::ext_authz::{AuthzService, ExtAuthz, GrpcAuthz};
 use model::route::Priority;
+use parking_lot::Mutex;
 
 use crate::call::{self, verdict_of};
 use crate::http::body::Body;
+use crate::http::normalize;
 use crate::state::health::Verdict;
 use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::state::table::EndpointEntry;
@@ -27,6 +32,8 @@ use crate::worker::Worker;
 
 /// The longest that a call may take; what istiod says where nobody said otherwise.
 pub const CHECK_TIME_MAX: Duration = Duration::from_secs(600);
+/// Calls of one service that one worker has under way; what goes beyond is refused.
+const CHECKS_MAX: u32 = 1024;
 /// Bytes of an answer's body; a longer one is none.
 const CHECK_ANSWER_BYTES_MAX: usize = 256 * 1024;
 
@@ -39,15 +46,53 @@ const X_ENVOY_EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-ex
 /// Why there is no answer, for operators.
 type Cause = Cow<'static, str>;
 
-/// Asks. `traced`: the headers by which the call belongs to the request's trace.
+/// How many calls are under way, by the cluster of their service: one that hangs takes nothing from others.
+#[derive(Debug, Default)]
+pub struct Checks(Mutex<HashMap<Arc<str>, u32>>);
+
+impl Checks {
+    /// Takes a place; none if there is none.
+    fn take(&self, cluster: &Arc<str>) -> Option<Place<'_>> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(Arc::clone(cluster)).or_default();
+        if *count >= CHECKS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Place { of: self, cluster: Arc::clone(cluster) })
+    }
+}
+
+/// A call that is under way.
+struct Place<'a> {
+    of: &'a Checks,
+    cluster: Arc<str>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.of.0.lock();
+        let Some(count) = counts.get_mut(&self.cluster) else { return };
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&self.cluster);
+        }
+    }
+}
+
+/// Asks, for `time_max` at most. `traced`: the headers by which the call belongs to the request's trace.
 ///
 /// # Cancel safety
 /// Dropping the future cancels the call.
-pub async fn ask(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, traced: HeaderMap) -> Answer {
-    let limit = filter.service.timeout().map_or(CHECK_TIME_MAX, |limit| limit.min(CHECK_TIME_MAX));
-    let Ok(_permit) = worker.checks.try_acquire() else { return without_answer(filter, &"too many checks are under way".into()) };
+pub async fn ask(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, (traced, time_max): (HeaderMap, Duration)) -> Answer {
+    let limit = filter.service.timeout().map_or(time_max, |limit| limit.min(time_max));
+    let Some(_place) = worker.checks.take(filter.service.cluster()) else { return Answer::Overloaded };
     let asked = async {
-        let Some(mut request) = question(filter, facts) else { return Err("the request cannot be said to the service".into()) };
+        // What a caller makes unaskable is no failure of the service, which may let pass.
+        let Some(request) = question(filter, facts) else { return Ok(Answer::Unusable) };
+        let name = filter.service.cluster();
+        let Some(ClusterEntry::Served(cluster)) = worker.published.cluster(name) else { return Err("there is no such cluster".into()) };
+        let Some(mut request) = sayable(request, cluster.cluster.protocol) else { return Ok(Answer::Unusable) };
         request.headers_mut().extend(traced);
         if let (Some(limit), Ok(milliseconds)) = (filter.service.timeout(), u64::try_from(limit.as_millis())) {
             request.headers_mut().insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
@@ -55,7 +100,7 @@ pub async fn ask(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, traced: 
                 request.headers_mut().insert(GRPC_TIMEOUT, write_grpc_timeout(limit));
             }
         }
-        let whole = ask_cluster(worker, filter.service.cluster(), request, limit).await?;
+        let whole = ask_cluster(worker, &cluster, request, limit).await?;
         answer_of(filter, whole)
     };
     asked.await.unwrap_or_else(|cause: Cause| without_answer(filter, &cause))
@@ -68,6 +113,7 @@ pub fn count(worker: &Worker, filter: &ExtAuthz, answer: &Answer) {
         Answer::Allowed(_) => counters.ok.inc(),
         Answer::Denied(_) => counters.denied.inc(),
         Answer::Unusable => counters.invalid.inc(),
+        Answer::Overloaded => counters.overloaded.inc(),
         Answer::Failed(_) => {
             counters.error.inc();
             if filter.on_failure.allows {
@@ -125,11 +171,17 @@ fn answer_of(filter: &ExtAuthz, whole: Whole) -> Result<Answer, Cause> {
     }
 }
 
-async fn ask_cluster(worker: &Worker, name: &str, request: Request<Bytes>, limit: Duration) -> Result<Whole, Cause> {
-    let Some(ClusterEntry::Served(cluster)) = worker.published.cluster(name) else { return Err("there is no such cluster".into()) };
-    let entry = balance::choose(&cluster, &Wish::default(), || worker.draw()).ok_or("no healthy endpoint")?;
+/// A request as it is, if it can be said in a cluster's protocol: not every host of HTTP/1.1 is an `:authority`.
+fn sayable(request: Request<Bytes>, protocol: UpstreamProtocol) -> Option<Request<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let is_sayable = protocol != UpstreamProtocol::Http2 || normalize::target_http2(&parts).is_ok();
+    is_sayable.then(|| Request::from_parts(parts, body))
+}
+
+async fn ask_cluster(worker: &Worker, cluster: &ServedCluster, request: Request<Bytes>, limit: Duration) -> Result<Whole, Cause> {
+    let entry = balance::choose(cluster, &Wish::default(), || worker.draw()).ok_or("no healthy endpoint")?;
     let began = Instant::now();
-    let asked = exchange(worker, (&cluster, &entry), request);
+    let asked = exchange(worker, (cluster, &entry), request);
     let (verdict, answer) = match tokio::time::timeout(limit, asked).await {
         Ok(Ok((verdict, whole))) => (Some(verdict), whole),
         Ok(Err(failure)) => (failure.verdict(), Err(failure.transport_reason().cloned().unwrap_or_else(|| failure.details()))),
@@ -171,4 +223,37 @@ async fn read(response: Response<Body>) -> Result<Whole, Cause> {
         }
     }
     Ok(Whole { head, body: bytes.freeze(), trailers })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_service_that_hangs_takes_no_place_of_another() {
+        let checks = Checks::default();
+        let (slow, quick) = (Arc::from("slow"), Arc::from("quick"));
+        let mut held: Vec<_> = (0..CHECKS_MAX).map(|_| checks.take(&slow).unwrap()).collect();
+        assert!(checks.take(&slow).is_none());
+        assert!(checks.take(&quick).is_some());
+        held.pop();
+        assert!(checks.take(&slow).is_some());
+        drop(held);
+        assert!(checks.0.lock().is_empty(), "what is over leaves nothing");
+    }
+
+    #[test]
+    fn a_host_that_http_2_cannot_say_is_not_asked_about() {
+        let ask = |host: &str, protocol| {
+            let request = Request::builder().uri("/a").header(header::HOST, host).body(Bytes::new()).unwrap();
+            sayable(request, protocol).is_some()
+        };
+        for (host, protocol, expected) in
+            [("a%62", UpstreamProtocol::Http2, false), ("a%62", UpstreamProtocol::Http1, true), ("ab:80", UpstreamProtocol::Http2, true)]
+        {
+            assert_eq!(ask(host, protocol), expected, "{host} {protocol:?}");
+        }
+    }
 }

@@ -32,6 +32,8 @@ use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, UpstreamIo, dial};
 use crate::worker::Worker;
 
+/// How long authorization services may take about a connection, together: its client is answered within 30 seconds.
+const CHECKS_TCP_TIME_MAX: Duration = Duration::from_secs(20);
 /// Bytes buffered each way of one connection.
 pub const COPY_BYTES: usize = 16 * 1024;
 
@@ -113,7 +115,7 @@ async fn connect(
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
     let name = &chain.clusters[chain.turns.take(worker.draw())];
-    let entry = worker.published.cluster(name);
+    let mut entry = worker.published.cluster(name);
     if let Some(ClusterEntry::Served(served)) = &entry {
         record.stream.cluster = Some(Arc::clone(name));
         record.stream.cluster_stat_name = Some(Arc::clone(&served.cluster.stat_name));
@@ -128,6 +130,8 @@ async fn connect(
     };
     if !chain.early.is_empty() {
         Box::pin(judge_early(tunnel, &chain.early, &input, (worker, record))).await?;
+        // Meanwhile its endpoints may be others.
+        entry = worker.published.cluster(name);
     }
     judge(&tunnel.served.last().chain, &input, worker, record)?;
     match entry {
@@ -151,8 +155,8 @@ fn denied(by: &Denial<'_>, record: &mut ConnectionRecord) -> StatusCode {
     StatusCode::FORBIDDEN
 }
 
-async fn asked(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>) -> Answer {
-    let answer = external::ask(worker, filter, facts, HeaderMap::new()).await;
+async fn asked(worker: &Worker, filter: &ExtAuthz, facts: &Facts<'_>, time_max: Duration) -> Answer {
+    let answer = external::ask(worker, filter, facts, (HeaderMap::new(), time_max)).await;
     external::count(worker, filter, &answer);
     answer
 }
@@ -170,20 +174,26 @@ async fn judge_early(
         destination: Peer { address: tunnel.target.address(), principal: connection.local.as_str() },
         http: None,
     };
-    let mut progress = Progress::new(early);
+    let (mut progress, began) = (Progress::new(early), tokio::time::Instant::now());
     loop {
         let step = progress.next(input, || worker.draw());
         policies::note(&std::mem::take(&mut progress.decisions), input, &mut record.stream, worker);
+        let left = CHECKS_TCP_TIME_MAX.saturating_sub(began.elapsed());
+        let mut status = StatusCode::FORBIDDEN;
         let (details, policy) = match step {
             Step::Passed => return Ok(()),
             Step::Denied(by) => return Err(denied(&by, record)),
             Step::Unasked(_) => ("ext_authz_error", None),
-            Step::Ask(filter, policy) => match asked(worker, filter, &facts).await {
+            Step::Ask(filter, policy) => match asked(worker, filter, &facts, left).await {
                 Answer::Allowed(_) => continue,
                 Answer::Failed(_) if filter.on_failure.allows => continue,
                 Answer::Denied(_) => ("ext_authz_denied", policy),
                 Answer::Failed(_) => ("ext_authz_error", policy),
                 Answer::Unusable => ("ext_authz_invalid", policy),
+                Answer::Overloaded => {
+                    status = StatusCode::SERVICE_UNAVAILABLE;
+                    ("ext_authz_overloaded", policy)
+                }
             },
         };
         let rule = policy.as_deref().map(PolicyRule::of);
@@ -191,7 +201,7 @@ async fn judge_early(
         record.stream.refusal = Some(Box::new(refusal));
         record.stream.flags.insert(ResponseFlag::UnauthorizedExternalService);
         record.stream.details = Some(details.into());
-        return Err(StatusCode::FORBIDDEN);
+        return Err(status);
     }
 }
 

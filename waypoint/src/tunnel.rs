@@ -155,14 +155,22 @@ async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &
             };
             serve_http(stream, protocol, tunnel, worker, drain).await;
         }
-        ChainKind::Tcp(chain) => match tcp::prepare(&tunnel, chain, worker, Need::Certain).await {
-            Ok(ready) => {
-                if let Ok(stream) = connect.accept() {
-                    ready.run(stream).await;
+        ChainKind::Tcp(chain) => {
+            let prepared = tokio::select! {
+                biased;
+                prepared = tcp::prepare(&tunnel, chain, worker, Need::Certain) => prepared,
+                // Nobody waits for it any more: neither is an authorization service asked on, nor an endpoint dialled.
+                () = connect.answer.gone() => return,
+            };
+            match prepared {
+                Ok(ready) => {
+                    if let Ok(stream) = connect.accept() {
+                        ready.run(stream).await;
+                    }
                 }
+                Err(refusal) => connect.reject(refusal.status),
             }
-            Err(refusal) => connect.reject(refusal.status),
-        },
+        }
         ChainKind::Refused { http: false, .. } => connect.reject(StatusCode::SERVICE_UNAVAILABLE),
     }
 }

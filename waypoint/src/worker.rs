@@ -9,15 +9,14 @@ use parking_lot::Mutex;
 use telemetry::WorkerTelemetry;
 use tokio::sync::Semaphore;
 
+use crate::external::Checks;
 use crate::state::published::Published;
 use crate::upstream::connect::Dialer;
 use crate::upstream::pool::SessionPool;
 
 /// Copies of requests that one worker has under way; more are not sent, and counted.
 const MIRRORS_MAX: usize = 1024;
-/// Calls of authorization services that one worker has under way; beyond, there is no answer.
-const CHECKS_MAX: usize = 1024;
-/// KiB of bodies that one worker keeps while authorization services look at them; beyond, there is no answer.
+/// KiB of bodies that one worker keeps while authorization services look at them; what goes beyond is refused.
 const CHECK_BODIES_KIB_MAX: usize = 64 * 1024;
 
 /// Requests of one worker that wait for keys of tokens; of more, those whose keys are not there are refused as if they could not be had.
@@ -36,7 +35,7 @@ pub struct Worker {
     /// Requests that may wait for keys of tokens.
     pub key_waits: Semaphore,
     /// Calls of authorization services that may be under way.
-    pub checks: Semaphore,
+    pub checks: Checks,
     /// KiB of bodies that may be kept while such services look at them.
     pub check_bodies: Arc<Semaphore>,
     telemetry: Mutex<WorkerTelemetry>,
@@ -60,7 +59,7 @@ impl Worker {
             dialer,
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             key_waits: Semaphore::new(KEY_WAITS_MAX),
-            checks: Semaphore::new(CHECKS_MAX),
+            checks: Checks::default(),
             check_bodies: Arc::new(Semaphore::new(CHECK_BODIES_KIB_MAX)),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),

@@ -34,8 +34,10 @@ pub enum Answer {
     Denied(Refusal),
     /// The service could not say; what the client gets of that, if it does not pass all the same.
     Failed(Refusal),
-    /// It may pass, but with a change that is not made.
+    /// It may pass, but with a change that is not made; or it is a request that the service cannot be asked about.
     Unusable,
+    /// We ask too much already: nobody was asked. That is no failure of the service, and never lets anything pass.
+    Overloaded,
 }
 
 impl Answer {

@@ -50,6 +50,8 @@ pub struct HttpFacts<'a> {
     pub size: u64,
     /// What is shown of its body.
     pub shown: Option<&'a Shown>,
+    /// The protocol that it asks to change to.
+    pub upgrade: Option<&'a [u8]>,
     /// `context_extensions` of its route.
     pub context: &'a [(Box<str>, Box<str>)],
 }
@@ -145,7 +147,8 @@ fn lines<'a>(told: &'a Told, http: &HttpFacts<'a>) -> impl Iterator<Item = (&'a 
     let pseudo = pseudo.into_iter().map(|(name, value)| (name, value.as_bytes()));
     let rest = head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let partial = http.shown.map(|shown| (PARTIAL_BODY, if shown.is_partial { &b"true"[..] } else { &b"false"[..] }));
-    let told_of = pseudo.chain(rest.filter(|(name, _)| *name != PARTIAL_BODY && *name != header::HOST));
+    let upgrade = http.upgrade.map(|protocol| ("upgrade", protocol));
+    let told_of = pseudo.chain(rest.filter(|(name, _)| *name != PARTIAL_BODY && *name != header::HOST)).chain(upgrade);
     let is_told = |name: &str| told.headers.as_ref().is_none_or(|names| names.matches(name)) && !told.hidden_headers.matches(name);
     told_of.filter(move |(name, _)| is_told(name)).chain(partial)
 }

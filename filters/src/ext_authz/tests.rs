@@ -193,7 +193,16 @@ fn only_headers_that_may_be_told_are_told_and_a_caller_says_nothing_of_the_body(
     }
     headers.append("x-a", HeaderValue::from_bytes(b"\xff\xfe").unwrap());
     let head = model::stream_view::RequestHead { method: "GET", path: "/p?q", authority: Some("web"), scheme: "http", headers: &headers };
-    let http = HttpFacts { head, protocol: "HTTP/1.1", time: std::time::UNIX_EPOCH, id: 7, size: 0, shown: None, context: &[] };
+    let http = HttpFacts {
+        head,
+        protocol: "HTTP/1.1",
+        time: std::time::UNIX_EPOCH,
+        id: 7,
+        size: 0,
+        shown: None,
+        upgrade: Some(b"websocket"),
+        context: &[],
+    };
     let peer = Peer { address: None, principal: "spiffe://a" };
     let facts = Facts { source: peer, destination: peer, http: Some(http) };
     let only = HeaderNames(vec![StringMatcher::Exact(b"x-a".as_slice().into()), StringMatcher::Exact(b":path".as_slice().into())]);
@@ -205,7 +214,7 @@ fn only_headers_that_may_be_told_are_told_and_a_caller_says_nothing_of_the_body(
     let all = read(&Told::default());
     assert_eq!(all.source.unwrap().principal, "spiffe://a");
     let names: Vec<_> = all.request.unwrap().http.unwrap().headers.into_keys().collect();
-    assert_eq!(names, [":authority", ":method", ":path", ":scheme", "x-a", "x-b"]);
+    assert_eq!(names, [":authority", ":method", ":path", ":scheme", "upgrade", "x-a", "x-b"]);
 }
 
 #[test]

@@ -484,6 +484,18 @@ async fn a_client_that_leaves_cancels_the_check_and_a_new_one_is_served() -> Res
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_shown_although_an_upgrade_is_asked_for() -> Result<()> {
+    let stage = stage(|config| config["with_request_body"] = json!({"max_request_bytes": 100})).await?;
+    stage.authz.says(Says::Check(json!({"status": {"code": 7}})));
+    let connection = stage.peer.connect(stage.mesh.hbone()).await?;
+    exchange(&connection, &post("a", "connection: upgrade\r\nupgrade: websocket\r\n", "0123456789")).await?;
+    let asked = stage.authz.asked();
+    let told = |field: &str| asked[0].check.pointer(&format!("/attributes/request/http/{field}")).cloned();
+    assert_eq!((told("body"), told("headers/upgrade")), (Some(json!("0123456789")), Some(json!("websocket"))));
+    Ok(())
+}
+
 const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 
 /// A CUSTOM policy on all connections to `db`, as istiod writes it for TCP.
@@ -559,6 +571,28 @@ async fn tcp_connections_are_asked_about_and_refused_alike() -> Result<()> {
     }
     assert!(db.record().connections() >= accepted);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_ends_the_check_of_its_connection() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        with_external_tcp(scenario)?;
+        scenario.chain(DB_CHAIN)?["filters"][2]["typed_config"]["grpc_service"]["timeout"] = json!("600s");
+        Ok(())
+    };
+    let mesh = Mesh::builder("05-authz")?.edit(edit)?.start().await?;
+    let at = |port| SocketAddr::new(mesh.net.pod(8, 2).into(), port);
+    let _authz = AuthzServer::start(at(9001), at(8000), Says::Hangs).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let connection = peer.connect(mesh.hbone()).await?;
+    assert!(tokio::time::timeout(Duration::from_millis(300), connection.connect(DB)).await.is_err(), "it waits");
+    drop(connection);
+    until("the connection is logged", Duration::from_secs(10), async || {
+        let lines = mesh.waypoint.output_lines().all();
+        let is_logged = lines.iter().any(|line| line.contains("\"path\":null"));
+        Ok(if is_logged { Look::Done(()) } else { Look::NotYet(lines.join("\n")) })
+    })
+    .await
 }
 
 /// Routes before those of `web`.

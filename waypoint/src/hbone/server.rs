@@ -5,7 +5,7 @@
 //! CONNECT is answered, by its handler or by the time limit; a drain lets open streams finish until its deadline.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -211,6 +211,13 @@ impl Slot {
         self.0.lock().is_none()
     }
 
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self.0.lock() {
+            Some((respond, _)) => respond.poll_reset(cx).map(drop),
+            None => Poll::Ready(()),
+        }
+    }
+
     fn reject(&self, status: StatusCode) -> bool {
         let Some((mut respond, _)) = self.0.lock().take() else { return false };
         let mut response = Response::new(());
@@ -239,6 +246,14 @@ impl Answer {
         *response.headers_mut() = headers;
         let send = respond.send_response(response, false).map_err(|_| AnswerError::Gone)?;
         Ok(HboneStream::new(send, body, Arc::clone(&self.connection)))
+    }
+
+    /// Waits until the client has reset the stream, or its connection has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn gone(&self) {
+        poll_fn(|cx| self.slot.poll_gone(cx)).await;
     }
 
     /// Answers with a status that is not 200.

@@ -3,12 +3,12 @@
 //! Invariants: nothing goes on before the answer; without one a request passes only where that is configured. What was read of a body
 //! goes upstream as it came.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use filters::chain::Selected;
 use filters::ext_authz::{Allowed, Answer, Facts, HttpFacts, Peer, Progress, Shown, Step, apply};
 use filters::timeout::TimeLimits;
@@ -31,6 +31,8 @@ use crate::http::normalize::UpgradeRequested;
 use crate::policies;
 use crate::upstream::failure::UpstreamFailure;
 
+/// How long a body that is to be shown may take to come.
+const CHECK_BODY_TIME_MAX: Duration = Duration::from_secs(60);
 /// What of a request's body counts as one unit of those that wait.
 pub const CHECK_BODY_UNIT_BYTES: usize = 1024;
 
@@ -127,9 +129,9 @@ impl Run {
     }
 
     async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
-        let answer = match self.show(filter, asking, parts).await? {
+        let answer = match self.show(filter, asking).await? {
             true => self.answer_of(filter, (asking.of_route(filter), asking.shown.as_ref()), parts).await,
-            false => Answer::none(),
+            false => Answer::Overloaded,
         };
         let answer = match answer {
             Answer::Allowed(allowed) if self.change(&allowed, parts, asking.http).is_none() => Answer::Unusable,
@@ -146,6 +148,7 @@ impl Run {
             }
             Answer::Denied(refusal) => Err(LocalReply::external_denied(refusal, filter.denied_body_bytes_max).into()),
             Answer::Unusable => Err(LocalReply::external_invalid().into()),
+            Answer::Overloaded => Err(LocalReply::external_overloaded().into()),
             Answer::Failed(_) if filter.on_failure.allows => {
                 if filter.on_failure.adds_header {
                     parts.headers.append(FAILURE_MODE_ALLOWED, http::HeaderValue::from_static("true"));
@@ -157,26 +160,25 @@ impl Run {
     }
 
     /// Reads of the body what the service is to see. False: there is no room to keep it.
-    async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &request::Parts) -> Result<bool, Box<LocalReply>> {
+    async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>) -> Result<bool, Box<LocalReply>> {
         asking.shown = None;
         let route = asking.of_route(filter);
         let wanted = route.and_then(|route| route.body).or(filter.told.body).filter(|_| !route.is_some_and(|route| route.hides_body));
         let Some(wanted) = wanted else { return Ok(true) };
-        // What follows an upgrade is no body.
-        if asking.body.is_end_stream() || parts.extensions.get::<UpgradeRequested>().is_some() {
+        // So it is of an upgrade, too: what follows that is no body.
+        if asking.body.is_end_stream() {
             return Ok(true);
         }
         let mut read = Read::of(std::mem::take(&mut asking.body));
-        let outcome = read.until(wanted, &self.worker.check_bodies).await;
-        let shown = Shown { bytes: read.first(wanted.bytes_max), is_partial: read.bytes > wanted.bytes_max };
-        asking.body = read.into_body();
-        match outcome {
+        match read.until(wanted, &self.worker.check_bodies).await {
             Ok(()) => {
-                asking.shown = Some(shown);
+                let (shown, body) = read.shown(wanted.bytes_max);
+                (asking.shown, asking.body) = (Some(shown), body);
                 Ok(true)
             }
             Err(NotRead::TooLong) => Err(LocalReply::payload_too_large().into()),
             Err(NotRead::NoRoom) => Ok(false),
+            Err(NotRead::Late) => Err(LocalReply::failure(&UpstreamFailure::UploadTimeout, 503, false).into()),
             Err(NotRead::Broken(error)) => Err(LocalReply::failure(&UpstreamFailure::RequestBody(error), 503, false).into()),
         }
     }
@@ -196,6 +198,7 @@ impl Run {
             id,
             size: self.recording.upload().map_or(0, |upload| upload.bytes()),
             shown,
+            upgrade: parts.extensions.get::<UpgradeRequested>().map(|UpgradeRequested(protocol)| protocol.as_bytes()),
             context: route.map_or(&[], |route| &route.context),
         };
         let facts = Facts {
@@ -207,7 +210,7 @@ impl Run {
         if self.served.telemetry.tracing.is_some() {
             traced.extend(TRACE_HEADERS.into_iter().filter_map(|name| parts.headers.get(&name).map(|value| (name, value.clone()))));
         }
-        external::ask(&self.worker, filter, &facts, traced).await
+        external::ask(&self.worker, filter, &facts, (traced, external::CHECK_TIME_MAX)).await
     }
 
     /// Makes the changes to a request; none if one of them cannot be made.
@@ -235,90 +238,116 @@ impl Run {
 }
 
 /// Why a body could not be shown.
+#[derive(Debug, PartialEq, Eq)]
 enum NotRead {
     /// It is longer than it may be.
     TooLong,
     /// Too much of others' bodies is kept.
     NoRoom,
+    /// It takes too long to come.
+    Late,
     /// Its sender failed.
     Broken(BodyError),
 }
 
-/// A body of which the beginning was read; whoever reads it on gets all of it.
+/// A body while its beginning is read: in one piece, however it comes, so that what is kept is what is counted.
 struct Read {
-    ahead: VecDeque<Frame<Bytes>>,
-    bytes: usize,
+    data: BytesMut,
+    trailers: Option<HeaderMap>,
     rest: Body,
+    has_ended: bool,
     kept: Option<OwnedSemaphorePermit>,
 }
 
 impl Read {
     fn of(rest: Body) -> Self {
-        Self { ahead: VecDeque::new(), bytes: 0, rest, kept: None }
+        Self { data: BytesMut::new(), trailers: None, rest, has_ended: false, kept: None }
     }
 
     /// Reads on until there is enough, or nothing more.
     async fn until(&mut self, wanted: BodyShown, room: &Arc<Semaphore>) -> Result<(), NotRead> {
-        loop {
-            let is_enough = wanted.allows_partial && self.bytes >= wanted.bytes_max;
-            if is_enough || self.rest.is_end_stream() {
-                return Ok(());
+        let enough = async {
+            loop {
+                let is_enough = wanted.allows_partial && self.data.len() >= wanted.bytes_max;
+                self.has_ended |= self.rest.is_end_stream();
+                if is_enough || self.has_ended {
+                    return Ok(());
+                }
+                let Some(frame) = self.rest.frame().await else {
+                    self.has_ended = true;
+                    return Ok(());
+                };
+                match frame.map_err(NotRead::Broken)?.into_data() {
+                    Ok(data) if data.len() > wanted.bytes_max.saturating_sub(self.data.len()) && !wanted.allows_partial => {
+                        return Err(NotRead::TooLong);
+                    }
+                    Ok(data) => self.keep(&data, room)?,
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.has_ended = true;
+                    }
+                }
             }
-            let Some(frame) = self.rest.frame().await else { return Ok(()) };
-            let frame = frame.map_err(NotRead::Broken)?;
-            let data = frame.data_ref().map_or(0, Bytes::len);
-            self.ahead.push_back(frame);
-            self.bytes += data;
-            if self.bytes > wanted.bytes_max && !wanted.allows_partial {
-                return Err(NotRead::TooLong);
-            }
-            let units = u32::try_from(data.div_ceil(CHECK_BODY_UNIT_BYTES)).map_err(|_| NotRead::NoRoom)?;
-            let permit = Arc::clone(room).try_acquire_many_owned(units).map_err(|_| NotRead::NoRoom)?;
+        };
+        tokio::time::timeout(CHECK_BODY_TIME_MAX, enough).await.unwrap_or(Err(NotRead::Late))
+    }
+
+    fn keep(&mut self, data: &[u8], room: &Arc<Semaphore>) -> Result<(), NotRead> {
+        let units = (self.data.len() + data.len()).div_ceil(CHECK_BODY_UNIT_BYTES);
+        let more = units - self.data.len().div_ceil(CHECK_BODY_UNIT_BYTES);
+        if more > 0 {
+            let more = u32::try_from(more).map_err(|_| NotRead::NoRoom)?;
+            let permit = Arc::clone(room).try_acquire_many_owned(more).map_err(|_| NotRead::NoRoom)?;
             match &mut self.kept {
                 Some(kept) => kept.merge(permit),
                 None => self.kept = Some(permit),
             }
         }
+        self.data.extend_from_slice(data);
+        Ok(())
     }
 
-    /// The first bytes of what was read.
-    fn first(&self, bytes_max: usize) -> Bytes {
-        let mut pieces = self.ahead.iter().filter_map(Frame::data_ref);
-        let (first, second) = (pieces.next(), pieces.next());
-        if let (Some(only), None) = (first, second) {
-            return only.slice(..only.len().min(bytes_max));
-        }
-        let mut all = Vec::with_capacity(self.bytes.min(bytes_max));
-        for piece in self.ahead.iter().filter_map(Frame::data_ref) {
-            all.extend_from_slice(&piece[..piece.len().min(bytes_max - all.len())]);
-        }
-        all.into()
-    }
-
-    fn into_body(self) -> Body {
-        if self.ahead.is_empty() && self.rest.is_end_stream() { Body::empty() } else { Body::wrap(self) }
+    /// What is shown, and the body as it came.
+    fn shown(self, bytes_max: usize) -> (Shown, Body) {
+        let Self { data, trailers, rest, has_ended, kept } = self;
+        let ahead = data.freeze();
+        let is_partial = ahead.len() > bytes_max || !has_ended;
+        let shown = Shown { bytes: ahead.slice(..ahead.len().min(bytes_max)), is_partial };
+        // What remains says how the body was framed, even where it is nothing.
+        let is_nothing = ahead.is_empty() && trailers.is_none() && rest.is_end_stream();
+        (shown, if is_nothing { Body::empty() } else { Body::wrap(Whole { ahead, trailers, rest, kept }) })
     }
 }
 
-impl HttpBody for Read {
+/// A body of which the beginning was read.
+struct Whole {
+    ahead: Bytes,
+    trailers: Option<HeaderMap>,
+    rest: Body,
+    kept: Option<OwnedSemaphorePermit>,
+}
+
+impl HttpBody for Whole {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(frame) = self.ahead.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
         }
         self.kept = None;
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         Pin::new(&mut self.rest).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.rest.is_end_stream()
+        self.ahead.is_empty() && self.trailers.is_none() && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ahead: usize = self.ahead.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
-        let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+        let ahead = u64::try_from(self.ahead.len()).unwrap_or(u64::MAX);
         let rest = self.rest.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(ahead));
@@ -326,5 +355,85 @@ impl HttpBody for Read {
             hint.set_upper(upper);
         }
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Frames that come at once; then the end, or silence.
+    struct Frames(VecDeque<Frame<Bytes>>, bool);
+
+    impl HttpBody for Frames {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            match self.0.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None if self.1 => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn body(pieces: &[&'static str], ends: bool) -> Read {
+        let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))).collect();
+        Read::of(Body::wrap(Frames(frames, ends)))
+    }
+
+    const fn up_to(bytes_max: usize, allows_partial: bool) -> BodyShown {
+        BodyShown { bytes_max, allows_partial }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_in_small_pieces_takes_the_room_of_its_bytes_and_no_more_time_than_a_limit() {
+        let room = Arc::new(Semaphore::new(2));
+        let mut read = body(&["x"; 2000], false);
+        assert_eq!(read.until(up_to(10_000, true), &room).await, Err(NotRead::Late));
+        assert_eq!((read.data.len(), room.available_permits()), (2000, 0));
+        assert_eq!(body(&["y"], true).until(up_to(10_000, true), &room).await, Err(NotRead::NoRoom));
+        drop(read);
+        assert_eq!(room.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_shown_as_whole_only_once_its_end_is_known() {
+        let room = Arc::new(Semaphore::new(9));
+        for (pieces, ends, expected) in [
+            (&["0123"][..], true, ("0123", false)),
+            (&["01", "23", "4567"][..], false, ("01234", true)),
+            (&["01234"][..], false, ("01234", true)),
+        ] {
+            let mut read = body(pieces, ends);
+            read.until(up_to(5, true), &room).await.unwrap();
+            let (shown, _body) = read.shown(5);
+            assert_eq!((&shown.bytes[..], shown.is_partial), (expected.0.as_bytes(), expected.1));
+        }
+        assert_eq!(body(&["012", "345"], true).until(up_to(5, false), &room).await, Err(NotRead::TooLong));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_goes_on_as_it_came() {
+        let room = Arc::new(Semaphore::new(9));
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-end"), http::HeaderValue::from_static("1"))]);
+        let frames = [Frame::data(Bytes::from_static(b"01")), Frame::data(Bytes::from_static(b"2")), Frame::trailers(trailers.clone())];
+        for bytes_max in [1, 3, 9] {
+            let frames = frames.iter().map(|frame| match frame.data_ref() {
+                Some(data) => Frame::data(data.clone()),
+                None => Frame::trailers(trailers.clone()),
+            });
+            let mut read = Read::of(Body::wrap(Frames(frames.collect(), true)));
+            read.until(up_to(bytes_max, true), &room).await.unwrap();
+            let whole = read.shown(bytes_max).1.collect().await.unwrap();
+            assert_eq!(whole.trailers(), Some(&trailers), "{bytes_max}");
+            assert_eq!(&whole.to_bytes()[..], b"012", "{bytes_max}");
+        }
+        assert_eq!(room.available_permits(), 9);
     }
 }

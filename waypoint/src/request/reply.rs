@@ -111,6 +111,11 @@ impl LocalReply {
         Self::external(Refusal::default(), 500, None, "ext_authz_invalid")
     }
 
+    /// Nobody could be asked, since too much is asked already: no failure of the service.
+    pub(super) fn external_overloaded() -> Self {
+        Self { is_overload: true, ..Self::external(Refusal::default(), 503, None, "ext_authz_overloaded") }
+    }
+
     fn external(refusal: Refusal, status: u16, body_bytes_max: Option<usize>, details: &'static str) -> Self {
         let status = refusal.status.unwrap_or(status);
         let mut bytes = refusal.body;
