@@ -243,6 +243,17 @@ fn what_must_never_appear_does_not() {
 }
 
 #[test]
+fn no_text_holds_the_marks_of_a_conflict() {
+    let mut texts = Vec::new();
+    files_below(&root(), "md", &mut texts);
+    files_below(&root(), "toml", &mut texts);
+    let texts = texts.into_iter().map(|file| (file.display().to_string(), fs::read_to_string(&file).unwrap())).chain(sources());
+    let is_mark = |line: &str| ["<<<<<<< ", ">>>>>>> ", "||||||| "].iter().any(|mark| line.starts_with(mark));
+    let wrong: Vec<_> = texts.filter(|(_, text)| text.lines().any(is_mark)).map(|(file, _)| file).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn the_measure_of_functions_measures() {
     let text = "fn one(a: u8, b: impl Fn(u8, u8) -> u8) -> u8 {\n    1\n}\n\nimpl X {\n    pub async fn two<T: Into<(u8, u8)>>(&self, a: T, b: [u8; 2]) {\n        x();\n        y();\n    }\n    fn three(self) -> u8 { 1 }\n}\n";
     let measured: Vec<_> = functions(text);
