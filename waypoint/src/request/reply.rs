@@ -8,7 +8,7 @@ use bytes::Bytes;
 use filters::ext_authz::Refusal;
 use filters::jwt::TokenProblem;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use model::flags::ResponseFlag;
 use model::rate_limit::RateLimit;
 use model::route::{Abort, DirectResponse};
@@ -207,11 +207,15 @@ impl LocalReply {
         }
         record.stream.details = Some(self.details);
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = if self.is_grpc { grpc(status, self.grpc_status, &self.body) } else { plain(status, self.bytes, self.body) };
+        let mut response = if self.is_grpc {
+            grpc(status, self.grpc_status, &self.body, self.headers)
+        } else {
+            let is_head = record.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
+            plain(status, self.bytes, self.body, is_head, self.headers)
+        };
         if self.is_overload {
             response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
-        response.headers_mut().extend(self.headers);
         if let Some(server) = server {
             response.headers_mut().insert(header::SERVER, server);
         }
@@ -219,27 +223,33 @@ impl LocalReply {
     }
 }
 
-fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>) -> Response<Body> {
+fn plain(status: StatusCode, bytes: Option<Bytes>, text: Cow<'static, str>, is_head: bool, headers: HeaderMap) -> Response<Body> {
     let body = bytes.unwrap_or_else(|| match text {
         Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
         Cow::Owned(text) => Bytes::from(text),
     });
     let length = body.len();
-    let mut response = Response::new(Body::full(body));
+    // A HEAD is told the length of what a GET would get, and gets nothing (RFC 9110 §9.3.2).
+    let mut response = Response::new(if is_head { Body::empty() } else { Body::full(body) });
     *response.status_mut() = status;
     // Without a body Envoy says nothing about it; HTTP/1.1's codec adds the length of none.
     if length > 0 {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
+    response.headers_mut().extend(headers);
     response
 }
 
 /// Trailers-only: the status in the headers of a 200 (gRPC over HTTP/2, "Responses"). Statuses map as Envoy maps them.
-fn grpc(status: StatusCode, grpc_status: Option<u32>, text: &str) -> Response<Body> {
+/// `told` is from whoever refused; it never makes it another answer than gRPC's.
+fn grpc(status: StatusCode, grpc_status: Option<u32>, text: &str, told: HeaderMap) -> Response<Body> {
     let code = grpc_status.unwrap_or_else(|| u32::from(GrpcStatus::from_http(status.as_u16()).unwrap_or(GrpcStatus::UNKNOWN).number()));
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
+    *headers = told;
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(GRPC_MESSAGE);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, HeaderValue::from(code));
     if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)).map_err(drop)
@@ -269,10 +279,21 @@ mod tests {
 
     #[test]
     fn grpc_clients_get_a_trailers_only_answer() {
-        let response = grpc(StatusCode::FORBIDDEN, None, "RBAC: access denied");
+        let response = grpc(StatusCode::FORBIDDEN, None, "RBAC: access denied", HeaderMap::new());
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()[GRPC_STATUS], "7");
         assert_eq!(response.headers()[GRPC_MESSAGE], "RBAC: access denied");
-        assert_eq!(grpc(StatusCode::SERVICE_UNAVAILABLE, None, "a%\u{e9}").headers()[GRPC_MESSAGE], "a%25%C3%A9");
+        assert_eq!(grpc(StatusCode::SERVICE_UNAVAILABLE, None, "a%\u{e9}", HeaderMap::new()).headers()[GRPC_MESSAGE], "a%25%C3%A9");
+    }
+
+    #[test]
+    fn who_refuses_cannot_make_it_another_answer_than_grpc() {
+        let told =
+            [("content-type", "text/html"), ("content-length", "9"), ("grpc-status", "0"), ("grpc-message", "fine"), ("x-why", "no")];
+        let told = told.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let response = grpc(StatusCode::UNAUTHORIZED, None, "", HeaderMap::from_iter(told));
+        let expected = [("content-type", "application/grpc"), ("grpc-status", "16"), ("x-why", "no")];
+        let expected = expected.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        assert_eq!(*response.headers(), HeaderMap::from_iter(expected));
     }
 }

@@ -61,12 +61,14 @@ async fn faults_are_injected_as_envoy_does() -> Result<()> {
         Ask::get("/some"),
         Ask::get("/some").with(&[("x-test", "1")]),
         Ask::get("/direct"),
+        Ask { method: Method::HEAD, ..Ask::get("/abort") },
+        Ask { method: Method::HEAD, is_http2: true, ..Ask::get("/abort") },
     ];
     let seen = both.all_same(&asks).await?;
     let flags: Vec<_> = seen.iter().map(|seen| seen.line["response_flags"].as_str().unwrap_or_default()).collect();
-    assert_eq!(flags, ["DI", "FI", "DI,FI", "FI", "FI", "FI", "-", "-", "FI", "FI"]);
+    assert_eq!(flags, ["DI", "FI", "DI,FI", "FI", "FI", "FI", "-", "-", "FI", "FI", "FI", "FI"]);
     let codes: Vec<_> = seen.iter().map(|seen| seen.status.as_u16()).collect();
-    assert_eq!(codes, [200, 418, 503, 200, 200, 200, 200, 200, 418, 418]);
+    assert_eq!(codes, [200, 418, 503, 200, 200, 200, 200, 200, 418, 418, 418, 418]);
     assert_eq!((&seen[1].body, &seen[1].line["details"]), (&"fault filter abort".into(), &"fault_filter_abort".into()));
     assert_eq!((seen[4].header("grpc-status"), seen[5].header("grpc-status")), ("14", "2"));
     Ok(())
