@@ -85,12 +85,15 @@ fn n_failed(conditions: &Vec<Condition<'_>>) -> usize {
     conditions.iter().filter(|one| !one.is_met).count()
 }
 
-/// Why something is refused, for operators.
+/// Why something is refused, for operators. `finds_nearest`: also which policy came nearest, where none matched; that is what costs.
 #[must_use]
-pub fn refusal(denial: &Denial<'_>, input: &RbacInput<'_>) -> Refusal {
+pub fn refusal(denial: &Denial<'_>, input: &RbacInput<'_>, finds_nearest: impl FnOnce() -> bool) -> Refusal {
     match denial {
         Denial::Matched(policy) => Refusal { rule: Some(policy.rule.clone()), ..Refusal::new(RefusedBy::DenyPolicy) },
-        Denial::NoneMatched(rbac) => Refusal { nearest: nearest(rbac, input), ..Refusal::new(RefusedBy::NoAllowPolicy) },
+        Denial::NoneMatched(rbac) => {
+            let nearest = finds_nearest().then(|| nearest(rbac, input)).flatten();
+            Refusal { nearest, ..Refusal::new(RefusedBy::NoAllowPolicy) }
+        }
         Denial::Rejected => Refusal { detail: Some("config_rejected".into()), ..Refusal::new(RefusedBy::NoAllowPolicy) },
     }
 }

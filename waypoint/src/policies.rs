@@ -1,6 +1,9 @@
 //! What is told of policies' decisions: counted, and kept with what they decided about.
 //!
-//! Not for: deciding. Invariant: what passes everything costs no more than its counts.
+//! Not for: deciding. Invariants: what passes everything costs no more than its counts; a flood of refusals, or of what a dry run
+//! would refuse, costs no more than a bounded number of explanations.
+
+use std::time::Instant;
 
 use filters::explain;
 use filters::rbac::{Decisions, Denial, RbacInput};
@@ -17,7 +20,7 @@ pub fn note(decisions: &Decisions<'_>, input: &RbacInput<'_>, stream: &mut Strea
     worker.with_telemetry(|telemetry| telemetry.count_decisions(decisions));
     for decision in decisions {
         let Some(denial) = Denial::of(decision) else { continue };
-        let refusal = explain::refusal(&denial, input);
+        let refusal = explain::refusal(&denial, input, || worker.explanations.take(Instant::now()).allowed);
         match decision.rbac.mode {
             Mode::Enforced => stream.refusal = Some(Box::new(refusal)),
             Mode::DryRun => stream.would_refuse.push(refusal),

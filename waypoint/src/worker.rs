@@ -3,8 +3,10 @@
 //! Not for: decisions. Invariant: locks here are a worker's own and held for no `await`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use filters::jwt::TokenCache;
+use model::rate_limit::TokenBucket;
 use parking_lot::Mutex;
 use telemetry::WorkerTelemetry;
 use tokio::sync::Semaphore;
@@ -22,6 +24,9 @@ const CHECK_BODIES_KIB_MAX: usize = 64 * 1024;
 /// Requests of one worker that wait for keys of tokens; of more, those whose keys are not there are refused as if they could not be had.
 const KEY_WAITS_MAX: usize = 1024;
 
+/// Refusals a second of which a worker finds the policy that came nearest; of more it is not told.
+const EXPLANATIONS_PER_SECOND_MAX: u32 = 100;
+
 /// One worker.
 pub struct Worker {
     /// What istiod said.
@@ -38,6 +43,8 @@ pub struct Worker {
     pub checks: Checks,
     /// KiB of bodies that may be kept while such services look at them.
     pub check_bodies: Arc<Semaphore>,
+    /// Refusals of which the nearest policy may be found.
+    pub explanations: TokenBucket,
     telemetry: Mutex<WorkerTelemetry>,
     random: Mutex<fastrand::Rng>,
     tokens: Mutex<TokenCache>,
@@ -61,6 +68,8 @@ impl Worker {
             key_waits: Semaphore::new(KEY_WAITS_MAX),
             checks: Checks::default(),
             check_bodies: Arc::new(Semaphore::new(CHECK_BODIES_KIB_MAX)),
+            explanations: TokenBucket::new(EXPLANATIONS_PER_SECOND_MAX, EXPLANATIONS_PER_SECOND_MAX, Duration::from_secs(1))
+                .expect("it holds some and gets some"),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),
             tokens: Mutex::default(),

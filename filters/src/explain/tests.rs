@@ -35,6 +35,10 @@ fn policy(name: &str, permission: Permission, principal: Principal) -> Policy {
 }
 
 fn refused(action: RbacAction, policies: Vec<Policy>) -> Refusal {
+    refused_with(action, policies, true)
+}
+
+fn refused_with(action: RbacAction, policies: Vec<Policy>, finds_nearest: bool) -> Refusal {
     let headers = HeaderMap::new();
     let head = RequestHead { method: "GET", path: "/a?x=1", authority: Some("web.shop"), scheme: "http", headers: &headers };
     let input = RbacInput {
@@ -46,7 +50,7 @@ fn refused(action: RbacAction, policies: Vec<Policy>) -> Refusal {
     };
     let rbac = Rbac::new(action, policies);
     let RbacVerdict::Deny(denial) = decide(&rbac, &input, &mut Decisions::new()) else { panic!("it passes") };
-    refusal(&denial, &input)
+    refusal(&denial, &input, || finds_nearest)
 }
 
 #[test]
@@ -66,6 +70,13 @@ fn without_an_allow_the_nearest_policy_and_its_first_missing_condition_are_named
     let nearest = refusal.nearest.unwrap();
     assert_eq!((&*nearest.rule.policy, nearest.failed.as_str()), ("shop/near", "request.method is \"POST\""));
     assert_eq!((refusal.by, refusal.rule), (RefusedBy::NoAllowPolicy, None));
+}
+
+#[test]
+fn without_leave_nothing_is_looked_for_and_the_reason_stays() {
+    let policies = || vec![policy("web", to(vec![path("/b")]), namespace("clients"))];
+    assert_eq!(refused_with(RbacAction::Allow, policies(), false), Refusal::new(RefusedBy::NoAllowPolicy));
+    assert!(refused_with(RbacAction::Allow, policies(), true).nearest.is_some());
 }
 
 #[test]

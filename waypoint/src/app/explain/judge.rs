@@ -369,7 +369,7 @@ fn refused(status: u16, because: &str) -> Verdict {
 
 /// In the words of logs and spans.
 fn denied(denial: &Denial<'_>, input: &RbacInput<'_>) -> Verdict {
-    let refusal = refusal(denial, input);
+    let refusal = refusal(denial, input, || true);
     let fields: Vec<_> = refusal.fields().map(|(field, text)| format!("{}={text}", field.key())).collect();
     refused(403, &fields.join(", "))
 }
