@@ -2,11 +2,12 @@
 //!
 //! Not for: the endpoints themselves, which change on their own.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dns::Named;
-use crate::endpoint::EndpointSet;
+use crate::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
 use crate::outlier::OutlierDetection;
 use crate::service::ServiceRef;
 use crate::transport::Sockets;
@@ -91,6 +92,30 @@ pub enum Discovery {
     Static(Arc<EndpointSet>),
     /// Given with the cluster, by names that are looked up.
     Named(Arc<Named>),
+    /// There are none: requests and connections go where their clients wanted to go.
+    Passthrough(Passthrough),
+}
+
+/// How the destination of a client's CONNECT is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passthrough {
+    /// By HBONE to the pod itself, else in plain.
+    pub over_hbone: bool,
+    /// This port instead of the one that was asked for.
+    pub port: Option<u16>,
+}
+
+impl Passthrough {
+    /// The endpoint for a destination.
+    #[must_use]
+    pub fn endpoint(self, destination: SocketAddr) -> Endpoint {
+        let target = SocketAddr::new(destination.ip(), self.port.unwrap_or(destination.port()));
+        if !self.over_hbone {
+            return Endpoint::at(EndpointAddress::Plain(target));
+        }
+        let address = EndpointAddress::Hbone { tunnel: SocketAddr::new(target.ip(), HBONE_PORT), target };
+        Endpoint { host: format!("envoy://connect_originate/{target}").into(), ..Endpoint::at(address) }
+    }
 }
 
 /// Retries in proportion to the requests at the moment.

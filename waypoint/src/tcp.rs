@@ -137,7 +137,8 @@ async fn connect(
     match entry {
         Some(ClusterEntry::Served(served)) => {
             let hash = chain.hashes_source.then(|| filters::hash::of_address(tunnel.connection.peer_address.ip()));
-            dial_any(&served, &Wish { attempts_max: chain.connect_attempts_max, hash, ..Wish::default() }, worker, record).await
+            let wish = Wish { attempts_max: chain.connect_attempts_max, hash, destination: tunnel.target.address(), ..Wish::default() };
+            dial_any(&served, &wish, worker, record).await
         }
         Some(ClusterEntry::Refused(_)) => {
             record.stream.details = Some("config_rejected".into());

@@ -6,6 +6,7 @@ mod actions;
 mod affinity;
 mod bad_input;
 mod control_plane;
+mod destinations;
 mod differential;
 mod dns;
 mod envoy_oracle;

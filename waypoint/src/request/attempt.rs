@@ -285,10 +285,11 @@ impl<'a> Tries<'a> {
     }
 
     fn wish(&self) -> Wish<'_> {
+        let first = Wish { hash: self.policy.hash, destination: self.run.tunnel.target.address(), ..Wish::default() };
         let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else {
-            return Wish { hash: self.policy.hash, ..Wish::default() };
+            return first;
         };
-        let mut wish = Wish { attempts_max: policy.host_attempts_max, hash: self.policy.hash, ..Wish::default() };
+        let mut wish = Wish { attempts_max: policy.host_attempts_max, ..first };
         if policy.avoid_previous_hosts {
             wish.avoid = &self.avoid;
         }

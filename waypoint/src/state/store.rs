@@ -180,6 +180,7 @@ impl Store {
         match &cluster.discovery {
             Discovery::Eds(service) => self.endpoints.get(service).cloned().unwrap_or_default(),
             Discovery::Static(set) => Arc::clone(set),
+            Discovery::Passthrough(_) => Arc::default(),
             // By value: a cluster that is sent again keeps what was found.
             Discovery::Named(named) => match self.resolved.get(&cluster.name) {
                 Some((of, set)) if of == named => Arc::clone(set),

@@ -3,11 +3,13 @@
 //! Not for: who is a candidate (`state::table`). Source: Envoy's load balancers. Least request draws some and takes the least busy
 //! one; with unequal weights it draws one in proportion to weight and idleness.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use filters::route::weighted;
-use model::cluster::{Balance, SlowStart};
+use model::cluster::{Balance, Discovery, SlowStart};
 use model::endpoint::EndpointAddress;
 
 use crate::state::published::ServedCluster;
@@ -24,6 +26,8 @@ pub struct Wish<'a> {
     pub excluded: Excluded<'a>,
     /// The request's hash, where like requests go to the same endpoint.
     pub hash: Option<u64>,
+    /// Where the client wanted to go; the endpoint of a cluster that has none.
+    pub destination: Option<SocketAddr>,
 }
 
 /// Chooses an endpoint. Envoy gives up after so many draws, which with two endpoints wastes one retry in 32 on the one that has just
@@ -31,6 +35,11 @@ pub struct Wish<'a> {
 ///
 /// None: there is no endpoint (`UH`).
 pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -> u64) -> Option<EndpointEntry> {
+    if let Discovery::Passthrough(passthrough) = cluster.cluster.discovery {
+        let endpoint = Arc::new(passthrough.endpoint(wish.destination?));
+        // Nobody ejects it, and nobody is compared with it: what it had before does not matter.
+        return Some(EndpointEntry { endpoint, state: Arc::default() });
+    }
     let table = cluster.endpoints.load();
     let is_new = |entry: &&EndpointEntry| !wish.avoid.contains(&entry.endpoint.address);
     let mut chosen = choose_once(cluster, &table, (wish, 0), &mut draw)?;

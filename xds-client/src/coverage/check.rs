@@ -117,14 +117,15 @@ pub(super) fn are_expressions(value: &Value, site: &Site<'_>) -> bool {
     value.as_map().is_some_and(|map| map.iter().all(|(key, text)| is_label(key) && is_expression(text, site)))
 }
 
-/// `type`: EDS, STATIC, STRICT_DNS and LOGICAL_DNS everywhere, ORIGINAL_DST where Envoy's plumbing has it.
-pub(super) fn is_known_discovery(value: &Value, site: &Site<'_>) -> bool {
-    is_one_of(value, &[0, 1, 2, 3]) || (is_one_of(value, &[ORIGINAL_DST]) && is_originating(value, site))
+/// `type`: STATIC, STRICT_DNS, LOGICAL_DNS, EDS and ORIGINAL_DST.
+pub(super) fn is_known_discovery(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[0, 1, 2, 3, ORIGINAL_DST])
 }
 
 /// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST.
 pub(super) fn is_known_balance(value: &Value, site: &Site<'_>) -> bool {
-    is_one_of(value, &[0, 1, 2, 3, 5]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_originating(value, site))
+    let is_provided = || field(site.message, "type").is_some_and(|kind| is_one_of(&kind, &[ORIGINAL_DST]));
+    is_one_of(value, &[0, 1, 2, 3, 5]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_provided())
 }
 
 /// In TLS that is spoken to an application; elsewhere TLS is the mesh's, and not negotiable.

@@ -40,9 +40,16 @@ pub(super) fn balance(value: &proto::Cluster) -> Translated<Balance> {
             Some(LbConfig::MaglevLbConfig(config)) => maglev(config),
             _ => maglev(&MaglevLbConfig::default()),
         },
+        // Of a cluster whose endpoints a request names: there is nothing to choose.
+        Ok(LbPolicy::ClusterProvided) if is_passthrough(value) => Ok(Balance::default()),
         Ok(other) => Err(Problem::new("lb_policy", format!("{} is not supported yet", other.as_str_name()))),
         Err(_) => Err(Problem::new("lb_policy", format!("{} is not known", value.lb_policy))),
     }
+}
+
+fn is_passthrough(value: &proto::Cluster) -> bool {
+    use proto::cluster::{ClusterDiscoveryType, DiscoveryType};
+    value.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into()))
 }
 
 fn ring_hash(value: &RingHashLbConfig) -> Translated<Balance> {

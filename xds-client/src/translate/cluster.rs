@@ -6,13 +6,13 @@ use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
-use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, RetryBudget, UpstreamProtocol};
+use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, Passthrough, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
 
 use super::{Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, timeout, transport};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
-pub const PLUMBING: [&str; 5] = ["main_internal", "encap", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
+pub const PLUMBING: [&str; 4] = ["main_internal", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
 /// Envoy's retry budget where it is not said: a fifth of the requests, and three at least.
 const BUDGET_PERCENT_DEFAULT: f64 = 20.0;
 const BUDGET_RETRIES_MIN_DEFAULT: u32 = 3;
@@ -79,12 +79,30 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
         DiscoveryType::Static => {
             // It was walked with its cluster.
             let assignment = required(value.load_assignment.as_ref(), "load_assignment")?;
+            if endpoint::leads_to_destination(assignment) {
+                return Ok(Discovery::Passthrough(Passthrough { over_hbone: true, port: None }));
+            }
             Ok(Discovery::Static(Arc::new(endpoint::assignment(assignment, |_, _| Vec::new()))))
         }
         DiscoveryType::StrictDns => Ok(Discovery::Named(Arc::new(dns::named(value, false)?))),
         DiscoveryType::LogicalDns => Ok(Discovery::Named(Arc::new(dns::named(value, true)?))),
-        other => Err(Problem::new("type", format!("{} is not supported yet", other.as_str_name()))),
+        DiscoveryType::OriginalDst => passthrough(value).map(Discovery::Passthrough),
     }
+}
+
+/// ORIGINAL_DST. Envoy, too, refuses the cluster if anything but the cluster itself would choose an endpoint.
+fn passthrough(value: &proto::Cluster) -> Translated<Passthrough> {
+    use proto::cluster::{LbConfig, LbPolicy};
+    if value.load_assignment.is_some() || LbPolicy::try_from(value.lb_policy) != Ok(LbPolicy::ClusterProvided) {
+        return Err(Problem::new("type", "ORIGINAL_DST has no endpoints to choose from"));
+    }
+    let Some(LbConfig::OriginalDstLbConfig(config)) = &value.lb_config else { return Ok(Passthrough::default()) };
+    const PATH: &str = "original_dst_lb_config.upstream_port_override";
+    let port = config.upstream_port_override.as_ref().map(|port| {
+        let port = u16::try_from(port.value).ok().filter(|port| *port != 0);
+        port.ok_or_else(|| Problem::new(PATH, "is no port"))
+    });
+    Ok(Passthrough { over_hbone: false, port: port.transpose()? })
 }
 
 fn http_options(value: &proto::Cluster) -> Translated<Option<upstream::HttpProtocolOptions>> {
@@ -185,5 +203,31 @@ mod tests {
         let thresholds = json!([{"retry_budget": {"budget_percent": {"value": 101.0}}}]);
         let problem = translated(&json!({"name": "c", "type": "EDS", "circuit_breakers": {"thresholds": thresholds}})).unwrap_err();
         assert_eq!(problem.path, "circuit_breakers.retry_budget.budget_percent");
+    }
+
+    #[test]
+    fn clusters_without_endpoints_lead_where_the_client_wanted_to_go() {
+        let passthrough = |json: &Value| match translated(json).unwrap().discovery {
+            Discovery::Passthrough(passthrough) => passthrough,
+            other => panic!("{other:?}"),
+        };
+        let mut json = json!({"name": "c", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"});
+        assert_eq!(passthrough(&json), Passthrough::default());
+        json["original_dst_lb_config"] = json!({"upstream_port_override": 8443});
+        assert_eq!(passthrough(&json).port, Some(8443));
+        let target = passthrough(&json).endpoint("192.0.2.1:443".parse().unwrap());
+        assert_eq!(&*target.host, "192.0.2.1:8443");
+        json["original_dst_lb_config"] = json!({"upstream_port_override": 65_536});
+        assert_eq!(translated(&json).unwrap_err().path, "original_dst_lb_config.upstream_port_override");
+        assert!(translated(&json!({"name": "c", "type": "ORIGINAL_DST"})).is_err(), "there is nothing to take turns with");
+        assert!(translated(&json!({"name": "c", "type": "EDS", "lb_policy": "CLUSTER_PROVIDED"})).is_err());
+    }
+
+    #[test]
+    fn a_direct_chain_leads_to_the_pod_over_hbone() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/istiod-1.31/01-plain/Cluster.json");
+        let recorded: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let found = recorded["resources"].as_array().unwrap().iter().find(|one| one["name"] == "encap").unwrap();
+        assert_eq!(translated(&found["resource"]).unwrap().discovery, Discovery::Passthrough(Passthrough { over_hbone: true, port: None }));
     }
 }

@@ -50,6 +50,19 @@ pub fn assignment(value: &proto::ClusterLoadAssignment, walked: impl Fn(usize, u
     set
 }
 
+/// Whether the only endpoint is the way to wherever the client wanted to go: HBONE to nobody in particular, as direct chains have it.
+pub(super) fn leads_to_destination(value: &proto::ClusterLoadAssignment) -> bool {
+    let [locality] = &value.endpoints[..] else { return false };
+    let [only] = &locality.lb_endpoints[..] else { return false };
+    let Some(proto::lb_endpoint::HostIdentifier::Endpoint(inner)) = &only.host_identifier else { return false };
+    let Some(core::address::Address::EnvoyInternalAddress(internal)) = inner.address.as_ref().and_then(|address| address.address.as_ref())
+    else {
+        return false;
+    };
+    let listener = core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(CONNECT_ORIGINATE.to_owned());
+    internal.address_name_specifier == Some(listener) && internal.endpoint_id.is_empty() && only.metadata.is_none()
+}
+
 fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path: &str) -> Translated<Endpoint> {
     let Some(proto::lb_endpoint::HostIdentifier::Endpoint(inner)) = &value.host_identifier else {
         return Err(Problem::new(path, "has no address"));

@@ -21,11 +21,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("alt_stat_name", Honoured),
             (
                 "type",
-                when(
-                    "EDS, STATIC, STRICT_DNS, LOGICAL_DNS; ORIGINAL_DST of connect_originate",
-                    check::is_known_discovery,
-                    "endpoints would be where the client wanted to go",
-                ),
+                when("EDS, STATIC, STRICT_DNS, LOGICAL_DNS, ORIGINAL_DST", check::is_known_discovery, "endpoints would be found elsewhere"),
             ),
             ("cluster_type", Extension(CLUSTER_TYPES)),
             ("eds_cluster_config", Honoured),
@@ -34,7 +30,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             (
                 "lb_policy",
                 when(
-                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV; CLUSTER_PROVIDED of connect_originate",
+                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST",
                     check::is_known_balance,
                     "like requests would go to the same endpoint",
                 ),
@@ -45,10 +41,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("round_robin_lb_config", Honoured),
             ("ring_hash_lb_config", Honoured),
             ("maglev_lb_config", Honoured),
-            (
-                "original_dst_lb_config",
-                whole_when("of connect_originate", check::is_originating, "requests would go where the client wanted to go"),
-            ),
+            ("original_dst_lb_config", Honoured),
             ("common_lb_config", Honoured),
             ("circuit_breakers", Honoured),
             ("outlier_detection", Honoured),
@@ -60,7 +53,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("metadata", Whole),
             ("upstream_connection_options", Listed("TCP keepalive is our own")),
             ("per_connection_buffer_limit_bytes", Listed("buffers have our own bounds")),
-            ("cleanup_interval", Unused("belongs to ORIGINAL_DST")),
+            ("cleanup_interval", Unused("endpoints of ORIGINAL_DST are not kept")),
             ("close_connections_on_host_health_failure", Listed("connections end when the endpoint goes")),
             ("ignore_health_on_host_removal", Listed("a removed endpoint is not used any more")),
             ("max_requests_per_connection", Honoured),
@@ -79,6 +72,16 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(Part, "envoy.config.cluster.v3.Cluster.CustomClusterType", &[("name", Whole)]),
     entry(Part, "envoy.config.cluster.v3.Filter", &[("name", Whole), ("config_discovery", Refused("an extension would see traffic"))]),
+    entry(
+        Routing,
+        "envoy.config.cluster.v3.Cluster.OriginalDstLbConfig",
+        &[
+            ("upstream_port_override", Honoured),
+            ("use_http_header", when("false", check::is_false, "a header would say where requests go")),
+            ("http_header_name", Unused("belongs to use_http_header, which is refused")),
+            ("metadata_key", whole_when("of connect_originate", check::is_originating, "metadata would say where requests go")),
+        ],
+    ),
     entry(Routing, "envoy.config.cluster.v3.Cluster.EdsClusterConfig", &[("eds_config", Whole), ("service_name", Honoured)]),
     entry(
         Tuning,
