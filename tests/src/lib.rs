@@ -6,6 +6,7 @@ pub mod authz;
 pub mod dns;
 pub mod envoy;
 pub mod fake_istiod;
+pub mod frames;
 pub mod fuzz;
 pub mod istiod;
 pub mod key_server;

@@ -26,4 +26,5 @@ mod policy_oracle;
 mod requests;
 mod retries;
 mod routes;
+mod smuggling;
 mod telemetry;

@@ -11,7 +11,7 @@ use filters::hash::Hashed;
 use filters::retry::{TryResult, back_off, wants_retry};
 use filters::timeout::{self, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use model::chain::{HttpChain, ServerHeader};
 use model::endpoint::EndpointAddress;
@@ -31,7 +31,7 @@ use super::replay::Replay;
 use super::reply::LocalReply;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
 use crate::call::{grpc_status, verdict_of};
-use crate::http::body::Body;
+use crate::http::body::{Body, BodyError};
 use crate::http::normalize::UpgradeRequested;
 use crate::http::session::{Abort, Protocol};
 use crate::http::upgrade::{self, Bounds};
@@ -75,6 +75,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
+    let is_http1 = parts.version != Version::HTTP_2;
     let mut limits = time_limits(&parts, to, run.is_grpc);
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
     if parts.extensions.get::<UpgradeRequested>().is_some() {
@@ -109,6 +110,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
             }
             Ok(pass_on(run, answered, to, share, expiry))
         }
+        // HTTP/2 has a way to say it; in HTTP/1.1 an answer is the only one (RFC 9112 §7.1).
+        Err(failure @ UpstreamFailure::RequestBody(BodyError::Malformed)) if is_http1 => Ok(fail(run, &failure, to, was_retried)),
         Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
         Err(failure) => Ok(fail(run, &failure, to, was_retried)),
     }

@@ -112,6 +112,7 @@ impl UpstreamFailure {
             Self::Protocol | Self::Unsupported => ResponseFlag::UpstreamProtocolError,
             Self::TryTimeout | Self::RequestTimeout => ResponseFlag::UpstreamRequestTimeout,
             Self::StreamIdle { .. } => ResponseFlag::StreamIdleTimeout,
+            Self::RequestBody(BodyError::Malformed) => ResponseFlag::DownstreamProtocolError,
             Self::RequestBody(_) => ResponseFlag::DownstreamConnectionTermination,
             Self::ClusterRejected | Self::UploadTimeout | Self::StreamTimeout { .. } => return None,
         })
@@ -136,6 +137,7 @@ impl UpstreamFailure {
             Self::StreamIdle { .. } => "stream_idle_timeout".into(),
             Self::StreamTimeout { .. } => "max_duration_timeout".into(),
             Self::UploadTimeout => "request_overall_timeout".into(),
+            Self::RequestBody(BodyError::Malformed) => "http1.codec_error".into(),
             Self::RequestBody(_) => "downstream_remote_disconnect".into(),
             Self::Unsupported => "upgrade_failed".into(),
         }

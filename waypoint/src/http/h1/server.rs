@@ -69,8 +69,11 @@ where
     })
     .await;
     let upgrade = connection.upgrade.lock().take();
-    if let (Ok(()), Some(upgrade)) = (&ended, upgrade) {
-        upgrade.join().await;
+    match (&ended, upgrade) {
+        (Ok(()), Some(upgrade)) => upgrade.join().await,
+        // A client that is gone needs no end.
+        (Ok(()), None) => drop(poll_fn(|cx| handle.poll_end(cx)).await),
+        (Err(_), _) => {}
     }
     ended
 }

@@ -66,6 +66,16 @@ impl<I: AsyncRead + Unpin> Handle<I> {
     }
 }
 
+impl<I: AsyncWrite + Unpin> Handle<I> {
+    /// Ends our side, as hyper does itself but where it believes to have handed the stream over: for a request that asked for another
+    /// protocol, whatever it was answered.
+    pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = &mut *self.0.lock();
+        ready!(Pin::new(&mut shared.io).poll_flush(cx))?;
+        Pin::new(&mut shared.io).poll_shutdown(cx)
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.lock();
