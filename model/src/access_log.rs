@@ -2,6 +2,9 @@
 //!
 //! Not for: writing them. A chain without an access log writes none.
 
+use std::sync::Arc;
+
+use crate::collector::Collector;
 use crate::flags::ResponseFlag;
 use crate::format::{Expression, HeaderUse, JsonFormat, TextFormat};
 use crate::stream_view::{Field, StreamView, Value};
@@ -13,6 +16,34 @@ pub enum LogFormat {
     Text(TextFormat),
     /// A JSON object.
     Json(JsonFormat),
+    /// A log record of OpenTelemetry.
+    Record {
+        /// What it says; none says nothing.
+        body: Option<RecordValue>,
+        /// Its attributes, in their order.
+        attributes: Vec<(Arc<str>, RecordValue)>,
+    },
+}
+
+/// A value in a log record. Whatever an operator yields is a text.
+#[derive(Clone, Debug)]
+pub enum RecordValue {
+    /// A text.
+    Text(TextFormat),
+    /// Several values.
+    List(Vec<RecordValue>),
+    /// Values by key.
+    Pairs(Vec<(Arc<str>, RecordValue)>),
+}
+
+impl RecordValue {
+    fn uses(&self, headers: &mut HeaderUse) {
+        match self {
+            Self::Text(format) => format.uses(headers),
+            Self::List(values) => values.iter().for_each(|value| value.uses(headers)),
+            Self::Pairs(pairs) => pairs.iter().for_each(|(_, value)| value.uses(headers)),
+        }
+    }
 }
 
 /// Which requests are logged. Several filters must all agree.
@@ -62,6 +93,19 @@ pub enum LogTarget {
     Stderr,
     /// Any other path.
     File(Box<str>),
+    /// A collector.
+    Collector(Arc<LogCollector>),
+}
+
+/// A collector of log records, and what it is told of their origin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogCollector {
+    /// Who takes them.
+    pub collector: Collector,
+    /// Attributes of the resource.
+    pub resource: Vec<(Arc<str>, Arc<str>)>,
+    /// The log's name, for the attributes that say where a record is from; none leaves them out.
+    pub builtin_labels: Option<Arc<str>>,
 }
 
 /// One logger.
@@ -86,17 +130,27 @@ impl AccessLog {
         match &self.format {
             LogFormat::Text(format) => format.uses(headers),
             LogFormat::Json(format) => format.uses(headers),
+            LogFormat::Record { body, attributes } => {
+                body.iter().for_each(|body| body.uses(headers));
+                attributes.iter().for_each(|(_, value)| value.uses(headers));
+            }
         }
     }
 
-    /// Appends the request's line to `out`, if it is to be logged; says whether it was.
+    /// Whether the request is to be logged.
+    pub fn passes(&self, view: &dyn StreamView) -> bool {
+        self.filters.iter().all(|filter| filter.passes(view))
+    }
+
+    /// Appends the request's line to `out`, if it is to be logged; says whether it was. Records are not lines.
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) -> bool {
-        if !self.filters.iter().all(|filter| filter.passes(view)) {
+        if !self.passes(view) {
             return false;
         }
         match &self.format {
             LogFormat::Text(format) => format.render(view, out),
             LogFormat::Json(format) => format.render(view, out),
+            LogFormat::Record { .. } => return false,
         }
         true
     }

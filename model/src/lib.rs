@@ -17,6 +17,7 @@ pub mod claims;
 pub mod stream_view;
 pub mod format;
 pub mod metrics;
+pub mod collector;
 pub mod access_log;
 pub mod tracing;
 pub mod headers;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use crate::collector::Collector;
 use crate::format::{HeaderUse, TextFormat};
 
 /// Where a span's tag comes from.
@@ -37,11 +38,9 @@ pub struct CustomTag {
 
 /// Where finished spans go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct OtlpProvider {
-    /// The cluster that the collector is reached through.
-    pub cluster: Arc<str>,
-    /// `:authority` of the export calls.
-    pub authority: Arc<str>,
+pub struct SpanProvider {
+    /// Who takes them.
+    pub collector: Collector,
     /// The resource's `service.name`.
     pub service_name: Arc<str>,
 }
@@ -96,7 +95,7 @@ pub struct Tracing {
     /// Tags beside the standard ones.
     pub custom_tags: Vec<CustomTag>,
     /// Where spans go; without it there are none, and trace headers pass as they came.
-    pub provider: Option<OtlpProvider>,
+    pub provider: Option<Arc<SpanProvider>>,
     /// Bytes of the path in `http.url` at most.
     pub path_bytes_max: usize,
 }

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method};
 use model::access_log::{AccessLog, LogFormat, LogTarget};
+use model::collector::{Call, Collector};
 use model::format::{JsonFormat, JsonValue, TextFormat};
 use model::identity::SpiffeId;
 use model::metrics::{REPORTING_INTERVAL_DEFAULT, Reporter, Stats};
 use model::service::ServiceRef;
-use model::tracing::{CustomTag, OtlpProvider, Sampling, TagSource, Tracing};
+use model::tracing::{CustomTag, Sampling, SpanProvider, TagSource, Tracing};
 use model::workload::{Workload, WorkloadType};
 
+use crate::export::Connecting;
 use crate::record::{ChainTelemetry, Head, RequestRecord, StreamRecord, UpstreamLocal};
-use crate::trace::Connecting;
 
 /// `L` of the contract, labels 1 to 20.
 pub(crate) const LABELS: &str = "reporter=\"waypoint\",source_workload=\"vote-bot\",source_canonical_service=\"vote-bot\",\
@@ -86,6 +87,16 @@ pub(crate) fn log_to(path: &std::path::Path, format: LogFormat) -> AccessLog {
     AccessLog { target: LogTarget::File(path.to_str().unwrap().into()), format, filters: Vec::new() }
 }
 
+pub(crate) fn collector() -> Collector {
+    Collector {
+        cluster: "outbound|4317||tempo.tempo.svc.cluster.local".into(),
+        authority: "tempo.tempo.svc.cluster.local".into(),
+        call: Call::Grpc,
+        headers: Vec::new(),
+        timeout: None,
+    }
+}
+
 pub(crate) fn tracing() -> Tracing {
     let format = |text| TagSource::Format(TextFormat::parse(text, &mut Vec::new()));
     Tracing {
@@ -99,11 +110,7 @@ pub(crate) fn tracing() -> Tracing {
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },
             CustomTag { tag: "istio.destination_workload".into(), source: format("%FILTER_STATE(upstream_peer_obj:FIELD:workload)%") },
         ],
-        provider: Some(OtlpProvider {
-            cluster: "outbound|4317||tempo.tempo.svc.cluster.local".into(),
-            authority: "tempo.tempo.svc.cluster.local".into(),
-            service_name: "waypoint.emojivoto".into(),
-        }),
+        provider: Some(Arc::new(SpanProvider { collector: collector(), service_name: "waypoint.emojivoto".into() })),
         path_bytes_max: 256,
     }
 }
@@ -163,7 +170,7 @@ pub(crate) fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 /// A connector that reaches nothing.
-pub(crate) fn unreachable(_: &str) -> Connecting {
+pub(crate) fn unreachable(_: &Collector) -> Connecting {
     Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
 }
 

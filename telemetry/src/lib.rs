@@ -5,11 +5,13 @@
 //! while a request runs and handed over once.
 
 mod access_log;
+pub mod export;
 pub mod grpc;
 mod metrics;
 mod policies;
 pub mod record;
 pub mod trace;
+mod wire;
 
 use std::cell::Cell;
 use std::io;
@@ -26,10 +28,11 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncode
 use tokio::runtime::Handle;
 
 use crate::access_log::{LogCounters, WorkerLogs, Writers};
+use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
 use crate::policies::{Policies, WorkerPolicies};
 use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
-use crate::trace::{CollectorConnector, Decision, Exporters, SpanCounters, SpanIdentity, WorkerSpans};
+use crate::trace::{Decision, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
 pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, SERIES_MAX};
@@ -40,6 +43,8 @@ pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 pub struct TelemetrySettings {
     /// The xDS node's id, `waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local`; on every span.
     pub node_id: Arc<str>,
+    /// The node's cluster, `waypoint.emojivoto`.
+    pub node_cluster: Arc<str>,
     /// The node's zone; empty if unknown.
     pub zone: Arc<str>,
     /// `%HOSTNAME%`.
@@ -48,7 +53,7 @@ pub struct TelemetrySettings {
     pub istio_version: Arc<str>,
     /// How late an access log line may be; 1 s with Envoy as Istio starts it.
     pub log_flush_interval: Duration,
-    /// How late a span may be.
+    /// How late a span or a log record may be.
     pub span_flush_interval: Duration,
     /// Series at most; [`SERIES_MAX`] by default.
     pub series_max: usize,
@@ -62,6 +67,7 @@ impl Default for TelemetrySettings {
     fn default() -> Self {
         Self {
             node_id: Arc::from(""),
+            node_cluster: Arc::from(""),
             zone: Arc::from(""),
             hostname: None,
             istio_version: Arc::from("unknown"),
@@ -120,6 +126,10 @@ pub struct MirrorCounters {
     pub overflow: IntCounter,
 }
 
+fn origin(settings: &TelemetrySettings) -> Origin {
+    Origin { node_id: Arc::clone(&settings.node_id), node_cluster: Arc::clone(&settings.node_cluster), zone: Arc::clone(&settings.zone) }
+}
+
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     register(registry, IntCounter::new(name, help).expect("a well-formed name"))
 }
@@ -140,12 +150,13 @@ impl Telemetry {
         };
         let dropped = Opts::new("waypoint_spans_dropped_total", "Spans lost, by reason.");
         let dropped = register(&registry, IntCounterVec::new(dropped, &["reason"]).expect("a well-formed name"));
-        let spans = SpanCounters {
+        let spans = ExportCounters {
             exported: counter(&registry, "waypoint_spans_exported_total", "Spans that a collector took."),
             dropped_queue: dropped.with_label_values(&["queue_full"]),
             dropped_export: dropped.with_label_values(&["export_failed"]),
             dropped_provider: dropped.with_label_values(&["no_exporter"]),
         };
+        let counters = Counters { spans, records: lines.of_records() };
         let mirrors = Opts::new("waypoint_mirrors_dropped_total", "Copies of requests that were given up, by reason.");
         let mirrors = register(&registry, IntCounterVec::new(mirrors, &["reason"]).expect("a well-formed name"));
         let mirrors = MirrorCounters {
@@ -179,7 +190,7 @@ impl Telemetry {
             store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
             policies: Arc::default(),
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
-            exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, spans)),
+            exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters)),
             mirrors,
             external,
             settings,
@@ -215,7 +226,7 @@ impl Telemetry {
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
             policies: WorkerPolicies::new(Arc::clone(&self.policies), worker),
-            logs: WorkerLogs::new(Arc::clone(&self.writers)),
+            logs: WorkerLogs::new(Arc::clone(&self.writers), Arc::clone(&self.exporters)),
             spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
             random: fastrand::Rng::new(),
             mirrors: self.mirrors.clone(),

@@ -3,29 +3,22 @@
 //! Not for: spans of our own code. Source: Envoy's OpenTelemetry tracer and UUID request ids, with `parent-decides`: the flag of an
 //! incoming `traceparent` decides alone. Invariant: a malformed `traceparent` means no span, and is passed on as it came.
 
-mod export;
 mod propagation;
-mod queue;
 mod sampling;
 mod span;
-mod wire;
 
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
-use model::tracing::{OtlpProvider, Tracing};
+use model::tracing::{SpanProvider, Tracing};
 
+use crate::export::{Exporters, Queue};
 use crate::record::{RequestRecord, X_REQUEST_ID};
 
-pub(crate) use self::export::Exporters;
-pub use self::export::{CollectorConnector, CollectorIo, Connecting, EXPORTERS_MAX, EXPORTS_IN_FLIGHT_MAX};
 use self::propagation::Incoming;
 pub use self::propagation::{TRACEPARENT, TRACESTATE, TraceContext};
-pub(crate) use self::queue::SpanCounters;
-use self::queue::SpanQueue;
-pub use self::queue::{SPAN_BATCH, SPAN_BATCH_BYTES, SPAN_QUEUE_BYTES_MAX, SPAN_QUEUE_MAX};
-pub(crate) use self::span::SpanIdentity;
-use self::span::SpanWriter;
+pub(crate) use self::span::SpanWriter;
+pub(crate) use self::span::{SpanIdentity, nanoseconds};
 
 /// What was decided about a request when it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +71,7 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
 pub(crate) struct WorkerSpans {
     exporters: Arc<Exporters>,
     writer: SpanWriter,
-    queues: Vec<(OtlpProvider, Option<SpanQueue>)>,
+    queues: Vec<(Arc<SpanProvider>, Option<Queue>)>,
 }
 
 impl WorkerSpans {
@@ -91,12 +84,12 @@ impl WorkerSpans {
         let (Some(trace), Some(tracing)) = (&record.trace, &record.stream.chain.tracing) else { return };
         let (true, Some(provider)) = (trace.sampled, &tracing.provider) else { return };
         let at = self.queues.iter().position(|(known, _)| known == provider).unwrap_or_else(|| {
-            self.queues.push((provider.clone(), self.exporters.queue(provider)));
+            self.queues.push((Arc::clone(provider), self.exporters.spans(provider)));
             self.queues.len() - 1
         });
         match &self.queues[at].1 {
             Some(queue) => queue.push(|| self.writer.write(record, trace, tracing)),
-            None => self.exporters.count_refused(),
+            None => self.exporters.count_refused_span(),
         }
     }
 }

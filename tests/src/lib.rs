@@ -21,6 +21,7 @@ pub mod pod;
 pub mod process;
 pub mod scale;
 pub mod scenario;
+pub mod telemetry_sink;
 pub mod tokens;
 pub mod wait;
 pub mod workload;

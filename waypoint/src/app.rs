@@ -218,6 +218,7 @@ async fn watch_files(keeper: Arc<Mutex<Keeper>>) {
 fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
     TelemetrySettings {
         node_id: node_id.into(),
+        node_cluster: settings.node.service_cluster.as_str().into(),
         hostname: Some(settings.node.pod_name.as_str().into()),
         istio_version: settings.node.istio_version.as_str().into(),
         histogram_bounds: settings.histogram_bounds.clone(),

@@ -13,6 +13,7 @@ pub mod workload;
 
 mod access_log;
 mod balance;
+mod collector;
 mod dispatch;
 mod dns;
 mod ext_authz;

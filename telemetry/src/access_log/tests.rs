@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use http::Method;
 use http::uri::Scheme;
-use model::access_log::{AccessLog, LogFilter, LogFormat};
+use model::access_log::{AccessLog, LogFilter, LogFormat, RecordValue};
 use model::flags::ResponseFlag;
-use model::format::{Expression, JsonFormat, JsonValue};
+use model::format::{Expression, JsonFormat, JsonValue, TextFormat};
 use model::stream_view::StreamView;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use prost::Message as _;
 
 use crate::fixture::{self, headers, text_format};
 use crate::record::{Head, RequestRecord, UpstreamLocal};
@@ -305,4 +309,40 @@ fn a_grpc_status_is_written_in_three_ways() {
     };
     assert_eq!(line("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)%"), "\"x\":\"NotFound NOT_FOUND 5\"");
     assert_eq!(line("%GRPC_STATUS(NUMBER)%"), "\"x\":5");
+}
+
+#[test]
+fn l25_a_record_for_a_collector_has_the_line_texts_as_attributes_and_the_ids_of_the_span() {
+    let text = |text: &str| RecordValue::Text(TextFormat::parse(text, &mut Vec::new()));
+    let nested = RecordValue::Pairs(vec![("list".into(), RecordValue::List(vec![text("%PROTOCOL%"), text("x")]))]);
+    let attributes = [("code".into(), text("%RESPONSE_CODE%")), ("nest".into(), nested), ("none".into(), text("%REQ(X-NONE)%"))];
+    let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(fixture::tracing())));
+    record.trace = begin(Some(&fixture::tracing()), &headers(&[]), true, &mut fastrand::Rng::with_seed(1)).trace;
+    let mut writer = super::record::RecordWriter::default();
+    let bytes = writer.write(Some(&text("%REQ(:METHOD)% %RESPONSE_FLAGS%\n")), &attributes, &record);
+    let read = LogRecord::decode(bytes).unwrap();
+    let string = |text: &str| Some(AnyValue { value: Some(Value::StringValue(text.to_owned())) });
+    let pair = |key: &str, value| KeyValue { key: key.to_owned(), value, ..KeyValue::default() };
+    assert_eq!((read.time_unix_nano, read.body), (1_795_465_906_500_000_000, string("GET -\n")));
+    let list = ArrayValue { values: [string("HTTP/1.1"), string("x")].into_iter().flatten().collect() };
+    let nest = KeyValueList { values: vec![pair("list", Some(AnyValue { value: Some(Value::ArrayValue(list)) }))] };
+    let nest = Some(AnyValue { value: Some(Value::KvlistValue(nest)) });
+    assert_eq!(read.attributes, [pair("code", string("200")), pair("nest", nest), pair("none", string("-"))]);
+    let trace = record.trace.as_ref().unwrap();
+    assert_eq!((read.trace_id, read.span_id), (trace.trace_id.to_be_bytes().to_vec(), trace.span_id.to_be_bytes().to_vec()));
+    // Longer than what one byte can say.
+    let long = "long ".repeat(100);
+    let read = LogRecord::decode(writer.write(Some(&text(&long)), &[], &record)).unwrap();
+    assert_eq!(read.body, string(&long));
+}
+
+#[test]
+fn l25_a_connections_record_has_no_ids() {
+    let connection = fixture::connection(&fixture::chain(None, Vec::new(), None));
+    let mut writer = super::record::RecordWriter::default();
+    let body = RecordValue::Text(TextFormat::parse("%BYTES_SENT%", &mut Vec::new()));
+    let read = LogRecord::decode(writer.write(Some(&body), &[], &connection)).unwrap();
+    assert_eq!((read.body.unwrap().value, read.trace_id.len(), read.span_id.len()), (Some(Value::StringValue("0".to_owned())), 0, 0));
+    let read = LogRecord::decode(writer.write(None, &[], &connection)).unwrap();
+    assert_eq!((read.body, read.attributes.len()), (None, 0));
 }

@@ -18,6 +18,8 @@ use model::access_log::LogTarget;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use crate::export::ExportCounters;
+
 /// Bytes in a worker's buffer from which its target writes at once; Envoy's threshold.
 pub const FLUSH_BYTES: usize = 64 * 1024;
 /// Bytes in a worker's buffer at most, per target; lines beyond are dropped and counted. Enough for ten thousand lines while the
@@ -37,6 +39,18 @@ pub(crate) struct LogCounters {
     pub(crate) written: IntCounter,
     /// Lost: no room, no target, or an error.
     pub(crate) dropped: IntCounter,
+}
+
+impl LogCounters {
+    /// The same for records, which are lines that collectors take.
+    pub(crate) fn of_records(&self) -> ExportCounters {
+        ExportCounters {
+            exported: self.written.clone(),
+            dropped_queue: self.dropped.clone(),
+            dropped_export: self.dropped.clone(),
+            dropped_provider: self.dropped.clone(),
+        }
+    }
 }
 
 /// One worker's buffer for one target.
@@ -267,6 +281,7 @@ fn open(target: &LogTarget) -> io::Result<File> {
         LogTarget::Stdout => io::stdout().as_fd().try_clone_to_owned().map(File::from),
         LogTarget::Stderr => io::stderr().as_fd().try_clone_to_owned().map(File::from),
         LogTarget::File(path) => OpenOptions::new().create(true).append(true).open(&**path),
+        LogTarget::Collector(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 

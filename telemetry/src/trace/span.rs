@@ -16,11 +16,12 @@ use model::stream_view::StreamView;
 use model::tracing::{CustomTag, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
 
-use super::{TraceContext, wire};
+use super::TraceContext;
 use crate::record::{
     GRPC_MESSAGE, GRPC_TIMEOUT, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO,
     X_REQUEST_ID,
 };
+use crate::wire;
 
 /// The name of a span whose route has no decorator.
 const OPERATION_DEFAULT: &str = "ingress";
@@ -120,7 +121,7 @@ fn write_end(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
 }
 
 /// Since the epoch; a clock before it reads as the epoch, one beyond the year 2554 as that.
-fn nanoseconds(time: SystemTime) -> u64 {
+pub(crate) fn nanoseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 

@@ -5,6 +5,7 @@
 mod actions;
 mod affinity;
 mod bad_input;
+mod collectors;
 mod control_plane;
 mod destinations;
 mod differential;

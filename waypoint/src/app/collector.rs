@@ -1,4 +1,4 @@
-//! Reaches trace collectors through our own clusters, like any upstream.
+//! Reaches collectors of spans and logs through our own clusters, like any upstream.
 //!
 //! Not for: exporting. Lives on the control thread, with an HBONE pool of that thread's own.
 
@@ -6,7 +6,8 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use telemetry::trace::{CollectorConnector, CollectorIo, Connecting};
+use model::collector::{Call, Collector};
+use telemetry::export::{CollectorConnector, CollectorIo, Connecting};
 
 use crate::hbone::pool::{Pool, PoolObserver, PoolOptions};
 use crate::state::published::{ClusterEntry, Published};
@@ -32,9 +33,13 @@ pub(super) fn dialer(tls: &Arc<MeshTls>, accepted: &Arc<ArcSwap<PeerMatcher>>, o
 /// Dials an endpoint of a published cluster.
 pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn CollectorConnector> {
     let (published, dialer) = (Arc::clone(published), dialer.clone());
-    Arc::new(move |cluster: &str| -> Connecting {
-        let entry = published.cluster(cluster);
-        let (dialer, name) = (dialer.clone(), cluster.to_owned());
+    Arc::new(move |to: &Collector| -> Connecting {
+        let entry = published.cluster(&to.cluster);
+        let (dialer, name) = (dialer.clone(), Arc::clone(&to.cluster));
+        let inside = match to.call {
+            Call::Grpc => Inside::Http2,
+            Call::Http(_) => Inside::Http1,
+        };
         Box::pin(async move {
             let Some(ClusterEntry::Served(served)) = entry else {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cluster {name}")));
@@ -42,7 +47,7 @@ pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn 
             let chosen = balance::choose(&served, &Wish::default(), || fastrand::u64(..));
             let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
             let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
-            let to = Destination { address: &entry.endpoint.address, transport, inside: Inside::Http2, host: None };
+            let to = Destination { address: &entry.endpoint.address, transport, inside, host: None };
             let stream = dial(&to, &dialer, served.cluster.connect_timeout).await;
             let stream = stream.map_err(|failure| io::Error::other(failure.reason.into_owned()))?;
             Ok(Box::new(stream) as Box<dyn CollectorIo>)

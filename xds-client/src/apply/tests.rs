@@ -209,7 +209,7 @@ fn telemetry_is_read_where_it_is_configured() {
     assert_eq!(chain.access_logs.len(), 1);
     let tracing = chain.tracing.as_ref().unwrap();
     let provider = tracing.provider.as_ref().unwrap();
-    assert_eq!((&*provider.cluster, &*provider.service_name), ("outbound|4317||tempo.tempo.svc.cluster.local", "waypoint.shop"));
+    assert_eq!((&*provider.collector.cluster, &*provider.service_name), ("outbound|4317||tempo.tempo.svc.cluster.local", "waypoint.shop"));
     assert!(tracing.custom_tags.iter().any(|tag| &*tag.tag == "istio.source_workload"));
     assert!(chain.stats.is_some());
     let plain = apply("istiod-1.31/01-plain");

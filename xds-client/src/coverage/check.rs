@@ -209,6 +209,11 @@ pub(super) fn is_of_authorization(_: &Value, site: &Site<'_>) -> bool {
     site.holder.is_some_and(|holder| holder.message.descriptor().name() == "ExtAuthz")
 }
 
+/// Elsewhere than in a filter of external authorization.
+pub(super) fn is_not_of_authorization(value: &Value, site: &Site<'_>) -> bool {
+    !is_of_authorization(value, site)
+}
+
 /// `transport_api_version`: AUTO or V3.
 pub(super) fn is_third_version(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 2])

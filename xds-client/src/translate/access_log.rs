@@ -4,22 +4,26 @@
 //! lets every line through, rather more than less; `coverage` lists both.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::accesslog::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
 use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use envoy_types::pb::google::protobuf as google;
-use model::access_log::{AccessLog, LogFilter, LogFormat, LogTarget};
+use envoy_types::pb::opentelemetry::proto::common::v1 as otlp;
+use model::access_log::{AccessLog, LogCollector, LogFilter, LogFormat, LogTarget, RecordValue};
 use model::flags::ResponseFlag;
 use model::format::{Expression, JsonFormat, JsonValue, TextFormat, UnknownOperator};
 
-use super::{Translated, open, type_name};
+use super::{Translated, collector, open, type_name};
 
 const EXPRESSION: &str = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
+const OPEN_TELEMETRY: &str = "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig";
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
-/// Nesting of a JSON format that is followed.
+/// Nesting of a JSON format, or of a record's values, that is followed.
 const DEPTH_MAX: usize = 16;
 
 /// Istio's default text format.
@@ -34,17 +38,84 @@ pub(super) fn all(loggers: &[proto::AccessLog], path: &str) -> Translated<Vec<Ac
     for (at, logger) in loggers.iter().enumerate() {
         let path = format!("{path}.access_log[{at}]");
         let Some(proto::access_log::ConfigType::TypedConfig(config)) = &logger.config_type else { continue };
-        if type_name(config) != FILE {
-            continue;
-        }
-        let file: FileAccessLog = open(config, &path)?;
+        let found = match type_name(config) {
+            FILE => {
+                let file: FileAccessLog = open(config, &path)?;
+                Some((target(&file.path), format(&file)))
+            }
+            OPEN_TELEMETRY => records(&open(config, &path)?, &path)?,
+            _ => None,
+        };
+        let Some((target, format)) = found else { continue };
         let mut filters = Vec::new();
         if let Some(filter) = &logger.filter {
             add_filter(filter, &mut filters);
         }
-        logs.push(AccessLog { target: target(&file.path), format: format(&file), filters });
+        logs.push(AccessLog { target, format, filters });
     }
     Ok(logs)
+}
+
+/// Log records for a collector; none if it is not reached through a cluster, which `coverage` lists.
+#[expect(deprecated, reason = "the form that istiod writes")]
+fn records(config: &OpenTelemetryAccessLogConfig, path: &str) -> Translated<Option<(LogTarget, LogFormat)>> {
+    let common = config.common_config.as_ref();
+    let service = config.grpc_service.as_ref().or_else(|| common?.grpc_service.as_ref());
+    let collector = match (service, &config.http_service) {
+        (Some(service), _) => collector::grpc(service, &format!("{path}.grpc_service"))?,
+        (None, Some(service)) => collector::http(service, &format!("{path}.http_service"))?,
+        (None, None) => None,
+    };
+    let Some(collector) = collector else { return Ok(None) };
+    let log_name = if config.log_name.is_empty() { common.map_or("", |common| &common.log_name) } else { &config.log_name };
+    let resource = config.resource_attributes.iter().flat_map(|list| &list.values);
+    let mut unknown = Vec::new();
+    let target = LogCollector {
+        collector,
+        resource: resource.map(|pair| (Arc::from(pair.key.as_str()), plain(pair.value.as_ref()).into())).collect(),
+        builtin_labels: (!config.disable_builtin_labels).then(|| log_name.into()),
+    };
+    let format = LogFormat::Record {
+        body: config.body.as_ref().filter(|body| body.value.is_some()).map(|body| record_value(Some(body), 0, &mut unknown)),
+        attributes: record_pairs(config.attributes.as_ref(), 0, &mut unknown),
+    };
+    warn(unknown);
+    Ok(Some((LogTarget::Collector(Arc::new(target)), format)))
+}
+
+fn record_pairs(list: Option<&otlp::KeyValueList>, depth: usize, unknown: &mut Vec<UnknownOperator>) -> Vec<(Arc<str>, RecordValue)> {
+    let pairs = list.iter().flat_map(|list| &list.values);
+    pairs.map(|pair| (Arc::from(pair.key.as_str()), record_value(pair.value.as_ref(), depth + 1, unknown))).collect()
+}
+
+/// Texts are formats, and what holds values holds formats; Envoy takes nothing else, and here the rest are texts.
+fn record_value(value: Option<&otlp::AnyValue>, depth: usize, unknown: &mut Vec<UnknownOperator>) -> RecordValue {
+    use otlp::any_value::Value;
+    match value.and_then(|value| value.value.as_ref()) {
+        Some(Value::ArrayValue(list)) if depth < DEPTH_MAX => {
+            RecordValue::List(list.values.iter().map(|value| record_value(Some(value), depth + 1, unknown)).collect())
+        }
+        Some(Value::KvlistValue(list)) if depth < DEPTH_MAX => RecordValue::Pairs(record_pairs(Some(list), depth, unknown)),
+        _ => RecordValue::Text(TextFormat::parse(&plain(value), unknown)),
+    }
+}
+
+/// A value that is no other's holder, as a text.
+fn plain(value: Option<&otlp::AnyValue>) -> String {
+    use otlp::any_value::Value;
+    match value.and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        Some(Value::DoubleValue(number)) => number.to_string(),
+        Some(Value::BoolValue(yes)) => yes.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn warn(unknown: Vec<UnknownOperator>) {
+    for operator in unknown {
+        ::tracing::warn!(%operator, "access log format");
+    }
 }
 
 fn target(path: &str) -> LogTarget {
@@ -83,9 +154,7 @@ fn format(file: &FileAccessLog) -> LogFormat {
             }
         }
     };
-    for operator in unknown {
-        ::tracing::warn!(%operator, "access log format");
-    }
+    warn(unknown);
     format
 }
 

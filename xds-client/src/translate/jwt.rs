@@ -130,7 +130,7 @@ fn remote_keys(value: &proto::RemoteJwks, path: &str) -> Translated<RemoteKeys> 
 }
 
 /// `https://issuer.example/keys`: what is asked whom. Without a path it is `/`, without a scheme a host all the same, as in Envoy.
-fn host_and_path(text: &str) -> Option<(HeaderValue, PathAndQuery)> {
+pub(super) fn host_and_path(text: &str) -> Option<(HeaderValue, PathAndQuery)> {
     let uri: Uri = if text.contains("://") { text.parse().ok()? } else { format!("http://{text}").parse().ok()? };
     // Whom to log in as is no part of a host.
     let authority = uri.authority()?.as_str();

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
 use envoy_types::pb::envoy::config::trace::v3::OpenTelemetryConfig;
 use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension as HttpRequestId;
@@ -14,9 +13,9 @@ use envoy_types::pb::envoy::r#type::tracing::v3 as tag;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::HeaderName;
 use model::format::TextFormat;
-use model::tracing::{CustomTag, OtlpProvider, RequestIdUse, Sampling, TagSource, Tracing};
+use model::tracing::{CustomTag, RequestIdUse, Sampling, SpanProvider, TagSource, Tracing};
 
-use super::{Translated, open, type_name};
+use super::{Translated, collector, open, type_name};
 
 const UUID: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
 const OPEN_TELEMETRY: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
@@ -26,7 +25,10 @@ const PATH_BYTES_MAX_DEFAULT: u32 = 256;
 pub(super) fn tracing(value: &proto::Tracing, request_id: RequestIdUse, path: &str) -> Translated<Tracing> {
     let sampling = |percent: Option<&Percent>| Sampling::percent(percent.map_or(100.0, |percent| percent.value));
     let provider = match value.provider.as_ref().and_then(|provider| provider.config_type.as_ref()) {
-        Some(ConfigType::TypedConfig(config)) if type_name(config) == OPEN_TELEMETRY => otlp(&open(config, &format!("{path}.provider"))?),
+        Some(ConfigType::TypedConfig(config)) if type_name(config) == OPEN_TELEMETRY => {
+            let path = format!("{path}.provider");
+            otlp(&open(config, &path)?, &path)?
+        }
         _ => None,
     };
     let path_bytes_max = value.max_path_tag_length.as_ref().map_or(PATH_BYTES_MAX_DEFAULT, |length| length.value);
@@ -37,7 +39,7 @@ pub(super) fn tracing(value: &proto::Tracing, request_id: RequestIdUse, path: &s
         request_id,
         propagates: !value.no_context_propagation,
         custom_tags: value.custom_tags.iter().filter_map(custom_tag).collect(),
-        provider,
+        provider: provider.map(Arc::new),
         path_bytes_max: usize::try_from(path_bytes_max).unwrap_or(usize::MAX),
     })
 }
@@ -53,14 +55,13 @@ pub(super) fn request_id(value: Option<&HttpRequestId>, path: &str) -> Translate
     })
 }
 
-fn otlp(config: &OpenTelemetryConfig) -> Option<OtlpProvider> {
-    let TargetSpecifier::EnvoyGrpc(target) = config.grpc_service.as_ref()?.target_specifier.as_ref()? else { return None };
-    let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
-    Some(OtlpProvider {
-        cluster: target.cluster_name.as_str().into(),
-        authority: authority.as_str().into(),
-        service_name: config.service_name.as_str().into(),
-    })
+fn otlp(config: &OpenTelemetryConfig, path: &str) -> Translated<Option<SpanProvider>> {
+    let collector = match (&config.grpc_service, &config.http_service) {
+        (Some(service), _) => collector::grpc(service, &format!("{path}.grpc_service"))?,
+        (None, Some(service)) => collector::http(service, &format!("{path}.http_service"))?,
+        (None, None) => None,
+    };
+    Ok(collector.map(|collector| SpanProvider { collector, service_name: config.service_name.as_str().into() }))
 }
 
 fn custom_tag(value: &tag::CustomTag) -> Option<CustomTag> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use model::chain::{Chain, ChainKind, HttpChain};
 use serde_json::{Value, json};
-use telemetry::trace::CollectorConnector;
+use telemetry::export::CollectorConnector;
 use telemetry::{Telemetry, TelemetrySettings};
 use tests::fake_istiod::Kind;
 use tests::scenario::{Scenario, WEB_CHAIN};

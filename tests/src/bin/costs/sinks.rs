@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use model::collector::Collector;
 use telemetry::Telemetry;
-use telemetry::trace::{CollectorConnector, CollectorIo, Connecting};
+use telemetry::export::{CollectorConnector, CollectorIo, Connecting};
 use tests::wait::{Look, until};
 use tokio::io::DuplexStream;
 use tokio::runtime::{Builder, Runtime};
@@ -79,7 +80,7 @@ fn value(page: &str, name: &str) -> Result<u64> {
 
 fn connector(answered: &Arc<Notify>) -> Arc<dyn CollectorConnector> {
     let answered = Arc::clone(answered);
-    Arc::new(move |_: &str| -> Connecting {
+    Arc::new(move |_: &Collector| -> Connecting {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let answered = Arc::clone(&answered);
         Box::pin(async move {

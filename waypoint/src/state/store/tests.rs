@@ -60,7 +60,8 @@ fn served(published: &Published, name: &str) -> Arc<ServedCluster> {
 fn store() -> (Store, Arc<Published>) {
     let published = Arc::new(Published::default());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let nowhere = |_: &str| -> telemetry::trace::Connecting { Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) }) };
+    let nowhere =
+        |_: &model::collector::Collector| -> telemetry::export::Connecting { Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) }) };
     let telemetry = Telemetry::new(telemetry::TelemetrySettings::default(), runtime.handle().clone(), Arc::new(nowhere));
     (Store::new(Arc::clone(&published), telemetry), published)
 }

@@ -52,6 +52,46 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Observability,
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+        &[
+            ("common_config", Honoured),
+            ("grpc_service", Honoured),
+            ("http_service", Honoured),
+            ("log_name", Whole),
+            ("disable_builtin_labels", Whole),
+            ("resource_attributes", Whole),
+            ("body", Whole),
+            ("attributes", Whole),
+            ("formatters", Unused("operators of extensions are known without")),
+            ("stat_prefix", Unused("Envoy's own statistics")),
+            ("resource_detectors", Listed("the resource has what is configured only")),
+            ("buffer_flush_interval", Listed("records leave within a second")),
+            ("buffer_size_bytes", Listed("batches have our own bound")),
+            ("filter_state_objects_to_log", Listed("not logged")),
+            ("custom_tags", Listed("not logged")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
+        &[
+            ("log_name", Whole),
+            ("grpc_service", Honoured),
+            ("transport_api_version", Unused("there is one")),
+            ("filter_state_objects_to_log", Listed("not logged")),
+            ("buffer_flush_interval", Listed("records leave within a second")),
+            ("buffer_size_bytes", Listed("batches have our own bound")),
+            ("grpc_stream_retry_policy", Listed("calls are repeated as OTLP says")),
+            ("custom_tags", Listed("not logged")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.config.core.v3.HttpService",
+        &[("http_uri", Whole), ("request_headers_to_add", Whole), ("formatters", Unused("values of headers are sent as they are"))],
+    ),
+    entry(
+        Observability,
         "envoy.config.core.v3.SubstitutionFormatString",
         &[
             ("text_format_source", Honoured),
@@ -102,7 +142,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[
             ("grpc_service", Honoured),
             ("service_name", Honoured),
-            ("http_service", Listed("spans are exported by gRPC only, so these are not")),
+            ("http_service", Honoured),
             ("resource_detectors", Listed("the resource has its service name only")),
             ("sampler", Listed("sampling is the chain's")),
             ("max_cache_size", Listed("the queue's bound is our own")),
@@ -113,9 +153,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.core.v3.GrpcService",
         &[
             ("envoy_grpc", Honoured),
-            ("google_grpc", Listed("spans are exported through a cluster only, so these are not; external authorization is refused")),
-            ("timeout", when("of external authorization", check::is_of_authorization, "export has our own time limit")),
-            ("initial_metadata", Listed("no metadata is sent with spans; external authorization is refused")),
+            ("google_grpc", Listed("telemetry is exported through a cluster only, so this is not; external authorization is refused")),
+            ("timeout", Honoured),
+            ("initial_metadata", whole_when("with telemetry", check::is_not_of_authorization, "external authorization is refused")),
             ("retry_policy", Listed("calls are not repeated as it says")),
         ],
     ),
@@ -240,7 +280,7 @@ pub(super) const ACCESS_LOGS: &[super::super::rule::Extension] = &[
     listed("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", "nothing is logged by it"),
     listed("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "nothing is logged by it"),
     listed("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", "nothing is logged by it"),
-    listed("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig", "nothing is logged by it"),
+    walked("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"),
 ];
 
 /// Filters of loggers.

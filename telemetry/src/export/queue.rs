@@ -1,6 +1,6 @@
-//! Finished spans that wait for a collector: written by workers, taken by the collector's task.
+//! What waits for a collector, spans or records of logs: written by workers, taken by the collector's task.
 //!
-//! Not for: sending them. Spans wait as the bytes that leave, already in batches. Invariants: a worker never waits for a collector;
+//! Not for: sending it. Items wait as the bytes that leave, already in batches. Invariants: a worker never waits for a collector;
 //! what finds no room is dropped and counted; a batch that was taken counts as exported or as lost, whatever happens to the task.
 
 use std::collections::VecDeque;
@@ -14,23 +14,23 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::sync::Notify;
 
-use super::wire;
+use crate::wire;
 
-/// Spans in one export call at most; as many waiting ones start a call at once.
-pub const SPAN_BATCH: usize = 512;
-/// Bytes of spans in one export call from which no more are added: collectors refuse messages above 4 MiB.
-pub const SPAN_BATCH_BYTES: usize = 1024 * 1024;
-/// Spans waiting for one collector at most: a tenth of a second of a worker that has nothing else to do.
-pub const SPAN_QUEUE_MAX: usize = 8192;
-/// Their bytes at most: enough for nearly as many spans of usual size, and a bound for those of huge headers.
-pub const SPAN_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Spans or records in one export call at most; as many waiting ones start a call at once.
+pub const BATCH_ITEMS: usize = 512;
+/// Their bytes in one export call from which no more are added: collectors refuse messages above 4 MiB.
+pub const BATCH_BYTES: usize = 1024 * 1024;
+/// Spans or records waiting for one collector at most: a tenth of a second of a worker that has nothing else to do.
+pub const QUEUE_ITEMS_MAX: usize = 8192;
+/// Their bytes at most: enough for nearly as many of usual size, and a bound for those of huge headers.
+pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// `ScopeSpans.spans`.
-const SPANS_FIELD: u32 = 2;
+/// `ScopeSpans.spans` and `ScopeLogs.log_records`.
+const ITEMS_FIELD: u32 = 2;
 
-/// What became of spans.
+/// What became of spans, or of records.
 #[derive(Clone, Debug)]
-pub(crate) struct SpanCounters {
+pub(crate) struct ExportCounters {
     /// Taken by the collector.
     pub(crate) exported: IntCounter,
     /// The queue was full.
@@ -41,31 +41,31 @@ pub(crate) struct SpanCounters {
     pub(crate) dropped_provider: IntCounter,
 }
 
-/// Spans of one call: the fields `spans` of a `ScopeSpans`, one after the other.
+/// Items of one call: repeated fields of a message, one after the other.
 #[derive(Debug, Default)]
 struct Filling {
-    spans: Vec<u8>,
+    items: Vec<u8>,
     count: usize,
 }
 
 impl Filling {
     fn is_full(&self) -> bool {
-        self.count >= SPAN_BATCH || self.spans.len() >= SPAN_BATCH_BYTES
+        self.count >= BATCH_ITEMS || self.items.len() >= BATCH_BYTES
     }
 }
 
-/// Spans of one call that were taken. Those not said to be exported count as lost when it is dropped.
+/// Items of one call that were taken. Those not said to be exported count as lost when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    spans: Vec<u8>,
+    items: Vec<u8>,
     count: usize,
-    counters: SpanCounters,
+    counters: ExportCounters,
 }
 
 impl Batch {
     /// Their bytes; to be asked once.
     pub(crate) fn bytes(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.spans)
+        std::mem::take(&mut self.items)
     }
 
     /// The collector took it, but for so many spans of it.
@@ -98,7 +98,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// Spans in it, to be read without its lock.
+    /// Items in it, to be read without its lock.
     count: AtomicUsize,
     wake: Notify,
     stopping: AtomicBool,
@@ -108,43 +108,43 @@ struct Shared {
 
 /// Both ends of a collector's queue.
 #[derive(Clone, Debug)]
-pub(crate) struct SpanQueue {
+pub(crate) struct Queue {
     shared: Arc<Shared>,
-    counters: SpanCounters,
+    counters: ExportCounters,
 }
 
-impl SpanQueue {
-    pub(crate) fn new(counters: SpanCounters) -> Self {
+impl Queue {
+    pub(crate) fn new(counters: ExportCounters) -> Self {
         Self { shared: Arc::default(), counters }
     }
 
-    /// Hands over the span that `make` makes, if there is room for it: while a collector is down, none is made.
+    /// Hands over the item that `make` makes, if there is room for it: while a collector is down, none is made.
     pub(crate) fn push<'a>(&self, make: impl FnOnce() -> &'a [u8]) {
         if self.shared.closed.load(Acquire) {
             self.counters.dropped_provider.inc();
             return;
         }
-        if self.shared.count.load(Relaxed) >= SPAN_QUEUE_MAX {
+        if self.shared.count.load(Relaxed) >= QUEUE_ITEMS_MAX {
             self.counters.dropped_queue.inc();
             return;
         }
-        let span = make();
+        let item = make();
         let mut waiting = self.shared.waiting.lock();
-        if self.shared.count.load(Relaxed) >= SPAN_QUEUE_MAX || waiting.bytes + span.len() > SPAN_QUEUE_BYTES_MAX {
+        if self.shared.count.load(Relaxed) >= QUEUE_ITEMS_MAX || waiting.bytes + item.len() > QUEUE_BYTES_MAX {
             drop(waiting);
             self.counters.dropped_queue.inc();
             return;
         }
         let Waiting { last, bytes, .. } = &mut *waiting;
-        let before = last.spans.len();
-        wire::head(&mut last.spans, SPANS_FIELD, span.len());
-        last.spans.extend_from_slice(span);
+        let before = last.items.len();
+        wire::head(&mut last.items, ITEMS_FIELD, item.len());
+        last.items.extend_from_slice(item);
         last.count += 1;
-        *bytes += last.spans.len() - before;
-        // Once per batch: a wake-up of another thread costs more than a span.
+        *bytes += last.items.len() - before;
+        // Once per batch: a wake-up of another thread costs more than an item.
         let full = last.is_full();
         if full {
-            let next = Filling { spans: Vec::with_capacity(last.spans.len()), count: 0 };
+            let next = Filling { items: Vec::with_capacity(last.items.len()), count: 0 };
             let last = std::mem::replace(last, next);
             waiting.full.push_back(last);
         }
@@ -174,7 +174,7 @@ impl SpanQueue {
         self.shared.stopping.load(Acquire)
     }
 
-    /// Refuses spans from now on, as lost for want of an exporter.
+    /// Refuses items from now on, as lost for want of an exporter.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, Release);
     }
@@ -183,14 +183,14 @@ impl SpanQueue {
     pub(crate) fn pop(&self, partial: bool) -> Option<Batch> {
         let mut waiting = self.shared.waiting.lock();
         let oldest = waiting.full.pop_front();
-        let Filling { spans, count } = match oldest {
+        let Filling { items, count } = match oldest {
             Some(full) => full,
             None if partial && waiting.last.count > 0 => std::mem::take(&mut waiting.last),
             None => return None,
         };
-        waiting.bytes = waiting.bytes.saturating_sub(spans.len());
+        waiting.bytes = waiting.bytes.saturating_sub(items.len());
         self.shared.count.fetch_sub(count, Relaxed);
-        Some(Batch { spans, count, counters: self.counters.clone() })
+        Some(Batch { items, count, counters: self.counters.clone() })
     }
 }
 

@@ -1,8 +1,7 @@
-//! The few protobuf fields that a span is made of, appended to a byte buffer.
+//! The few protobuf fields that spans and records of logs are made of, appended to a byte buffer.
 //!
-//! Not for: messages that are rare; those are structures of `opentelemetry-proto`. Source: the protobuf encoding, and
-//! `opentelemetry/proto/trace/v1/trace.proto`. Invariant: the length of what is nested is known before it is written, so nothing is
-//! written twice.
+//! Not for: messages that are rare; those are structures of `opentelemetry-proto`. Source: the protobuf encoding.
+//! Invariant: nothing is encoded twice.
 
 use prost::encoding::{encode_varint, encoded_len_varint};
 
@@ -30,18 +29,29 @@ fn wide(bytes: usize) -> u64 {
 }
 
 /// Bytes that a delimited field below number 16 takes: its tag, its length, itself.
-fn delimited_bytes(bytes: usize) -> usize {
+pub(crate) fn delimited_bytes(bytes: usize) -> usize {
     1 + encoded_len_varint(wide(bytes)) + bytes
 }
 
 /// The head of a nested message or of bytes that the caller appends.
-pub(super) fn head(out: &mut Vec<u8>, field: u32, bytes: usize) {
+pub(crate) fn head(out: &mut Vec<u8>, field: u32, bytes: usize) {
     tag(out, field, DELIMITED);
     length(out, bytes);
 }
 
+/// A message that `write` appends. Its length is known only then, so that what was written moves by the few bytes of it.
+pub(crate) fn nested(out: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u8>)) {
+    tag(out, field, DELIMITED);
+    let start = out.len();
+    write(out);
+    let end = out.len();
+    length(out, end - start);
+    let length_bytes = out.len() - end;
+    out[start..].rotate_right(length_bytes);
+}
+
 /// A text or bytes; like every proto3 field, left out when empty.
-pub(super) fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
+pub(crate) fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
     if !value.is_empty() {
         head(out, field, value.len());
         out.extend_from_slice(value);
@@ -49,25 +59,25 @@ pub(super) fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
 }
 
 /// A `fixed64`.
-pub(super) fn fixed64(out: &mut Vec<u8>, field: u32, value: u64) {
+pub(crate) fn fixed64(out: &mut Vec<u8>, field: u32, value: u64) {
     tag(out, field, FIXED64);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// A `fixed32`.
-pub(super) fn fixed32(out: &mut Vec<u8>, field: u32, value: u32) {
+pub(crate) fn fixed32(out: &mut Vec<u8>, field: u32, value: u32) {
     tag(out, field, FIXED32);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// An enumeration's number.
-pub(super) fn number(out: &mut Vec<u8>, field: u32, value: u32) {
+pub(crate) fn number(out: &mut Vec<u8>, field: u32, value: u32) {
     tag(out, field, VARINT);
     encode_varint(u64::from(value), out);
 }
 
 /// A `KeyValue` whose value is the text that `parts` make together.
-pub(super) fn attribute(out: &mut Vec<u8>, field: u32, key: &str, parts: &[&str]) {
+pub(crate) fn attribute(out: &mut Vec<u8>, field: u32, key: &str, parts: &[&str]) {
     let text_bytes = parts.iter().map(|part| part.len()).sum();
     let value_bytes = delimited_bytes(text_bytes);
     head(out, field, delimited_bytes(key.len()) + delimited_bytes(value_bytes));

@@ -12,16 +12,17 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId};
 use opentelemetry_otlp::{SpanExporter, WithTonicConfig as _};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest};
+use opentelemetry_proto::tonic::common::v1::AnyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 use prometheus::IntCounter;
 use tokio::sync::mpsc;
-use tonic::Response;
-use tonic_types::ErrorDetails;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::super::queue::{SPAN_BATCH, SPAN_BATCH_BYTES, SPAN_QUEUE_BYTES_MAX, SPAN_QUEUE_MAX};
-use super::super::span::SpanWriter;
+use super::call::channel;
 use super::*;
 use crate::fixture;
 
@@ -54,9 +55,9 @@ struct InProcess {
 }
 
 impl CollectorConnector for InProcess {
-    fn connect(&self, cluster: &str) -> Connecting {
+    fn connect(&self, to: &Collector) -> Connecting {
         // Not every test asks.
-        let _told = self.asked.send(cluster.to_owned());
+        let _told = self.asked.send(to.cluster.to_string());
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let service = TraceServiceServer::new(CollectorService { received: self.received.clone(), answers: Arc::clone(&self.answers) });
         let service = tower::ServiceBuilder::new()
@@ -72,13 +73,22 @@ impl CollectorConnector for InProcess {
     }
 }
 
-fn counters() -> SpanCounters {
+fn counters() -> ExportCounters {
     let counter = |name| IntCounter::new(name, name).unwrap();
-    SpanCounters { exported: counter("e"), dropped_queue: counter("q"), dropped_export: counter("x"), dropped_provider: counter("p") }
+    ExportCounters { exported: counter("e"), dropped_queue: counter("q"), dropped_export: counter("x"), dropped_provider: counter("p") }
 }
 
-fn provider() -> OtlpProvider {
-    fixture::tracing().provider.unwrap()
+fn provider() -> SpanProvider {
+    SpanProvider::clone(&fixture::tracing().provider.unwrap())
+}
+
+fn exporting(connector: Arc<dyn CollectorConnector>, flush_interval: Duration, counters: &ExportCounters) -> Exporters {
+    let counters = Counters { spans: counters.clone(), records: counters.clone() };
+    Exporters::new(Handle::current(), connector, flush_interval, Origin::default(), counters)
+}
+
+fn at(collector: Collector) -> SpanProvider {
+    SpanProvider { collector, ..provider() }
 }
 
 /// A span as it is written, and as it is meant.
@@ -87,7 +97,7 @@ fn span_of(change: impl FnOnce(&mut crate::record::RequestRecord)) -> (Vec<u8>, 
     let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
     record.trace = crate::trace::begin(Some(&tracing), &http::HeaderMap::new(), true, &mut fastrand::Rng::new()).trace;
     change(&mut record);
-    let mut writer = SpanWriter::new(crate::trace::SpanIdentity { node_id: "waypoint~".into(), zone: "".into() });
+    let mut writer = crate::trace::SpanWriter::new(crate::trace::SpanIdentity { node_id: "waypoint~".into(), zone: "".into() });
     let bytes = writer.write(&record, record.trace.as_ref().unwrap(), &tracing).to_vec();
     let span = Span::decode(&*bytes).unwrap();
     (bytes, span)
@@ -100,18 +110,18 @@ fn span() -> Vec<u8> {
 /// A queue whose collector answers so, and what it receives.
 fn answering(
     answers: impl IntoIterator<Item = Result<ExportTraceServiceResponse, Status>>,
-    counters: &SpanCounters,
-) -> (Exporters, SpanQueue, mpsc::UnboundedReceiver<(String, ExportTraceServiceRequest)>) {
+    counters: &ExportCounters,
+) -> (Exporters, Queue, mpsc::UnboundedReceiver<(String, ExportTraceServiceRequest)>) {
     let (received, requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
     let connector = Arc::new(InProcess { received, asked, answers });
-    let exporters = Exporters::new(Handle::current(), connector, NEVER, counters.clone());
-    let queue = exporters.queue(&provider()).unwrap();
+    let exporters = exporting(connector, NEVER, counters);
+    let queue = exporters.spans(&provider()).unwrap();
     (exporters, queue, requests)
 }
 
-fn drain(queue: &SpanQueue) -> Vec<Batch> {
+fn drain(queue: &Queue) -> Vec<Batch> {
     std::iter::from_fn(|| queue.pop(true)).collect()
 }
 
@@ -130,14 +140,9 @@ async fn t27_spans_reach_the_collector_through_the_given_connector() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, mut clusters) = mpsc::unbounded_channel();
     let counters = counters();
-    let exporters = Exporters::new(
-        Handle::current(),
-        Arc::new(InProcess { received, asked, answers: Answers::default() }),
-        Duration::from_millis(10),
-        counters.clone(),
-    );
+    let exporters = exporting(Arc::new(InProcess { received, asked, answers: Answers::default() }), Duration::from_millis(10), &counters);
     let (bytes, span) = span_of(|_| {});
-    exporters.queue(&provider()).unwrap().push(|| &bytes);
+    exporters.spans(&provider()).unwrap().push(|| &bytes);
 
     let (authority, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     assert_eq!(clusters.recv().await.unwrap(), "outbound|4317||tempo.tempo.svc.cluster.local");
@@ -161,29 +166,28 @@ async fn t26_a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let counters = counters();
-    let exporters =
-        Exporters::new(Handle::current(), Arc::new(InProcess { received, asked, answers: Answers::default() }), NEVER, counters.clone());
-    let queue = exporters.queue(&provider()).unwrap();
+    let exporters = exporting(Arc::new(InProcess { received, asked, answers: Answers::default() }), NEVER, &counters);
+    let queue = exporters.spans(&provider()).unwrap();
     let span = span();
-    (0..SPAN_BATCH).for_each(|_| queue.push(|| &span));
+    (0..BATCH_ITEMS).for_each(|_| queue.push(|| &span));
     let (_, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
-    assert_eq!(spans(request).len(), SPAN_BATCH);
+    assert_eq!(spans(request).len(), BATCH_ITEMS);
     (0..3).for_each(|_| queue.push(|| &span));
     exporters.shutdown(soon()).await;
     assert_eq!(spans(requests.recv().await.unwrap().1).len(), 3);
-    assert_eq!(counters.exported.get(), u64::try_from(SPAN_BATCH + 3).unwrap());
+    assert_eq!(counters.exported.get(), u64::try_from(BATCH_ITEMS + 3).unwrap());
 }
 
 #[test]
 fn a_full_queue_drops_and_counts_and_never_waits() {
     let counters = counters();
-    let queue = SpanQueue::new(counters.clone());
+    let queue = Queue::new(counters.clone());
     let span = span();
-    (0..SPAN_QUEUE_MAX).for_each(|_| queue.push(|| &span));
+    (0..QUEUE_ITEMS_MAX).for_each(|_| queue.push(|| &span));
     (0..7).for_each(|_| queue.push(|| panic!("made without room")));
     assert_eq!(counters.dropped_queue.get(), 7);
     drop(drain(&queue));
-    assert_eq!(counters.dropped_export.get(), u64::try_from(SPAN_QUEUE_MAX).unwrap());
+    assert_eq!(counters.dropped_export.get(), u64::try_from(QUEUE_ITEMS_MAX).unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,11 +198,11 @@ async fn t25_spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_ar
     let up = Arc::new(AtomicBool::new(false));
     let connector = {
         let (up, collector) = (Arc::clone(&up), InProcess { received, asked, answers: Answers::default() });
-        move |cluster: &str| if up.load(Acquire) { collector.connect(cluster) } else { fixture::unreachable(cluster) }
+        move |to: &Collector| if up.load(Acquire) { collector.connect(to) } else { fixture::unreachable(to) }
     };
     let counters = counters();
-    let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters.clone());
-    let queue = exporters.queue(&provider()).unwrap();
+    let exporters = exporting(Arc::new(connector), Duration::from_secs(1), &counters);
+    let queue = exporters.spans(&provider()).unwrap();
     queue.push(|| &span);
     while counters.dropped_export.get() == 0 {
         tokio::time::advance(Duration::from_millis(100)).await;
@@ -218,12 +222,12 @@ async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
     let (ours, _never_read) = tokio::io::duplex(1 << 16);
     let first = Mutex::new(Some(ours));
     let collector = InProcess { received, asked, answers: Answers::default() };
-    let connector = move |cluster: &str| match first.lock().take() {
+    let connector = move |to: &Collector| match first.lock().take() {
         Some(hanging) => Box::pin(async move { Ok(Box::new(hanging) as Box<dyn CollectorIo>) }) as Connecting,
-        None => collector.connect(cluster),
+        None => collector.connect(to),
     };
-    let exporters = Exporters::new(Handle::current(), Arc::new(connector), Duration::from_secs(1), counters());
-    let queue = exporters.queue(&provider()).unwrap();
+    let exporters = exporting(Arc::new(connector), Duration::from_secs(1), &counters());
+    let queue = exporters.spans(&provider()).unwrap();
     queue.push(|| &span);
     let received = async {
         loop {
@@ -241,8 +245,8 @@ async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
 async fn an_authority_that_is_none_exports_nothing_and_counts() {
     let span = span();
     let counters = counters();
-    let exporters = Exporters::new(Handle::current(), Arc::new(fixture::unreachable), NEVER, counters.clone());
-    let queue = exporters.queue(&OtlpProvider { authority: "not an authority".into(), ..provider() }).unwrap();
+    let exporters = exporting(Arc::new(fixture::unreachable), NEVER, &counters);
+    let queue = exporters.spans(&at(Collector { authority: "not an authority".into(), ..fixture::collector() })).unwrap();
     queue.push(|| &span);
     exporters.shutdown(soon()).await;
     queue.push(|| &span);
@@ -251,28 +255,28 @@ async fn an_authority_that_is_none_exports_nothing_and_counts() {
 
 #[tokio::test]
 async fn equal_providers_share_an_exporter_and_exporters_are_limited() {
-    let exporters = Exporters::new(Handle::current(), Arc::new(fixture::unreachable), NEVER, counters());
-    let named = |number: usize| OtlpProvider { cluster: format!("cluster {number}").into(), ..provider() };
-    let first = exporters.queue(&named(0)).unwrap();
+    let exporters = exporting(Arc::new(fixture::unreachable), NEVER, &counters());
+    let named = |number: usize| at(Collector { cluster: format!("cluster {number}").into(), ..fixture::collector() });
+    let first = exporters.spans(&named(0)).unwrap();
     let span = span();
     first.push(|| &span);
-    assert!(exporters.queue(&named(0)).unwrap().pop(true).is_some(), "the same queue");
-    assert!((1..EXPORTERS_MAX).all(|number| exporters.queue(&named(number)).is_some()));
-    assert!(exporters.queue(&named(EXPORTERS_MAX)).is_none());
+    assert!(exporters.spans(&named(0)).unwrap().pop(true).is_some(), "the same queue");
+    assert!((1..EXPORTERS_MAX).all(|number| exporters.spans(&named(number)).is_some()));
+    assert!(exporters.spans(&named(EXPORTERS_MAX)).is_none());
 }
 
 #[test]
 fn spans_of_huge_headers_leave_in_small_calls_and_wait_within_a_bound() {
     let counters = counters();
-    let queue = SpanQueue::new(counters.clone());
+    let queue = Queue::new(counters.clone());
     let agent = "a".repeat(50_000);
     let (bytes, _) = span_of(|record| record.capture_request(&fixture::headers(&[("user-agent", &agent)])));
-    let pushed = 2 * SPAN_QUEUE_BYTES_MAX / bytes.len();
+    let pushed = 2 * QUEUE_BYTES_MAX / bytes.len();
     (0..pushed).for_each(|_| queue.push(|| &bytes));
     let sizes: Vec<_> = drain(&queue).iter_mut().map(|batch| batch.bytes().len()).collect();
-    assert!(sizes.iter().all(|size| *size < SPAN_BATCH_BYTES + 2 * bytes.len()), "collectors refuse above 4 MiB");
+    assert!(sizes.iter().all(|size| *size < BATCH_BYTES + 2 * bytes.len()), "collectors refuse above 4 MiB");
     let kept = usize::try_from(counters.dropped_export.get()).unwrap();
-    assert!(kept * bytes.len() <= SPAN_QUEUE_BYTES_MAX && (kept + 1) * bytes.len() > SPAN_QUEUE_BYTES_MAX);
+    assert!(kept * bytes.len() <= QUEUE_BYTES_MAX && (kept + 1) * bytes.len() > QUEUE_BYTES_MAX);
     assert_eq!(counters.dropped_queue.get(), u64::try_from(pushed - kept).unwrap());
 }
 
@@ -338,7 +342,7 @@ async fn the_bytes_mean_what_opentelemetrys_own_exporter_sends() {
 
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
-    let channel = channel(&provider(), Arc::new(InProcess { received, asked, answers: Answers::default() })).unwrap();
+    let channel = channel(&fixture::collector(), Arc::new(InProcess { received, asked, answers: Answers::default() })).unwrap();
     let theirs = SpanExporter::builder().with_tonic().with_channel(channel).build().unwrap();
     export_with(theirs, span_data(&meant)).await;
     let theirs = requests.recv().await.unwrap().1;
@@ -394,10 +398,10 @@ async fn a_collector_that_is_slow_has_several_batches_on_their_way_and_no_more_t
     let counters = counters();
     let (received, mut requests) = mpsc::unbounded_channel();
     let connector = Arc::new(Hanging { received });
-    let exporters = Exporters::new(Handle::current(), connector, NEVER, counters.clone());
-    let queue = exporters.queue(&provider()).unwrap();
+    let exporters = exporting(connector, NEVER, &counters);
+    let queue = exporters.spans(&provider()).unwrap();
     let span = span();
-    (0..SPAN_BATCH * (EXPORTS_IN_FLIGHT_MAX + 2)).for_each(|_| queue.push(|| &span));
+    (0..BATCH_ITEMS * (EXPORTS_IN_FLIGHT_MAX + 2)).for_each(|_| queue.push(|| &span));
     for _ in 0..EXPORTS_IN_FLIGHT_MAX {
         tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     }
@@ -418,7 +422,7 @@ impl TraceService for Hanging {
 }
 
 impl CollectorConnector for Hanging {
-    fn connect(&self, _: &str) -> Connecting {
+    fn connect(&self, _: &Collector) -> Connecting {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let service = TraceServiceServer::new(Hanging { received: self.received.clone() });
         let incoming = stream::iter([Ok::<_, Infallible>(theirs)]);

@@ -1,0 +1,370 @@
+//! What leaves for collectors: a task for each, which empties its queue in calls.
+//!
+//! Not for: making spans and records, or reaching collectors; the process dials through its own clusters, behind
+//! [`CollectorConnector`]. Invariants: a call ends within [`EXPORT_TIMEOUT`], retries included; what is not taken by then is counted.
+
+mod call;
+mod payload;
+mod post;
+mod queue;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use model::access_log::LogCollector;
+use model::collector::{Call, Collector};
+use model::tracing::SpanProvider;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use parking_lot::Mutex;
+use prost::Message as _;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+
+use self::call::Caller;
+pub(crate) use self::payload::Origin;
+use self::payload::{Envelope, Payload};
+use self::post::Poster;
+use self::queue::Batch;
+pub use self::queue::{BATCH_BYTES, BATCH_ITEMS, QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
+pub(crate) use self::queue::{ExportCounters, Queue};
+
+/// Collectors at most; what is for others is dropped and counted.
+pub const EXPORTERS_MAX: usize = 16;
+/// How long one export call may take, its retries included.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long dialling a collector may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Calls to one collector at the same time at most: one after the other, a collector that is some milliseconds away would take fewer
+/// spans than a busy worker makes.
+pub const EXPORTS_IN_FLIGHT_MAX: usize = 4;
+/// Repetitions of a call at most, and the pause before the first; it doubles, with up to half of it more by chance.
+const RETRIES_MAX: u32 = 3;
+const RETRY_DELAY_FIRST: Duration = Duration::from_millis(100);
+/// Between two complaints about one collector.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A connection to a collector, on which HTTP is spoken in the clear (TLS, if any, is part of it).
+pub trait CollectorIo: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> CollectorIo for T {}
+
+/// A connection that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn CollectorIo>>> + Send>>;
+
+/// How the process reaches collectors.
+pub trait CollectorConnector: Send + Sync + 'static {
+    /// Dials an endpoint of the collector's cluster. Polled on the control runtime; dropped when it takes too long.
+    fn connect(&self, to: &Collector) -> Connecting;
+}
+
+impl<F: Fn(&Collector) -> Connecting + Send + Sync + 'static> CollectorConnector for F {
+    fn connect(&self, to: &Collector) -> Connecting {
+        self(to)
+    }
+}
+
+/// Why there is no exporter for a collector.
+#[derive(Debug, Error)]
+enum BuildError {
+    #[error("the authority {0:?} is none")]
+    Authority(Arc<str>),
+}
+
+/// Why a collector did not take a batch, or not all of it.
+#[derive(Debug, Error)]
+#[error("{reason}")]
+struct ExportError {
+    reason: String,
+    /// It may be tried again, after this long at least.
+    retry: Option<Duration>,
+}
+
+impl ExportError {
+    /// It is not tried again.
+    fn last(reason: String) -> Self {
+        Self { reason, retry: None }
+    }
+
+    /// It may be tried again.
+    fn again(reason: String) -> Self {
+        Self { reason, retry: Some(Duration::ZERO) }
+    }
+}
+
+/// What a collector is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Spans of OTLP.
+    Spans {
+        /// The resource's `service.name`.
+        service_name: Arc<str>,
+    },
+    /// Log records of OTLP.
+    Records {
+        /// The resource's attributes.
+        resource: Vec<(Arc<str>, Arc<str>)>,
+    },
+}
+
+/// What goes to which collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outgoing {
+    collector: Collector,
+    signal: Signal,
+}
+
+#[derive(Debug)]
+struct Running {
+    outgoing: Outgoing,
+    queue: Queue,
+    task: JoinHandle<()>,
+}
+
+/// How spans and records are counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Counters {
+    /// Spans.
+    pub(crate) spans: ExportCounters,
+    /// Records of access logs.
+    pub(crate) records: ExportCounters,
+}
+
+/// One exporter per collector, made when the first item for it is there.
+pub(crate) struct Exporters {
+    control: Handle,
+    connector: Arc<dyn CollectorConnector>,
+    flush_interval: Duration,
+    origin: Origin,
+    counters: Counters,
+    running: Mutex<Vec<Running>>,
+}
+
+impl std::fmt::Debug for Exporters {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Exporters").field("running", &self.running).finish_non_exhaustive()
+    }
+}
+
+impl Exporters {
+    /// Exporters whose tasks run on `control`, flush at least every `flush_interval` and dial through `connector`.
+    pub(crate) fn new(
+        control: Handle,
+        connector: Arc<dyn CollectorConnector>,
+        flush_interval: Duration,
+        origin: Origin,
+        counters: Counters,
+    ) -> Self {
+        Self { control, connector, flush_interval, origin, counters, running: Mutex::default() }
+    }
+
+    /// The queue of a provider of spans; none if there are too many collectors.
+    pub(crate) fn spans(&self, provider: &SpanProvider) -> Option<Queue> {
+        self.queue(Outgoing {
+            collector: provider.collector.clone(),
+            signal: Signal::Spans { service_name: Arc::clone(&provider.service_name) },
+        })
+    }
+
+    /// The queue of a collector of log records; none if there are too many collectors.
+    pub(crate) fn records(&self, logs: &LogCollector) -> Option<Queue> {
+        let mut resource = Vec::new();
+        if let Some(log_name) = &logs.builtin_labels {
+            let Origin { node_id, node_cluster, zone } = &self.origin;
+            let labels = [("log_name", log_name), ("zone_name", zone), ("cluster_name", node_cluster), ("node_name", node_id)];
+            resource.extend(labels.map(|(key, value)| (Arc::from(key), Arc::clone(value))));
+        }
+        resource.extend_from_slice(&logs.resource);
+        self.queue(Outgoing { collector: logs.collector.clone(), signal: Signal::Records { resource } })
+    }
+
+    fn queue(&self, outgoing: Outgoing) -> Option<Queue> {
+        let mut running = self.running.lock();
+        if let Some(known) = running.iter().find(|known| known.outgoing == outgoing) {
+            return Some(known.queue.clone());
+        }
+        if running.len() >= EXPORTERS_MAX {
+            tracing::error!(cluster = %outgoing.collector.cluster, "too many collectors: what is for this one is dropped");
+            return None;
+        }
+        let counters = match &outgoing.signal {
+            Signal::Spans { .. } => &self.counters.spans,
+            Signal::Records { .. } => &self.counters.records,
+        };
+        let queue = Queue::new(counters.clone());
+        let task = self.control.spawn(run(outgoing.clone(), Arc::clone(&self.connector), queue.clone(), self.flush_interval));
+        running.push(Running { outgoing, queue: queue.clone(), task });
+        Some(queue)
+    }
+
+    /// A span was made that no collector will get.
+    pub(crate) fn count_refused_span(&self) {
+        self.counters.spans.dropped_provider.inc();
+    }
+
+    /// A record was made that no collector will get.
+    pub(crate) fn count_refused_record(&self) {
+        self.counters.records.dropped_provider.inc();
+    }
+
+    /// Exports what is queued and ends the tasks; those not done by `deadline` are aborted.
+    pub(crate) async fn shutdown(&self, deadline: Instant) {
+        let running = std::mem::take(&mut *self.running.lock());
+        for exporter in &running {
+            exporter.queue.stop();
+        }
+        for mut exporter in running {
+            if timeout_at(deadline, &mut exporter.task).await.is_err() {
+                exporter.task.abort();
+                // Ends at its next turn, and counts what it had taken.
+                let _cancelled = exporter.task.await;
+            }
+            exporter.queue.close();
+            while let Some(lost) = exporter.queue.pop(true) {
+                drop(lost);
+            }
+        }
+    }
+}
+
+/// A collector's task.
+async fn run(outgoing: Outgoing, connector: Arc<dyn CollectorConnector>, queue: Queue, flush_interval: Duration) {
+    let cluster = Arc::clone(&outgoing.collector.cluster);
+    let courier = match Courier::new(&outgoing, connector) {
+        Ok(courier) => courier,
+        Err(error) => {
+            tracing::error!(%cluster, %error, "nothing is exported");
+            queue.close();
+            while let Some(batch) = queue.pop(true) {
+                batch.unwanted();
+            }
+            return;
+        }
+    };
+    let mut calls = FuturesUnordered::new();
+    let mut tick = interval(flush_interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut complained: Option<Instant> = None;
+    // Whether a batch that is not full leaves too.
+    let mut is_flushing = false;
+    loop {
+        let is_stopping = queue.is_stopping();
+        while calls.len() < EXPORTS_IN_FLIGHT_MAX {
+            let Some(batch) = queue.pop(is_flushing || is_stopping) else {
+                is_flushing = false;
+                break;
+            };
+            calls.push(courier.export(batch));
+        }
+        if is_stopping && calls.is_empty() {
+            return;
+        }
+        tokio::select! {
+            Some(ended) = calls.next(), if !calls.is_empty() => match ended {
+                Err(error) if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) => {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%cluster, %error, "spans or log records are lost");
+                }
+                _ => {}
+            },
+            () = queue.woken() => {}
+            _ = tick.tick() => is_flushing = true,
+        }
+    }
+}
+
+enum Way {
+    Grpc(Caller),
+    Http(Poster),
+}
+
+/// Brings batches to a collector.
+struct Courier {
+    way: Way,
+    envelope: Envelope,
+    call_timeout: Duration,
+}
+
+impl Courier {
+    fn new(outgoing: &Outgoing, connector: Arc<dyn CollectorConnector>) -> Result<Self, BuildError> {
+        let Outgoing { collector, signal } = outgoing;
+        let way = match &collector.call {
+            Call::Grpc => {
+                let path = match signal {
+                    Signal::Spans { .. } => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+                    Signal::Records { .. } => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+                };
+                Way::Grpc(Caller::new(collector, path, connector)?)
+            }
+            Call::Http(path) => Way::Http(Poster::new(collector, path, "application/x-protobuf", connector)?),
+        };
+        let call_timeout = collector.timeout.map_or(EXPORT_TIMEOUT, |timeout| timeout.min(EXPORT_TIMEOUT));
+        Ok(Self { way, envelope: Envelope::new(signal), call_timeout })
+    }
+
+    /// Sends a batch until the collector takes it, refuses it, or the time is over.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses the batch, and counts it.
+    async fn export(&self, mut batch: Batch) -> Result<(), ExportError> {
+        let deadline = Instant::now() + EXPORT_TIMEOUT;
+        let payload = self.envelope.around(batch.bytes());
+        let mut retries = 0;
+        loop {
+            let call = timeout(self.call_timeout, self.call(&payload));
+            let error = match timeout_at(deadline, call).await {
+                Ok(Ok(Ok(answer))) => return took(batch, &answer),
+                Ok(Ok(Err(error))) => error,
+                Ok(Err(_)) => ExportError::again("no answer in time".to_owned()),
+                Err(_) => return Err(ExportError::last("no answer in time".to_owned())),
+            };
+            match retry_delay(&error, retries).filter(|delay| *delay < deadline.saturating_duration_since(Instant::now())) {
+                Some(delay) => sleep(delay).await,
+                None => return Err(error),
+            }
+            retries += 1;
+        }
+    }
+
+    async fn call(&self, payload: &Payload) -> Result<Bytes, ExportError> {
+        match &self.way {
+            Way::Grpc(caller) => caller.call(payload.clone()).await,
+            Way::Http(poster) => poster.post(payload.joined()).await,
+        }
+    }
+}
+
+/// Counts what the collector took of a batch; an error says that it was not all. Answers about spans and about records have the
+/// same fields.
+fn took(batch: Batch, answer: &[u8]) -> Result<(), ExportError> {
+    let Ok(answer) = ExportTraceServiceResponse::decode(answer) else {
+        // Its status says that it was taken.
+        batch.exported(0);
+        return Ok(());
+    };
+    let partial = answer.partial_success.unwrap_or_default();
+    let Ok(rejected) = usize::try_from(partial.rejected_spans) else {
+        return Err(ExportError::last("a negative number was rejected".to_owned()));
+    };
+    batch.exported(rejected);
+    if rejected > 0 { Err(ExportError::last(partial.error_message)) } else { Ok(()) }
+}
+
+/// How long to wait before the call is repeated; none if it is not to be.
+fn retry_delay(error: &ExportError, retries: u32) -> Option<Duration> {
+    let asked = error.retry.filter(|_| retries < RETRIES_MAX)?;
+    let back_off = RETRY_DELAY_FIRST.saturating_mul(1 << retries);
+    let jitter = back_off.mul_f64(fastrand::f64() / 2.0);
+    Some(asked.max(back_off + jitter))
+}
+
+#[cfg(test)]
+mod tests;

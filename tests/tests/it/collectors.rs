@@ -1,0 +1,175 @@
+//! What leaves for collectors, on the wire: records of logs, and spans over HTTP. Golden tests' names begin with their row in
+//! `docs/contracts.md`.
+//!
+//! Not for: what records and spans say in detail, which is tested where they are made.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use http::StatusCode;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tests::fake_istiod::Kind;
+use tests::scenario::{DB, DB_CHAIN, Mesh, WEB, WEB_CHAIN};
+use tests::telemetry_sink::{Speaks, TelemetrySink};
+use tests::workload::App;
+
+const DEADLINE: Duration = Duration::from_secs(15);
+const SINK: &str = "outbound|9000||sink.telemetry.svc.cluster.local";
+const AUTHORITY: &str = "sink.telemetry.svc.cluster.local";
+const LOGS_PATH: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn grpc_service() -> Value {
+    json!({"envoy_grpc": {"cluster_name": SINK, "authority": AUTHORITY}, "initial_metadata": [{"key": "x-tenant", "value": "shop"}]})
+}
+
+fn http_service(path: &str) -> Value {
+    json!({
+        // As istiod writes it: without a scheme.
+        "http_uri": {"uri": format!("{AUTHORITY}{path}"), "cluster": SINK, "timeout": "2s"},
+        "request_headers_to_add": [{"header": {"key": "x-tenant", "value": "shop"}}],
+    })
+}
+
+/// The logger that istiod makes of the provider `envoyOtelAls`.
+fn otel_logger(body: &str) -> Value {
+    json!({
+        "name": "otel-envoy-accesslog",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+            "common_config": {
+                "log_name": "otel_envoy_accesslog", "grpc_service": grpc_service(), "transport_api_version": "V3",
+                "filter_state_objects_to_log": ["upstream_peer", "downstream_peer"],
+            },
+            "disable_builtin_labels": true,
+            "body": {"string_value": body},
+            "attributes": {"values": [
+                {"key": "response_code", "value": {"string_value": "%RESPONSE_CODE%"}},
+                {"key": "user", "value": {"string_value": "%REQ(X-USER)%"}},
+            ]},
+        },
+    })
+}
+
+/// The first record whose body begins so, and the attributes of its resource.
+fn record(request: &[u8], begins: &str) -> Option<(LogRecord, usize)> {
+    let request = ExportLogsServiceRequest::decode(request).ok()?;
+    request.resource_logs.into_iter().find_map(|logs| {
+        let resource = logs.resource.map_or(0, |resource| resource.attributes.len());
+        let records = logs.scope_logs.into_iter().flat_map(|scope| scope.log_records);
+        let mut found = records.filter(|record| text(record.body.as_ref().and_then(|body| body.value.as_ref())).starts_with(begins));
+        Some((found.next()?, resource))
+    })
+}
+
+fn text(value: Option<&AnyValue>) -> String {
+    match value {
+        Some(AnyValue::StringValue(text)) => text.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l25_a_request_is_a_log_record_of_a_collector_with_the_ids_of_its_span() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Grpc).await?;
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            scenario.http(WEB_CHAIN)?["access_log"] = json!([otel_logger("%REQ(:METHOD)% %REQ(:PATH)% %RESPONSE_FLAGS%\n")]);
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/recorded").await?.status, StatusCode::OK);
+    let (message, (record, resource)) =
+        sink.wait_for("the record", DEADLINE, |message| Some((message.clone(), record(&message.body, "GET /recorded")?))).await?;
+    assert_eq!(message.path, LOGS_PATH);
+    assert_eq!(message.headers["x-tenant"], "shop");
+    assert_eq!(resource, 0, "built-in labels are switched off");
+    assert_eq!(text(record.body.as_ref().and_then(|body| body.value.as_ref())), "GET /recorded -\n");
+    let attributes: BTreeMap<_, _> = record
+        .attributes
+        .iter()
+        .map(|pair| (pair.key.as_str(), text(pair.value.as_ref().and_then(|value| value.value.as_ref()))))
+        .collect();
+    assert_eq!(attributes, BTreeMap::from([("response_code", "200".to_owned()), ("user", "-".to_owned())]));
+    let trace_id = hex(&record.trace_id);
+    let span = mesh.spans.wait_for("the span of the record", DEADLINE, |span| span.trace_id == trace_id).await?;
+    assert_eq!(span.span_id, hex(&record.span_id));
+    mesh.waypoint.metric("waypoint_access_log_lines_total", |line| line == "waypoint_access_log_lines_total 1").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l25_a_tcp_connection_is_a_log_record_over_http_and_a_changed_log_counts_at_once() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Http1).await?;
+    let mut mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let _db = mesh.pod("db-v1-1", App::Tcp { greets: false }).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    tests::peer::exchange_raw(connection.tunnel(DB).await?, b"before", true).await?;
+    mesh.push_accepted(|scenario| {
+        let mut logger = otel_logger("tcp %BYTES_RECEIVED% %ACCESS_LOG_TYPE%");
+        let config = &mut logger["typed_config"];
+        *config = json!({
+            "@type": config["@type"], "body": config["body"], "http_service": http_service("/v1/logs"), "log_name": "tcp",
+            "resource_attributes": {"values": [{"key": "team", "value": {"string_value": "shop"}}]},
+        });
+        let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("filters")?;
+        let proxy = filters.last_mut().context("a proxy")?;
+        proxy["typed_config"]["access_log"] = json!([logger]);
+        Ok(())
+    })
+    .await?;
+    tests::peer::exchange_raw(connection.tunnel(DB).await?, b"sixsix", true).await?;
+    let (message, (record, resource)) =
+        sink.wait_for("the record", DEADLINE, |message| Some((message.clone(), record(&message.body, "tcp 6")?))).await?;
+    assert_eq!((message.path.as_str(), &message.headers["x-tenant"]), ("/v1/logs", &"shop".parse()?));
+    assert_eq!((&message.headers["host"], &message.headers["content-type"]), (&AUTHORITY.parse()?, &"application/x-protobuf".parse()?));
+    assert_eq!(text(record.body.as_ref().and_then(|body| body.value.as_ref())), "tcp 6 TcpConnectionEnd");
+    assert_eq!((record.trace_id.len(), resource), (0, 5), "four labels of where it is from, and the one that is configured");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_are_exported_over_http_to_the_path_that_is_configured() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Http1).await?;
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            let provider = &mut scenario.http(WEB_CHAIN)?["tracing"]["provider"]["typed_config"];
+            *provider = json!({"@type": provider["@type"], "http_service": http_service("/v1/traces"), "service_name": "waypoint.shop"});
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    // A collector that cannot take them now is asked again.
+    sink.answer(StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/traced").await?.status, StatusCode::OK);
+    sink.wait_for("a first try", DEADLINE, |_| Some(())).await?;
+    sink.answer(StatusCode::OK);
+    mesh.waypoint.metric("waypoint_spans_exported_total", |line| line == "waypoint_spans_exported_total 1").await?;
+    let message = sink.messages().pop().context("a message")?;
+    assert_eq!((message.path.as_str(), &message.headers["x-tenant"]), ("/v1/traces", &"shop".parse()?));
+    let request = ExportTraceServiceRequest::decode(message.body)?;
+    assert_eq!(request.resource_spans[0].scope_spans[0].spans[0].name, "web.shop.svc.cluster.local:80/*");
+    Ok(())
+}
