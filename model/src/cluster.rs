@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dns::Named;
+use crate::dns::{ByHost, Named};
 use crate::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
 use crate::outlier::OutlierDetection;
 use crate::service::ServiceRef;
@@ -92,6 +92,8 @@ pub enum Discovery {
     Static(Arc<EndpointSet>),
     /// Given with the cluster, by names that are looked up.
     Named(Arc<Named>),
+    /// Named by requests, and looked up then.
+    ByHost(Arc<ByHost>),
     /// There are none: requests and connections go where their clients wanted to go.
     Passthrough(Passthrough),
 }

@@ -3,12 +3,16 @@
 //! Not for: asking a name server. Invariant: an endpoint with a name stands for each of the name's addresses, with all else that was
 //! said of it; one with an address stands for itself.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::endpoint::{Endpoint, EndpointAddress, EndpointSet};
+
+/// A name in DNS [RFC 1035 §2.3.4].
+pub const NAME_BYTES_MAX: usize = 253;
 
 /// Which addresses of a name count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -71,6 +75,51 @@ pub struct Named {
     pub family: Family,
     /// When names are looked up again.
     pub refresh: Refresh,
+}
+
+/// Hosts that requests name themselves (dynamic forward proxy): how they are looked up, how many are kept, and how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByHost {
+    /// Which addresses count.
+    pub family: Family,
+    /// When a host is looked up again.
+    pub refresh: Refresh,
+    /// The shortest time that an answer counts.
+    pub lifetime_min: Duration,
+    /// How long a host is kept that nobody asks for.
+    pub unused_max: Duration,
+    /// Hosts at a time.
+    pub hosts_max: usize,
+    /// Requests at a time that wait for a first answer.
+    pub waiting_max: u32,
+    /// How long one lookup may take.
+    pub lookup_timeout: Duration,
+    /// Where a request names no port.
+    pub port: u16,
+}
+
+impl ByHost {
+    /// Host, in lower case, and port of a request's authority; none if it is neither a name that DNS could hold nor an address.
+    #[must_use]
+    pub fn host_and_port<'a>(&self, authority: &'a str) -> Option<(Cow<'a, str>, u16)> {
+        let (host, port) = match authority.strip_prefix('[').map(|rest| rest.split_once(']')) {
+            Some(Some((host, rest))) => (host, rest.strip_prefix(':').or(rest.is_empty().then_some(""))?),
+            Some(None) => return None,
+            None => authority.split_once(':').unwrap_or((authority, "")),
+        };
+        let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = if port.is_empty() { self.port } else { port.parse().ok().filter(|port| is_number && *port > 0)? };
+        let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+        let is_host = (is_name && !host.is_empty() && host.len() <= NAME_BYTES_MAX) || host.parse::<IpAddr>().is_ok();
+        let lower = if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() };
+        is_host.then_some((lower, port))
+    }
+
+    /// How long until a host is looked up again; see [`Refresh::wait`].
+    #[must_use]
+    pub fn wait(&self, lifetime: Option<Duration>, failures: u32, share: f64) -> Duration {
+        self.refresh.wait(lifetime.map(|lifetime| lifetime.max(self.lifetime_min)), failures, share)
+    }
 }
 
 /// What stands for the name at this position of [`Named::hosts`]: an address of "this network", where nobody is [RFC 1122 §3.2.1.3].
@@ -179,5 +228,36 @@ mod tests {
         assert_eq!(Refresh { respects_lifetime: false, ..REFRESH }.wait(Some(seconds(7)), 0, 0.0), seconds(60));
         let after = |failures| REFRESH.wait(None, failures, 0.0);
         assert_eq!([after(1), after(2), after(3), after(4), after(40)], [2, 4, 8, 10, 10].map(seconds));
+    }
+
+    #[test]
+    fn an_authority_is_a_host_and_a_port() {
+        let by_host = ByHost {
+            family: Family::default(),
+            refresh: REFRESH,
+            lifetime_min: Duration::from_secs(5),
+            unused_max: Duration::from_secs(300),
+            hosts_max: 1024,
+            waiting_max: 1024,
+            lookup_timeout: Duration::from_secs(5),
+            port: 443,
+        };
+        let read = |authority| by_host.host_and_port(authority).map(|(host, port)| format!("{host} {port}"));
+        for (authority, expected) in [
+            ("a.Example.com", "a.example.com 443"),
+            ("a.example.com:8443", "a.example.com 8443"),
+            ("192.0.2.1:80", "192.0.2.1 80"),
+            ("[2001:db8::1]", "2001:db8::1 443"),
+            ("[2001:db8::1]:80", "2001:db8::1 80"),
+        ] {
+            assert_eq!(read(authority).as_deref(), Some(expected));
+        }
+        for authority in
+            ["", ":80", "a.example.com:0", "a.example.com:65536", "a.example.com:+1", "a b", "2001:db8::1", "[2001:db8::1", "[::1]x", "a/b"]
+        {
+            assert_eq!(read(authority), None, "{authority:?}");
+        }
+        assert_eq!(read(&"a".repeat(NAME_BYTES_MAX + 1)), None);
+        assert_eq!(by_host.wait(Some(Duration::from_secs(2)), 0, 0.0), Duration::from_secs(5));
     }
 }

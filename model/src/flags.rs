@@ -48,6 +48,8 @@ pub enum ResponseFlag {
     LocalReset,
     /// `OM`: shed because memory was short.
     OverloadManager,
+    /// `DF`: the host that was asked for could not be looked up.
+    DnsResolutionFailed,
 }
 
 /// How many flags one request can gather; more are not recorded.
@@ -55,7 +57,7 @@ const FLAGS_MAX: usize = 4;
 
 impl ResponseFlag {
     /// Every flag.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectionFailure,
         Self::UpstreamConnectionTermination,
@@ -76,6 +78,7 @@ impl ResponseFlag {
         Self::UnauthorizedExternalService,
         Self::LocalReset,
         Self::OverloadManager,
+        Self::DnsResolutionFailed,
     ];
 
     /// Its place in Envoy's number of flags, `response.flags` of expressions.
@@ -102,6 +105,7 @@ impl ResponseFlag {
             Self::UpstreamProtocolError => 23,
             Self::NoClusterFound => 24,
             Self::OverloadManager => 25,
+            Self::DnsResolutionFailed => 26,
         }
     }
 
@@ -135,6 +139,7 @@ impl ResponseFlag {
             Self::UnauthorizedExternalService => "UnauthorizedExternalService",
             Self::LocalReset => "LocalReset",
             Self::OverloadManager => "OverloadManagerTerminated",
+            Self::DnsResolutionFailed => "DnsResolutionFailed",
         }
     }
 
@@ -162,6 +167,7 @@ impl ResponseFlag {
             Self::UnauthorizedExternalService => "UAEX",
             Self::LocalReset => "LR",
             Self::OverloadManager => "OM",
+            Self::DnsResolutionFailed => "DF",
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod health;
 mod loads;
 mod hashing;
 pub mod table;
+pub mod by_host;
 pub mod outlier;
 pub mod jwks;
 pub mod published;

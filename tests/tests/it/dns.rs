@@ -33,8 +33,6 @@ async fn with_names(kind: &str) -> Result<(MeshBuilder, NameServer)> {
     })?;
     let names = NameServer::start(SocketAddr::new(builder.net().pod(0, 53).into(), DNS_PORT)).await?;
     let servers = names.address().to_string();
-    // The recording has a wildcard host too, which is refused.
-    let builder = builder.environment("WAYPOINT_READY_WITH_REFUSED", Some("true"));
     Ok((builder.environment("WAYPOINT_DNS_SERVERS", Some(&servers)), names))
 }
 

@@ -5,6 +5,7 @@
 mod actions;
 mod affinity;
 mod bad_input;
+mod by_host;
 mod collectors;
 mod control_plane;
 mod destinations;

@@ -265,7 +265,7 @@ impl AdsObserver for Discovery {
         if of == ResourceType::Cluster {
             // Before anybody dials by them.
             let store = self.store.lock();
-            self.keeper.lock().want(store.clusters().flat_map(|cluster| cluster.sockets.tls()));
+            self.keeper.lock().want(store.clusters().flat_map(|served| served.cluster.sockets.tls()));
             self.names.want(store.clusters());
         }
         self.store.lock().publish();

@@ -36,6 +36,7 @@ use crate::http::normalize::UpgradeRequested;
 use crate::http::session::{Abort, Protocol};
 use crate::http::upgrade::{self, Bounds};
 use crate::state::breaker::{Permit, Resource};
+use crate::state::by_host::KnownHost;
 use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::state::table::EndpointEntry;
@@ -76,6 +77,11 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         return Ok(run.reply(LocalReply::no_path()));
     }
     let is_http1 = parts.version != Version::HTTP_2;
+    let authority = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let known_host = match balance::host_of(&cluster, authority).await {
+        Ok(known_host) => known_host,
+        Err(none) => return Ok(fail(run, &none.into(), to, false)),
+    };
     let mut limits = time_limits(&parts, to, run.is_grpc);
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
     if parts.extensions.get::<UpgradeRequested>().is_some() {
@@ -88,7 +94,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
-    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority, hash: hashed.hash };
+    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority, hash: hashed.hash, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -167,6 +173,7 @@ struct Policy<'a> {
     limits: TimeLimits,
     priority: Priority,
     hash: Option<u64>,
+    known_host: Option<Arc<KnownHost>>,
 }
 
 /// The tries of one request.
@@ -177,7 +184,7 @@ struct Tries<'a> {
     policy: Policy<'a>,
     began: Instant,
     parts: Option<request::Parts>,
-    /// Of the request, where a transport depends on it.
+    /// Of the request, where its endpoint or a transport depends on it.
     host: Option<Box<str>>,
     body: Source,
     avoid: SmallVec<[EndpointAddress; 4]>,
@@ -205,7 +212,7 @@ impl<'a> Tries<'a> {
             (false, None) => Source::Once(Some(body)),
             (false, Some(_)) => Source::Replay(Replay::new(body)),
         };
-        let by_host = cluster.cluster.sockets.tls().any(|tls| tls.depends_on_host());
+        let by_host = cluster.by_host.is_some() || cluster.cluster.sockets.tls().any(|tls| tls.depends_on_host());
         let host = parts.headers.get(http::header::HOST).filter(|_| by_host);
         let host = host.and_then(|host| host.to_str().ok()).map(Into::into);
         Self {
@@ -288,7 +295,8 @@ impl<'a> Tries<'a> {
     }
 
     fn wish(&self) -> Wish<'_> {
-        let first = Wish { hash: self.policy.hash, destination: self.run.tunnel.target.address(), ..Wish::default() };
+        let (hash, host) = (self.policy.hash, self.policy.known_host.as_deref());
+        let first = Wish { hash, host, destination: self.run.tunnel.target.address(), ..Wish::default() };
         let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else {
             return first;
         };

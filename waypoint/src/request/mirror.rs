@@ -119,7 +119,10 @@ struct Copy {
 impl Copy {
     /// Sends it and reads the answer to its end. Nobody waits for it, but the endpoint is judged by it (Envoy).
     async fn send(&self, request: Request<Body>, limit: Duration) {
-        let Some(entry) = balance::choose(&self.cluster, &Wish::default(), || self.worker.draw()) else { return };
+        let authority = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let Ok(host) = balance::host_of(&self.cluster, authority).await else { return };
+        let wish = Wish { host: host.as_deref(), ..Wish::default() };
+        let Some(entry) = balance::choose(&self.cluster, &wish, || self.worker.draw()) else { return };
         let verdict = match tokio::time::timeout(limit, self.exchange(request, &entry)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(Overflow)) => return self.counters.overflow.inc(),

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use model::chain::Chain;
-use model::cluster::Cluster;
+use model::cluster::{Cluster, Discovery};
 use model::endpoint::{EndpointAddress, EndpointSet};
 use model::invalid::Invalid;
 use model::listener::Listeners;
@@ -20,6 +20,7 @@ use telemetry::record::ChainTelemetry;
 use tokio::sync::Notify;
 
 use super::breaker::{BreakerCounts, Breakers};
+use super::by_host::HostTable;
 use super::health::{EndpointState, Verdict};
 use super::jwks::RemoteKeySets;
 use super::outlier;
@@ -63,6 +64,8 @@ pub struct ServedCluster {
     pub turn: AtomicU32,
     /// What it may have at a time.
     pub breakers: Breakers,
+    /// Its hosts, where requests name them.
+    pub by_host: Option<Arc<HostTable>>,
     memory: Arc<ClusterMemory>,
     suspicions: Arc<Notify>,
 }
@@ -71,6 +74,7 @@ pub struct ServedCluster {
 #[derive(Debug, Default)]
 pub(super) struct ClusterMemory {
     counts: BreakerCounts,
+    by_host: Mutex<Option<Arc<HostTable>>>,
     /// Of the control thread.
     hosts: Mutex<Hosts>,
 }
@@ -83,6 +87,20 @@ struct Hosts {
     look_at: Option<Instant>,
 }
 
+impl ClusterMemory {
+    /// The hosts that requests name; those before, unless they are looked up in another way now.
+    fn hosts_of(&self, cluster: &Cluster) -> Option<Arc<HostTable>> {
+        let mut kept = self.by_host.lock();
+        let Discovery::ByHost(rules) = &cluster.discovery else {
+            *kept = None;
+            return None;
+        };
+        let table = kept.take().filter(|table| table.rules == **rules).unwrap_or_else(|| Arc::new(HostTable::new((**rules).clone())));
+        *kept = Some(Arc::clone(&table));
+        Some(table)
+    }
+}
+
 impl ServedCluster {
     /// A cluster that was not known before, with its endpoints.
     #[must_use]
@@ -92,9 +110,10 @@ impl ServedCluster {
 
     pub(super) fn remembering(cluster: Arc<Cluster>, set: Arc<EndpointSet>, memory: Arc<ClusterMemory>, suspicions: Arc<Notify>) -> Self {
         let breakers = Breakers::new(&cluster, &memory.counts);
-        let served = Self { endpoints: ArcSwap::default(), turn: 0.into(), breakers, memory, suspicions, cluster };
+        let by_host = memory.hosts_of(&cluster);
+        let served = Self { endpoints: ArcSwap::default(), turn: 0.into(), breakers, by_host, memory, suspicions, cluster };
         if served.cluster.outlier.is_none() {
-            served.memory.hosts.lock().states.values().for_each(|state| state.set_ejected(false));
+            served.states(&served.memory.hosts.lock()).iter().for_each(|state| state.set_ejected(false));
         }
         // It has to be looked after from now on.
         served.suspicions.notify_one();
@@ -130,7 +149,7 @@ impl ServedCluster {
     pub(super) fn judge(&self, now: Instant, draw: &mut impl FnMut() -> u64) -> Option<Instant> {
         let rules = self.cluster.outlier.as_ref()?;
         let mut hosts = self.memory.hosts.lock();
-        let states: Vec<_> = hosts.states.values().map(Arc::clone).collect();
+        let states = self.states(&hosts);
         let mut is_changed = outlier::eject(rules, &states, now, draw);
         let look_at = *hosts.look_at.get_or_insert(now + rules.interval);
         if now >= look_at {
@@ -146,6 +165,11 @@ impl ServedCluster {
         hosts.look_at
     }
 
+    fn states(&self, hosts: &Hosts) -> Vec<Arc<EndpointState>> {
+        let named = self.by_host.iter().flat_map(|table| table.states());
+        hosts.states.values().map(Arc::clone).chain(named).collect()
+    }
+
     /// All endpoints, those that are not chosen too.
     #[must_use]
     pub fn hosts(&self) -> Vec<EndpointEntry> {
@@ -154,7 +178,7 @@ impl ServedCluster {
             let state = hosts.states.get(&endpoint.address)?;
             Some(EndpointEntry { endpoint: Arc::clone(endpoint), state: Arc::clone(state) })
         });
-        known.collect()
+        known.chain(self.by_host.iter().flat_map(|table| table.entries())).collect()
     }
 }
 

@@ -149,9 +149,9 @@ impl Store {
     }
 
     /// The clusters that are obeyed.
-    pub fn clusters(&self) -> impl Iterator<Item = &Cluster> {
+    pub fn clusters(&self) -> impl Iterator<Item = &ServedCluster> {
         self.clusters.values().filter_map(|entry| match entry {
-            ClusterEntry::Served(served) => Some(&*served.cluster),
+            ClusterEntry::Served(served) => Some(&**served),
             ClusterEntry::Refused(_) => None,
         })
     }
@@ -180,7 +180,7 @@ impl Store {
         match &cluster.discovery {
             Discovery::Eds(service) => self.endpoints.get(service).cloned().unwrap_or_default(),
             Discovery::Static(set) => Arc::clone(set),
-            Discovery::Passthrough(_) => Arc::default(),
+            Discovery::ByHost(_) | Discovery::Passthrough(_) => Arc::default(),
             // By value: a cluster that is sent again keeps what was found.
             Discovery::Named(named) => match self.resolved.get(&cluster.name) {
                 Some((of, set)) if of == named => Arc::clone(set),

@@ -12,6 +12,7 @@ use filters::route::weighted;
 use model::cluster::{Balance, Discovery, SlowStart};
 use model::endpoint::EndpointAddress;
 
+use crate::state::by_host::{KnownHost, NoHost};
 use crate::state::published::ServedCluster;
 use crate::state::table::{EndpointEntry, EndpointTable, Excluded, Group};
 
@@ -28,6 +29,22 @@ pub struct Wish<'a> {
     pub hash: Option<u64>,
     /// Where the client wanted to go; the endpoint of a cluster that has none.
     pub destination: Option<SocketAddr>,
+    /// What is known of the host that the request names, where its cluster has those.
+    pub host: Option<&'a KnownHost>,
+}
+
+/// The host of a request, where its cluster looks hosts up when they are asked for.
+///
+/// # Errors
+/// It has no endpoint.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn host_of(cluster: &ServedCluster, authority: Option<&str>) -> Result<Option<Arc<KnownHost>>, NoHost> {
+    match &cluster.by_host {
+        None => Ok(None),
+        Some(table) => table.host(authority.unwrap_or_default()).await.map(Some),
+    }
 }
 
 /// Chooses an endpoint. Envoy gives up after so many draws, which with two endpoints wastes one retry in 32 on the one that has just
@@ -35,6 +52,9 @@ pub struct Wish<'a> {
 ///
 /// None: there is no endpoint (`UH`).
 pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -> u64) -> Option<EndpointEntry> {
+    if let Some(host) = wish.host {
+        return host.choose(wish.avoid);
+    }
     if let Discovery::Passthrough(passthrough) = cluster.cluster.discovery {
         let endpoint = Arc::new(passthrough.endpoint(wish.destination?));
         // Nobody ejects it, and nobody is compared with it: what it had before does not matter.

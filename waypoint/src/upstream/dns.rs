@@ -1,4 +1,5 @@
-//! Names of endpoints, looked up off the path of requests: on the control thread, as often as their clusters say.
+//! Names of endpoints, looked up off the path of requests: on the control thread, as often as their clusters say. So are hosts that
+//! requests name, the first time while their requests wait.
 //!
 //! Not for: what becomes of the answers (`model::dns`), or who uses them (`state::store`). Invariants: a name server that fails takes
 //! nothing away; a name that has no addresses any more has no endpoints; a name is looked up only while a cluster has it.
@@ -13,7 +14,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
-use model::cluster::{Cluster, Discovery};
+use model::cluster::Discovery;
 use model::dns::{Family, Named};
 use model::endpoint::EndpointSet;
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::DnsSettings;
+use crate::state::by_host::{HostTable, KnownHost};
+use crate::state::published::ServedCluster;
 
 /// Names that are looked up at the same time; others wait.
 pub const LOOKUPS_MAX: usize = 64;
@@ -60,6 +63,12 @@ impl Resolver {
     pub fn new(settings: &DnsSettings) -> Self {
         let servers = resolver(settings).map_err(|reason| LookupFailure(format!("no name server can be asked: {reason}")));
         Self { servers, lookups: Semaphore::new(LOOKUPS_MAX) }
+    }
+
+    /// Asks the same servers, with a number of lookups of its own.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { servers: self.servers.clone(), lookups: Semaphore::new(LOOKUPS_MAX) }
     }
 
     /// Looks a name up.
@@ -162,8 +171,33 @@ impl fmt::Debug for DnsKeeper {
     }
 }
 
+/// What of a cluster is looked up.
+#[derive(Clone)]
+enum Names {
+    Given(Arc<Named>),
+    OfRequests(Arc<HostTable>),
+}
+
+impl Names {
+    fn of(served: &ServedCluster) -> Option<Self> {
+        match (&served.cluster.discovery, &served.by_host) {
+            (Discovery::Named(named), _) => Some(Self::Given(Arc::clone(named))),
+            (_, Some(table)) => Some(Self::OfRequests(Arc::clone(table))),
+            _ => None,
+        }
+    }
+
+    fn are_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Given(one), Self::Given(other)) => one == other,
+            (Self::OfRequests(one), Self::OfRequests(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+}
+
 struct Running {
-    named: Arc<Named>,
+    names: Names,
     /// Dropped, they end.
     _lookups: JoinSet<()>,
 }
@@ -176,18 +210,26 @@ impl DnsKeeper {
     }
 
     /// These are all clusters now. Must be called on the control thread's runtime.
-    pub fn want<'a>(&mut self, clusters: impl Iterator<Item = &'a Cluster>) {
+    pub fn want<'a>(&mut self, clusters: impl Iterator<Item = &'a ServedCluster>) {
         let mut running = HashMap::new();
-        for cluster in clusters {
-            let Discovery::Named(named) = &cluster.discovery else { continue };
-            let known = self.running.remove(&cluster.name).filter(|known| *known.named == **named);
-            let known = known.unwrap_or_else(|| self.start(&cluster.name, named));
-            running.insert(Arc::clone(&cluster.name), known);
+        for served in clusters {
+            let (Some(names), name) = (Names::of(served), &served.cluster.name) else { continue };
+            let known = self.running.remove(name).filter(|known| known.names.are_the_same(&names));
+            running.insert(Arc::clone(name), known.unwrap_or_else(|| self.start(name, names)));
         }
         self.running = running;
     }
 
-    fn start(&self, cluster: &Arc<str>, named: &Arc<Named>) -> Running {
+    fn start(&self, cluster: &Arc<str>, names: Names) -> Running {
+        let named = match &names {
+            Names::Given(named) => named,
+            Names::OfRequests(table) => {
+                let mut lookups = JoinSet::new();
+                // What requests name must not hold up what clusters name.
+                lookups.spawn(keep_hosts(Arc::clone(table), Arc::new(self.resolver.beside())));
+                return Running { names, _lookups: lookups };
+            }
+        };
         let found = Arc::new(Mutex::new(vec![Vec::new(); named.hosts.len()]));
         let mut lookups = JoinSet::new();
         for position in 0..named.hosts.len() {
@@ -201,7 +243,66 @@ impl DnsKeeper {
             };
             lookups.spawn(one.keep());
         }
-        Running { named: Arc::clone(named), _lookups: lookups }
+        Running { names, _lookups: lookups }
+    }
+}
+
+/// Looks hosts up that requests name, each as long as it is asked for.
+async fn keep_hosts(table: Arc<HostTable>, resolver: Arc<Resolver>) {
+    let mut hosts = JoinSet::new();
+    loop {
+        tokio::select! {
+            new = table.wanted() => {
+                for host in new {
+                    let (table, resolver) = (Arc::clone(&table), Arc::clone(&resolver));
+                    hosts.spawn(async move {
+                        tokio::select! {
+                            () = host.evicted() => {}
+                            () = keep_host(&table, &host, &resolver) => {}
+                        }
+                    });
+                }
+            }
+            Some(_ended) = hosts.join_next() => {}
+        }
+    }
+}
+
+/// Looks a host up again and again; returns when it is forgotten.
+async fn keep_host(table: &HostTable, host: &Arc<KnownHost>, resolver: &Resolver) {
+    let rules = &table.rules;
+    let is_address = host.name.parse::<IpAddr>().is_ok();
+    let mut failures = 0;
+    loop {
+        let wait = if is_address {
+            rules.unused_max
+        } else {
+            let lifetime = look_up(table, host, resolver).await;
+            failures = if lifetime.is_some() { 0 } else { failures + 1 };
+            rules.wait(lifetime, failures, fastrand::f64())
+        };
+        tokio::time::sleep(wait.min(rules.unused_max)).await;
+        if table.forget_unused(host) {
+            return;
+        }
+    }
+}
+
+/// How long the answer counts; none if there is none. Not logged: a client can ask for anything.
+async fn look_up(table: &HostTable, host: &KnownHost, resolver: &Resolver) -> Option<Duration> {
+    match tokio::time::timeout(table.rules.lookup_timeout, resolver.resolve(&host.name, table.rules.family)).await {
+        Ok(Ok(answer)) => {
+            host.resolved(&answer.addresses);
+            Some(answer.lifetime).filter(|_| !answer.addresses.is_empty())
+        }
+        Ok(Err(LookupFailure(reason))) => {
+            host.failed(reason.into());
+            None
+        }
+        Err(_elapsed) => {
+            host.failed("timeout".into());
+            None
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use model::flags::ResponseFlag;
 use crate::http::body::BodyError;
 use crate::http::client::SendErrorKind;
 use crate::state::breaker::Overflow;
+use crate::state::by_host::NoHost;
 use crate::state::health::Verdict;
 use crate::upstream::pool::NoSession;
 
@@ -24,6 +25,12 @@ pub enum UpstreamFailure {
     ClusterRejected,
     /// No endpoint can be chosen.
     NoEndpoint,
+    /// The host that the request names has no address; and why.
+    Unresolved(Cow<'static, str>),
+    /// As many hosts that requests name are known as may be.
+    TooManyHosts,
+    /// As many requests wait for the address of a host as may.
+    TooManyLookups,
     /// A circuit breaker is open.
     Overflow,
     /// No connection to the endpoint; with the true cause.
@@ -91,6 +98,9 @@ impl UpstreamFailure {
             Self::RequestBody(_) => 400,
             Self::ClusterRejected
             | Self::NoEndpoint
+            | Self::Unresolved(_)
+            | Self::TooManyHosts
+            | Self::TooManyLookups
             | Self::Overflow
             | Self::Connect(_)
             | Self::Closed { .. }
@@ -114,7 +124,10 @@ impl UpstreamFailure {
             Self::StreamIdle { .. } => ResponseFlag::StreamIdleTimeout,
             Self::RequestBody(BodyError::Malformed) => ResponseFlag::DownstreamProtocolError,
             Self::RequestBody(_) => ResponseFlag::DownstreamConnectionTermination,
-            Self::ClusterRejected | Self::UploadTimeout | Self::StreamTimeout { .. } => return None,
+            Self::Unresolved(_) => ResponseFlag::DnsResolutionFailed,
+            Self::ClusterRejected | Self::TooManyHosts | Self::TooManyLookups | Self::UploadTimeout | Self::StreamTimeout { .. } => {
+                return None;
+            }
         })
     }
 
@@ -126,6 +139,9 @@ impl UpstreamFailure {
             Self::ClusterNotFound => "cluster_not_found".into(),
             Self::ClusterRejected => "config_rejected".into(),
             Self::NoEndpoint => "no_healthy_upstream".into(),
+            Self::Unresolved(reason) => format!("dns_resolution_failure{{{}}}", reason.replace(' ', "_")).into(),
+            Self::TooManyHosts => "dns_cache_overflow".into(),
+            Self::TooManyLookups => "dynamic_forward_proxy_pending_request_overflow".into(),
             Self::Connect(reason) => format!("{BEFORE}{{remote_connection_failure|{}}}", reason.replace(' ', "_")).into(),
             Self::Overflow => format!("{BEFORE}{{overflow}}").into(),
             Self::Closed { .. } => format!("{BEFORE}{{connection_termination}}").into(),
@@ -150,6 +166,9 @@ impl UpstreamFailure {
             Self::ClusterNotFound | Self::RequestBody(_) => return "".into(),
             Self::ClusterRejected => return "configuration of the upstream was rejected".into(),
             Self::NoEndpoint => return "no healthy upstream".into(),
+            Self::Unresolved(_) => return "DNS resolution failure".into(),
+            Self::TooManyHosts => return "DNS cache overflow".into(),
+            Self::TooManyLookups => return "Dynamic forward proxy pending request overflow".into(),
             Self::TryTimeout | Self::RequestTimeout => return "upstream request timeout".into(),
             Self::StreamIdle { .. } => return "stream timeout".into(),
             Self::StreamTimeout { .. } => return "downstream duration timeout".into(),
@@ -184,6 +203,9 @@ impl UpstreamFailure {
             Self::ClusterNotFound
             | Self::ClusterRejected
             | Self::NoEndpoint
+            | Self::Unresolved(_)
+            | Self::TooManyHosts
+            | Self::TooManyLookups
             | Self::Overflow
             | Self::StreamIdle { .. }
             | Self::StreamTimeout { .. }
@@ -205,6 +227,9 @@ impl UpstreamFailure {
             Self::ClusterNotFound
             | Self::ClusterRejected
             | Self::NoEndpoint
+            | Self::Unresolved(_)
+            | Self::TooManyHosts
+            | Self::TooManyLookups
             | Self::Overflow
             | Self::RequestTimeout
             | Self::StreamIdle { .. }
@@ -221,6 +246,16 @@ impl From<NoSession> for UpstreamFailure {
         match none {
             NoSession::Overflow => Self::Overflow,
             NoSession::Connect(failure) => Self::Connect(failure.reason),
+        }
+    }
+}
+
+impl From<NoHost> for UpstreamFailure {
+    fn from(none: NoHost) -> Self {
+        match none {
+            NoHost::Unresolved(reason) => Self::Unresolved(reason),
+            NoHost::TooMany => Self::TooManyHosts,
+            NoHost::TooManyWaiting => Self::TooManyLookups,
         }
     }
 }

@@ -41,7 +41,7 @@ struct Key {
     cluster: Arc<str>,
     endpoint: EndpointAddress,
     transport: Transport,
-    /// Where the transport depends on it.
+    /// Where the transport or the endpoint depends on it.
     host: Option<Box<str>>,
 }
 
@@ -199,9 +199,10 @@ impl<'a> Wanted<'a> {
         self.cluster.cluster.sockets.of(&self.endpoint.socket_labels)
     }
 
-    /// The host, where the transport depends on it.
+    /// The host, where the transport depends on it, or the cluster has hosts of which two may share an address.
     fn host(&self) -> Option<&'a str> {
-        self.host.filter(|_| self.transport().tls.as_ref().is_some_and(|tls| tls.depends_on_host()))
+        let depends = || self.cluster.by_host.is_some() || self.transport().tls.as_ref().is_some_and(|tls| tls.depends_on_host());
+        self.host.filter(|_| depends())
     }
 
     fn key(&self) -> Key {

@@ -160,15 +160,12 @@ fn every_recorded_scenario_loads_and_what_is_not_obeyed_is_named() {
         "istiod-1.31/05-authz",
         "istiod-1.31/06-jwt",
         "istiod-1.31/07-telemetry",
+        "istiod-1.31/08-egress",
         "istiod-1.31/09-tcp",
         "istiod-1.28/default-chain",
     ] {
         assert_eq!(refused_chains(&apply(scenario).listeners), [""; 0], "{scenario}");
     }
-    let egress = apply("istiod-1.31/08-egress");
-    let refused = refused_chains(&egress.listeners);
-    assert!(refused.len() == 1 && refused[0].contains('*'), "{refused:?}");
-    assert!(egress.nacks.iter().any(|nack| nack.contains(refused[0].as_str())), "{:?}", egress.nacks);
 }
 
 #[test]

@@ -122,9 +122,10 @@ pub(super) fn is_known_discovery(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 1, 2, 3, ORIGINAL_DST])
 }
 
-/// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST.
+/// `lb_policy`: ROUND_ROBIN, LEAST_REQUEST, RING_HASH, RANDOM, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST or a cluster type of its own.
 pub(super) fn is_known_balance(value: &Value, site: &Site<'_>) -> bool {
-    let is_provided = || field(site.message, "type").is_some_and(|kind| is_one_of(&kind, &[ORIGINAL_DST]));
+    let is_original = || field(site.message, "type").is_some_and(|kind| is_one_of(&kind, &[ORIGINAL_DST]));
+    let is_provided = || is_original() || site.message.has_field_by_name("cluster_type");
     is_one_of(value, &[0, 1, 2, 3, 5]) || (is_one_of(value, &[CLUSTER_PROVIDED]) && is_provided())
 }
 

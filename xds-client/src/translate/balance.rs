@@ -41,15 +41,17 @@ pub(super) fn balance(value: &proto::Cluster) -> Translated<Balance> {
             _ => maglev(&MaglevLbConfig::default()),
         },
         // Of a cluster whose endpoints a request names: there is nothing to choose.
-        Ok(LbPolicy::ClusterProvided) if is_passthrough(value) => Ok(Balance::default()),
+        Ok(LbPolicy::ClusterProvided) if names_its_own(value) => Ok(Balance::default()),
         Ok(other) => Err(Problem::new("lb_policy", format!("{} is not supported yet", other.as_str_name()))),
         Err(_) => Err(Problem::new("lb_policy", format!("{} is not known", value.lb_policy))),
     }
 }
 
-fn is_passthrough(value: &proto::Cluster) -> bool {
+fn names_its_own(value: &proto::Cluster) -> bool {
     use proto::cluster::{ClusterDiscoveryType, DiscoveryType};
-    value.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst.into()))
+    let original = i32::from(DiscoveryType::OriginalDst);
+    matches!(&value.cluster_discovery_type, Some(ClusterDiscoveryType::ClusterType(_)))
+        || value.cluster_discovery_type == Some(ClusterDiscoveryType::Type(original))
 }
 
 fn ring_hash(value: &RingHashLbConfig) -> Translated<Balance> {

@@ -31,6 +31,8 @@ const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const JWT_AUTHN: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 const STATS: &str = "stats.PluginConfig";
 const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig";
+/// What it does follows from the cluster of a request.
+const DYNAMIC_FORWARD_PROXY: &str = "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const HTTP_EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
 const NETWORK_EXT_AUTHZ: &str = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
@@ -203,7 +205,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             FAULT => slots.add_fault(&filter.name, config, &path)?,
             CORS => slots.add_cors(&filter.name),
             RATE_LIMIT => slots.add_rate_limit(&filter.name, config, jwt.is_none() && judges.is_empty(), &path)?,
-            ROUTER => {}
+            ROUTER | DYNAMIC_FORWARD_PROXY => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
     }

@@ -4,18 +4,23 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as dynamic;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
 use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, Passthrough, RetryBudget, UpstreamProtocol};
 use model::service::ServiceRef;
+use model::transport::Sockets;
 
-use super::{Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, timeout, transport};
+use super::{
+    Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, timeout, transport, type_name,
+};
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
 pub const PLUMBING: [&str; 4] = ["main_internal", "connect_originate", "inner_connect_originate", "outer_connect_originate"];
 /// Envoy's retry budget where it is not said: a fifth of the requests, and three at least.
 const BUDGET_PERCENT_DEFAULT: f64 = 20.0;
 const BUDGET_RETRIES_MIN_DEFAULT: u32 = 3;
+const DYNAMIC_FORWARD_PROXY: &str = "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Translates a cluster.
@@ -26,18 +31,19 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
     let name: Arc<str> = value.name.as_str().into();
     let options = http_options(value)?;
     let timeout = value.connect_timeout.as_ref().map(|timeout| duration(timeout, "connect_timeout")).transpose()?;
+    let sockets = transport::sockets(value, options.as_ref())?;
     let (limits, limits_high) = (limits(value, core::RoutingPriority::Default)?, limits(value, core::RoutingPriority::High)?);
     Ok(Cluster {
         stat_name: if value.alt_stat_name.is_empty() { Arc::clone(&name) } else { value.alt_stat_name.as_str().into() },
         service: service(value),
-        discovery: discovery(value)?,
+        discovery: discovery(value, options.as_ref(), &sockets)?,
         balance: balance::balance(value)?,
         slow_start: balance::slow_start(value)?,
         panic_threshold_percent: balance::panic_threshold(value)?,
         weighs_localities: balance::weighs_localities(value),
         outlier: value.outlier_detection.as_ref().map(outlier::outlier).transpose()?,
         protocol: protocol(options.as_ref())?,
-        sockets: transport::sockets(value, options.as_ref())?,
+        sockets,
         connect_timeout: timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT),
         limits,
         limits_high,
@@ -59,7 +65,7 @@ pub fn eds_name(value: &proto::Cluster) -> Option<&str> {
     Some(named.unwrap_or(&value.name)).filter(|name| !matches!(*name, "" | "*"))
 }
 
-fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
+fn discovery(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOptions>, sockets: &Sockets) -> Translated<Discovery> {
     use proto::cluster::{ClusterDiscoveryType, DiscoveryType};
     let kind = match value.cluster_discovery_type.as_ref() {
         // Protobuf's zero: STATIC.
@@ -68,7 +74,11 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
             DiscoveryType::try_from(*kind).map_err(|_| Problem::new("type", format!("{kind} is not known")))?
         }
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return Err(Problem::new("cluster_type", format!("{:?} is not supported", custom.name)));
+            let config = required(custom.typed_config.as_ref(), "cluster_type.typed_config")?;
+            return match type_name(config) {
+                DYNAMIC_FORWARD_PROXY => by_host(value, &open(config, "cluster_type.typed_config")?, options, sockets),
+                other => Err(Problem::new("cluster_type", format!("{:?} ({other}) is not supported", custom.name))),
+            };
         }
     };
     match kind {
@@ -88,6 +98,28 @@ fn discovery(value: &proto::Cluster) -> Translated<Discovery> {
         DiscoveryType::LogicalDns => Ok(Discovery::Named(Arc::new(dns::named(value, true)?))),
         DiscoveryType::OriginalDst => passthrough(value).map(Discovery::Passthrough),
     }
+}
+
+/// A dynamic forward proxy.
+fn by_host(
+    value: &proto::Cluster,
+    config: &dynamic::ClusterConfig,
+    options: Option<&upstream::HttpProtocolOptions>,
+    sockets: &Sockets,
+) -> Translated<Discovery> {
+    use dynamic::cluster_config::ClusterImplementationSpecifier;
+    if proto::cluster::LbPolicy::try_from(value.lb_policy) != Ok(proto::cluster::LbPolicy::ClusterProvided) {
+        return Err(Problem::new("lb_policy", "hosts that requests name are not balanced"));
+    }
+    let Some(ClusterImplementationSpecifier::DnsCacheConfig(cache)) = &config.cluster_implementation_specifier else {
+        return Err(Problem::new("cluster_type.typed_config", "has no dns_cache_config"));
+    };
+    let by_name = options.and_then(|options| options.upstream_http_protocol_options.as_ref());
+    if by_name.is_some_and(|by| !by.auto_sni || !by.auto_san_validation) && !config.allow_insecure_cluster_options {
+        return Err(Problem::new("cluster_type.typed_config", "auto_sni and auto_san_validation have to be set"));
+    }
+    let port = if sockets.otherwise.tls.is_some() { 443 } else { 80 };
+    Ok(Discovery::ByHost(Arc::new(dns::by_host(cache, port)?)))
 }
 
 /// ORIGINAL_DST. Envoy, too, refuses the cluster if anything but the cluster itself would choose an endpoint.

@@ -1,24 +1,34 @@
-//! Clusters whose endpoints are known by name: STRICT_DNS and LOGICAL_DNS.
+//! Clusters whose endpoints are known by name: STRICT_DNS, LOGICAL_DNS, and those whose names requests say (dynamic forward proxy).
 //!
 //! Not for: looking names up. An endpoint with a name is translated as one at a placeholder, so that all that is said of endpoints is
 //! read in one place.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
-use model::dns::{Family, Named, Refresh, is_placeholder, placeholder};
+use envoy_types::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
+use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
+use model::dns::{ByHost, Family, NAME_BYTES_MAX, Named, Refresh, is_placeholder, placeholder};
 
 use super::{Problem, Translated, duration, endpoint, required};
 
 /// Envoy's `dns_refresh_rate`.
-const REFRESH_DEFAULT: std::time::Duration = std::time::Duration::from_secs(5);
+const REFRESH_DEFAULT: Duration = Duration::from_secs(5);
 /// The first wait after a failure where the cluster does not say.
-const AFTER_FAILURE_DEFAULT: std::time::Duration = std::time::Duration::from_secs(1);
-/// A name in DNS [RFC 1035 §2.3.4].
-const NAME_BYTES_MAX: usize = 253;
+const AFTER_FAILURE_DEFAULT: Duration = Duration::from_secs(1);
+/// Envoy's defaults of a cache of hosts that requests name.
+const HOSTS_REFRESH_DEFAULT: Duration = Duration::from_secs(60);
+const HOSTS_LIFETIME_MIN_DEFAULT: Duration = Duration::from_secs(5);
+const HOST_UNUSED_MAX_DEFAULT: Duration = Duration::from_secs(300);
+const HOSTS_MAX_DEFAULT: u32 = 1024;
+const HOSTS_WAITING_MAX_DEFAULT: u32 = 1024;
+const HOST_LOOKUP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// Where a cache asks for no limit at all.
+const HOST_LOOKUP_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
 /// The endpoints of a cluster of this kind.
 pub(super) fn named(value: &proto::Cluster, first_only: bool) -> Translated<Named> {
@@ -75,19 +85,49 @@ pub(super) fn family(number: i32) -> Translated<Family> {
 
 #[expect(deprecated, reason = "istiod does not use the cluster type that replaces the fields")]
 fn refresh(value: &proto::Cluster) -> Translated<Refresh> {
-    let read = |value: Option<&_>, path: &str| value.map(|value| duration(value, path)).transpose();
     let every = read(value.dns_refresh_rate.as_ref(), "dns_refresh_rate")?.unwrap_or(REFRESH_DEFAULT);
-    let failure = value.dns_failure_refresh_rate.as_ref();
-    let base = read(failure.and_then(|rate| rate.base_interval.as_ref()), "dns_failure_refresh_rate.base_interval")?;
-    let max = read(failure.and_then(|rate| rate.max_interval.as_ref()), "dns_failure_refresh_rate.max_interval")?;
-    let after_failure = base.unwrap_or(AFTER_FAILURE_DEFAULT.min(every));
-    Ok(Refresh {
-        every,
-        respects_lifetime: value.respect_dns_ttl,
-        jitter: read(value.dns_jitter.as_ref(), "dns_jitter")?.unwrap_or_default(),
-        after_failure,
-        // Envoy: ten times the base where only that is given.
-        after_failure_max: max.unwrap_or(base.map_or(every, |base| base * 10)).max(after_failure),
+    let (after_failure, after_failure_max) = after_failure(value.dns_failure_refresh_rate.as_ref(), every)?;
+    let jitter = read(value.dns_jitter.as_ref(), "dns_jitter")?.unwrap_or_default();
+    Ok(Refresh { every, respects_lifetime: value.respect_dns_ttl, jitter, after_failure, after_failure_max })
+}
+
+fn read(value: Option<&ProtoDuration>, path: &str) -> Translated<Option<Duration>> {
+    value.map(|value| duration(value, path)).transpose()
+}
+
+/// The first wait after a failure, and the longest.
+fn after_failure(value: Option<&proto::cluster::RefreshRate>, every: Duration) -> Translated<(Duration, Duration)> {
+    let base = read(value.and_then(|rate| rate.base_interval.as_ref()), "dns_failure_refresh_rate.base_interval")?;
+    let max = read(value.and_then(|rate| rate.max_interval.as_ref()), "dns_failure_refresh_rate.max_interval")?;
+    let first = base.unwrap_or(AFTER_FAILURE_DEFAULT.min(every));
+    // Envoy: ten times the base where only that is given.
+    Ok((first, max.unwrap_or(base.map_or(every, |base| base * 10)).max(first)))
+}
+
+/// The hosts of a dynamic forward proxy. `port`: where requests name none.
+pub(super) fn by_host(value: &DnsCacheConfig, port: u16) -> Translated<ByHost> {
+    let positive = |value: Option<&ProtoDuration>, path: &str, default| match read(value, path)? {
+        Some(Duration::ZERO) => Err(Problem::new(path, "has to be positive")),
+        found => Ok(found.unwrap_or(default)),
+    };
+    let number = |value: Option<&UInt32Value>, default| value.map_or(default, |value| value.value);
+    let every = positive(value.dns_refresh_rate.as_ref(), "dns_refresh_rate", HOSTS_REFRESH_DEFAULT)?;
+    let (after_failure, after_failure_max) = after_failure(value.dns_failure_refresh_rate.as_ref(), every)?;
+    let breaker = value.dns_cache_circuit_breaker.as_ref();
+    let lookup_timeout = read(value.dns_query_timeout.as_ref(), "dns_query_timeout")?.unwrap_or(HOST_LOOKUP_TIMEOUT_DEFAULT);
+    let hosts_max = number(value.max_hosts.as_ref(), HOSTS_MAX_DEFAULT);
+    if hosts_max == 0 {
+        return Err(Problem::new("max_hosts", "has to be positive"));
+    }
+    Ok(ByHost {
+        family: family(value.dns_lookup_family)?,
+        refresh: Refresh { every, respects_lifetime: true, jitter: Duration::ZERO, after_failure, after_failure_max },
+        lifetime_min: positive(value.dns_min_refresh_rate.as_ref(), "dns_min_refresh_rate", HOSTS_LIFETIME_MIN_DEFAULT)?,
+        unused_max: positive(value.host_ttl.as_ref(), "host_ttl", HOST_UNUSED_MAX_DEFAULT)?,
+        hosts_max: usize::try_from(hosts_max).unwrap_or(usize::MAX),
+        waiting_max: number(breaker.and_then(|breaker| breaker.max_pending_requests.as_ref()), HOSTS_WAITING_MAX_DEFAULT),
+        lookup_timeout: if lookup_timeout.is_zero() { HOST_LOOKUP_TIMEOUT_MAX } else { lookup_timeout },
+        port,
     })
 }
 
@@ -144,6 +184,45 @@ mod tests {
         assert_eq!(*named.hosts, ["a.example.com".into(), "b.example.com".into()]);
         assert_eq!(named.endpoints.endpoints.len(), 4);
         assert_eq!(named.family, Family::Ipv6ElseIpv4, "Envoy's AUTO");
+    }
+
+    #[test]
+    fn a_wildcard_host_is_read_as_istiod_sends_it() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/istiod-1.31/08-egress/Cluster.json");
+        let recorded: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let all = recorded["resources"].as_array().unwrap();
+        let wild = &all.iter().find(|one| one["name"] == "inbound-vip|80|http|*.wild.example.com").unwrap()["resource"];
+        let tls = &all.iter().find(|one| one["name"] == "inbound-vip|80|http|api.example.com").unwrap()["resource"]["transport_socket"];
+        let read = |json: &Value| -> Translated<Arc<ByHost>> {
+            let bytes = xds_proto::message_from_json("envoy.config.cluster.v3.Cluster", json).unwrap();
+            match cluster(&proto::Cluster::decode(&bytes[..]).unwrap())?.discovery {
+                Discovery::ByHost(by_host) => Ok(by_host),
+                other => panic!("{other:?}"),
+            }
+        };
+        let by_host = read(wild).unwrap();
+        let seconds = Duration::from_secs;
+        assert_eq!((by_host.family, by_host.hosts_max, by_host.waiting_max, by_host.port), (Family::Ipv4, 1024, 1024, 80));
+        assert_eq!((by_host.unused_max, by_host.lifetime_min, by_host.lookup_timeout), (seconds(300), seconds(5), seconds(5)));
+        let mut secure = wild.clone();
+        secure["transport_socket"] = tls.clone();
+        assert_eq!(read(&secure).unwrap().port, 443);
+        let options = |options: Value| {
+            let mut json = wild.clone();
+            json["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http_protocol_options": {}},
+                "upstream_http_protocol_options": options,
+            }});
+            read(&json)
+        };
+        assert!(options(json!({"auto_sni": true, "auto_san_validation": true})).is_ok());
+        assert!(options(json!({"auto_sni": true})).is_err(), "as Envoy: any certificate of a root would do for any host");
+        let mut none = wild.clone();
+        none["cluster_type"]["typed_config"]["dns_cache_config"]["max_hosts"] = 0.into();
+        assert!(read(&none).is_err());
+        none["lb_policy"] = "ROUND_ROBIN".into();
+        assert!(read(&none).is_err());
     }
 
     #[test]

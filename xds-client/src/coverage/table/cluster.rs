@@ -30,7 +30,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             (
                 "lb_policy",
                 when(
-                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST",
+                    "ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH, MAGLEV; CLUSTER_PROVIDED with ORIGINAL_DST or a cluster_type",
                     check::is_known_balance,
                     "like requests would go to the same endpoint",
                 ),
@@ -245,6 +245,38 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("rotate_nameservers", Listed("the faster one is asked")),
         ],
     ),
+    entry(
+        Routing,
+        "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+        &[
+            ("dns_cache_config", Honoured),
+            ("sub_clusters_config", Refused("each host would be a cluster of its own")),
+            ("allow_insecure_cluster_options", Honoured),
+            ("allow_coalesced_connections", Listed("hosts do not share connections")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig",
+        &[
+            ("name", Whole),
+            ("dns_lookup_family", Honoured),
+            ("dns_refresh_rate", Whole),
+            ("dns_min_refresh_rate", Whole),
+            ("host_ttl", Whole),
+            ("max_hosts", Honoured),
+            ("dns_failure_refresh_rate", Whole),
+            ("disable_dns_refresh_on_failure", Listed("a host that cannot be looked up is tried again")),
+            ("dns_cache_circuit_breaker", Whole),
+            ("dns_query_timeout", Whole),
+            ("typed_dns_resolver_config", Extension(DNS_RESOLVERS)),
+            ("dns_resolution_config", Refused("other name servers would be asked")),
+            ("use_tcp_for_dns_lookups", Listed("TCP is used where an answer is cut")),
+            ("preresolve_hostnames", Listed("hosts are looked up when they are asked for")),
+            ("key_value_config", Listed("hosts are not kept beyond the process")),
+            ("resolved_address_filter", Refused("addresses would be left out")),
+        ],
+    ),
     // Endpoints.
     entry(
         Routing,
@@ -298,7 +330,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 const DNS_RESOLVERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig")];
 
 const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
-    refused("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig", "the host would be resolved when asked for"),
+    walked("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"),
     refused("envoy.extensions.clusters.dns.v3.DnsCluster", "endpoints would be found by DNS"),
 ];
 

@@ -266,6 +266,16 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("upstream_http_filters", Refused("tries would pass other filters")),
         ],
     ),
+    entry(
+        Routing,
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
+        &[
+            ("dns_cache_config", Honoured),
+            ("sub_cluster_config", Refused("each host would be a cluster of its own")),
+            ("save_upstream_address", Unused("nothing reads it")),
+            ("allow_dynamic_host_from_filter_state", when("false", check::is_false, "filter state would name the host")),
+        ],
+    ),
     // TCP.
     entry(
         Routing,
@@ -309,7 +319,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.filters.http.wasm.v3.Wasm", "an extension would see every request"),
     walked("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"),
     refused("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", "gRPC-Web would be translated"),
-    refused("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig", "the host would be resolved when asked for"),
+    walked("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig"),
     refused("envoy.extensions.filters.http.stateful_session.v3.StatefulSession", "a session would stay with its endpoint"),
     refused("envoy.extensions.filters.http.compressor.v3.Compressor", "responses would be compressed"),
 ];

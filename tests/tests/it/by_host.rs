@@ -1,0 +1,215 @@
+//! A wildcard service: requests reach the host that they name, which is looked up when it is asked for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+use tests::dns::{Entry, NameServer};
+use tests::fake_istiod::Kind;
+use tests::peer::{Answer, Connection, full, plain_get};
+use tests::pki::Pki;
+use tests::scenario::{Mesh, MeshBuilder};
+use tests::wait::{Look, until};
+use tests::workload::{App, Workload};
+
+const WILD: &str = "240.0.0.3:80";
+const WILD_CHAIN: &str = "inbound-vip|80|http|*.wild.example.com";
+const ONE: &str = "one.wild.example.com";
+const TWO: &str = "two.wild.example.com";
+/// Anybody may listen on it; 80 is root's.
+const PORT: u16 = 8080;
+const DNS_PORT: u16 = 5353;
+const ADMIN_PORT: u16 = 15000;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The recorded wildcard, for requests that name a port, too; a test answers for its names.
+async fn wild(cache: Value) -> Result<(MeshBuilder, NameServer)> {
+    let builder = Mesh::builder("08-egress")?.edit(|scenario| {
+        let http = scenario.http(WILD_CHAIN)?;
+        http["route_config"]["virtual_hosts"][0]["domains"] = json!(["*.wild.example.com", "*"]);
+        http["access_log"] = json!([{"name": "envoy.access_loggers.file", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": "/dev/stdout",
+            "log_format": {"json_format": {
+                "authority": "%REQ(:AUTHORITY)%",
+                "upstream_host": "%UPSTREAM_HOST%",
+                "response_flags": "%RESPONSE_FLAGS%",
+                "response_code_details": "%RESPONSE_CODE_DETAILS%",
+            }},
+        }}]);
+        let config = &mut scenario.resource(Kind::Cluster, WILD_CHAIN)?["cluster_type"]["typed_config"]["dns_cache_config"];
+        for (field, value) in cache.as_object().into_iter().flatten() {
+            config[field] = value.clone();
+        }
+        Ok(())
+    })?;
+    let names = NameServer::start(SocketAddr::new(builder.net().pod(0, 53).into(), DNS_PORT)).await?;
+    let servers = names.address().to_string();
+    Ok((builder.environment("WAYPOINT_DNS_SERVERS", Some(&servers)), names))
+}
+
+async fn app(mesh: &Mesh, last: u8) -> Result<(Workload, IpAddr)> {
+    let address = IpAddr::from(mesh.net.pod(70, last));
+    Ok((Workload::plain(&format!("wild-{last}"), SocketAddr::new(address, PORT), App::Http).await?, address))
+}
+
+async fn get(connection: &Connection, host: &str) -> Result<Answer> {
+    let request = Request::builder().uri("/").header("host", format!("{host}:{PORT}")).body(full(""))?;
+    connection.http1(WILD).await?.send(request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_reach_the_host_that_they_name_after_one_lookup() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    let mesh = builder.start().await?;
+    let ((_one, first), (_two, second)) = (app(&mesh, 1).await?, app(&mesh, 2).await?);
+    names.set(ONE, Entry::Addresses(vec![first], 60));
+    names.set(TWO, Entry::Addresses(vec![second], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    let all = futures_util::future::join_all((0..20).map(|number| get(&connection, if number % 2 == 0 { ONE } else { TWO }))).await;
+    for (number, answer) in all.into_iter().enumerate() {
+        let (answer, pod) = (answer?, if number % 2 == 0 { "wild-1" } else { "wild-2" });
+        assert_eq!((answer.status, answer.json()["pod"].as_str()), (StatusCode::OK, Some(pod)), "{}", answer.text());
+    }
+    assert_eq!((names.questions(ONE), names.questions(TWO)), (1, 1));
+    let (_, line) = mesh.waypoint.access_line("a line", |line| line["authority"] == format!("{ONE}:{PORT}")).await?;
+    assert_eq!(line["upstream_host"], format!("{first}:{PORT}"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hosts_at_one_address_share_no_connection() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    let mesh = builder.proxy_config("concurrency", 1.into()).start().await?;
+    let (one, first) = app(&mesh, 1).await?;
+    names.set(ONE, Entry::Addresses(vec![first], 60));
+    names.set(TWO, Entry::Addresses(vec![first], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    for host in [ONE, TWO, ONE, TWO] {
+        assert_eq!(get(&connection, host).await?.status, StatusCode::OK);
+    }
+    assert_eq!(one.record().connections(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_be_looked_up_is_refused_by_name_and_tried_again() -> Result<()> {
+    let (builder, names) = wild(json!({"dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "1s"}})).await?;
+    let mesh = builder.start().await?;
+    let (_one, first) = app(&mesh, 1).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    names.set(TWO, Entry::Failure);
+    for host in [ONE, TWO] {
+        let answer = get(&connection, host).await?;
+        assert_eq!((answer.status, answer.text().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "DNS resolution failure"), "{host}");
+        let (_, line) = mesh.waypoint.access_line("its line", |line| line["authority"] == format!("{host}:{PORT}")).await?;
+        let details = line["response_code_details"].as_str().unwrap_or_default();
+        assert!(line["response_flags"] == "DF" && details.starts_with("dns_resolution_failure{"), "{line}");
+    }
+    names.set(ONE, Entry::Addresses(vec![first], 60));
+    until("an answer", DEADLINE, async || {
+        let status = get(&connection, ONE).await?.status;
+        Ok(if status == StatusCode::OK { Look::Done(()) } else { Look::NotYet(status.to_string()) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_address_is_tried_where_the_first_refuses() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    let mesh = builder.start().await?;
+    let (_one, first) = app(&mesh, 1).await?;
+    names.set(ONE, Entry::Addresses(vec![mesh.net.pod(70, 99).into(), first], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(get(&connection, ONE).await?.json()["pod"], "wild-1");
+    Ok(())
+}
+
+async fn hosts(mesh: &Mesh) -> Result<Vec<String>> {
+    let page = plain_get(mesh.waypoint.port(ADMIN_PORT), "/clusters").await?.text();
+    Ok(page.lines().filter(|line| line.starts_with(WILD_CHAIN)).map(str::to_owned).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_bounded_and_forgotten_when_nobody_asks_for_them() -> Result<()> {
+    let (builder, names) = wild(json!({"max_hosts": 2, "host_ttl": "1s"})).await?;
+    let mesh = builder.start().await?;
+    let (_one, first) = app(&mesh, 1).await?;
+    let all = [ONE, TWO, "three.wild.example.com"];
+    all.iter().for_each(|host| names.set(host, Entry::Addresses(vec![first], 60)));
+    let connection = mesh.connect("frontend-0").await?;
+    // Of a made-up name nothing is kept that would keep another out.
+    assert_eq!(get(&connection, "made-up.wild.example.com").await?.text(), "DNS resolution failure");
+    let answers = [get(&connection, ONE).await?, get(&connection, TWO).await?, get(&connection, all[2]).await?];
+    assert_eq!(answers.each_ref().map(|answer| answer.status.as_u16()), [200, 200, 503]);
+    assert_eq!(answers[2].text(), "DNS cache overflow");
+    let (_, line) = mesh.waypoint.access_line("its line", |line| line["authority"] == format!("{}:{PORT}", all[2])).await?;
+    assert_eq!((&line["response_code_details"], &line["response_flags"]), (&json!("dns_cache_overflow"), &json!("-")));
+    until("no hosts", DEADLINE, async || {
+        let hosts = hosts(&mesh).await?;
+        Ok(if hosts.is_empty() { Look::Done(()) } else { Look::NotYet(format!("{hosts:?}")) })
+    })
+    .await?;
+    assert_eq!(get(&connection, all[2]).await?.status, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_sent_again_keeps_its_hosts() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    let mut mesh = builder.start().await?;
+    let (_one, first) = app(&mesh, 1).await?;
+    names.set(ONE, Entry::Addresses(vec![first], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(get(&connection, ONE).await?.status, StatusCode::OK);
+    mesh.push_accepted(|scenario| {
+        scenario.resource(Kind::Cluster, WILD_CHAIN)?["connect_timeout"] = "3s".into();
+        Ok(())
+    })
+    .await?;
+    assert_eq!(get(&connection, ONE).await?.status, StatusCode::OK);
+    assert_eq!(names.questions(ONE), 1);
+    // Another number of hosts is another table: they are looked up anew.
+    mesh.push_accepted(|scenario| {
+        scenario.resource(Kind::Cluster, WILD_CHAIN)?["cluster_type"]["typed_config"]["dns_cache_config"]["max_hosts"] = 7.into();
+        Ok(())
+    })
+    .await?;
+    assert_eq!(get(&connection, ONE).await?.status, StatusCode::OK);
+    assert_eq!(names.questions(ONE), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_asks_for_the_host_of_the_request_and_verifies_it() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    let callees = Pki::new()?;
+    let tls = json!({"name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {"validation_context": {"trusted_ca": {"inline_string": callees.root_pem()}}},
+    }});
+    let options = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http_protocol_options": {}},
+        "upstream_http_protocol_options": {"auto_sni": true, "auto_san_validation": true},
+    }});
+    let builder = builder.edit(|scenario| {
+        let cluster = scenario.resource(Kind::Cluster, WILD_CHAIN)?;
+        cluster["transport_socket"]["typed_config"]["transport_socket"] = tls;
+        cluster["typed_extension_protocol_options"] = options;
+        Ok(())
+    })?;
+    let mesh = builder.start().await?;
+    let address = mesh.net.pod(70, 1);
+    let server = callees.application_config(&callees.application(&[ONE], SystemTime::now() + Duration::from_secs(3600))?, None)?;
+    let app = Workload::tls("wild-1", SocketAddr::new(address.into(), PORT), server, App::Http).await?;
+    names.set(ONE, Entry::Addresses(vec![address.into()], 60));
+    names.set(TWO, Entry::Addresses(vec![address.into()], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(get(&connection, ONE).await?.json()["pod"], "wild-1");
+    assert_eq!(get(&connection, TWO).await?.status, StatusCode::SERVICE_UNAVAILABLE, "its certificate is of another host");
+    assert_eq!(app.record().handshakes()[0].server_name.as_deref(), Some(ONE));
+    Ok(())
+}
