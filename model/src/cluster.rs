@@ -165,7 +165,27 @@ impl Limits {
     }
 }
 
-/// How long a connection to an endpoint is used.
+/// When a peer that speaks HTTP/2 is asked whether it is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PingRules {
+    /// From the start, or from an answer, to the next question.
+    pub interval: Duration,
+    /// How long an answer may take; the connection is closed then.
+    pub timeout: Duration,
+}
+
+/// TCP's own probes of a silent connection; what is not said is the system's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// Silence before the first.
+    pub time: Option<Duration>,
+    /// Between probes.
+    pub interval: Option<Duration>,
+    /// How many without an answer end the connection.
+    pub probes: Option<u32>,
+}
+
+/// How a connection to an endpoint is used, and how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionUse {
     /// How long an idle one is kept; none is as long as both sides like.
@@ -174,6 +194,12 @@ pub struct ConnectionUse {
     pub duration_max: Option<Duration>,
     /// Requests that it may carry, one after the other or at once.
     pub requests_max: Option<u32>,
+    /// Requests that it may carry at once, beside the peer's own limit; HTTP/2.
+    pub streams_max: Option<u32>,
+    /// Whether the peer is asked if it is still there; HTTP/2.
+    pub ping: Option<PingRules>,
+    /// TCP's probes; none: ours. Of plain connections: a tunnel has its own.
+    pub tcp_keepalive: Option<TcpKeepalive>,
 }
 
 /// One cluster.

@@ -1,4 +1,4 @@
-//! What a byte stream to an application wears: nothing, or TLS, and whose certificates and names count.
+//! What a byte stream to an application wears: nothing, or TLS, and whose certificates and names count; and whether it is told its client.
 //!
 //! Not for: where the stream leads (`endpoint`), or reading certificates and files: here are only their sources.
 //! Invariants: a stream is never plainer than what was configured; keys never show in `Debug`.
@@ -173,28 +173,40 @@ impl TlsOrigination {
     }
 }
 
+/// How the application is told who its client is, before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyProtocol {
+    /// In a line of text.
+    V1,
+    /// In binary form.
+    V2,
+}
+
 /// What a stream wears. Equal means: of the same configured object, so that nothing of one serves another.
 #[derive(Clone, Debug, Default)]
 pub struct Transport {
     /// TLS, or the application's protocol in plain.
     pub tls: Option<Arc<TlsOrigination>>,
+    /// Whether a header of the PROXY protocol comes before all of that.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl Transport {
     /// As configured, by value.
     #[must_use]
     pub fn means_the_same(&self, other: &Self) -> bool {
-        self.tls == other.tls
+        self.tls == other.tls && self.proxy_protocol == other.proxy_protocol
     }
 }
 
 impl PartialEq for Transport {
     fn eq(&self, other: &Self) -> bool {
-        match (&self.tls, &other.tls) {
+        let of_one_object = match (&self.tls, &other.tls) {
             (None, None) => true,
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             _ => false,
-        }
+        };
+        of_one_object && self.proxy_protocol == other.proxy_protocol
     }
 }
 
@@ -205,6 +217,7 @@ impl Hash for Transport {
         if let Some(tls) = &self.tls {
             std::ptr::hash(Arc::as_ptr(tls), state);
         }
+        self.proxy_protocol.hash(state);
     }
 }
 
@@ -255,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_gets_the_first_transport_whose_labels_it_has() {
-        let tls = Transport { tls: Some(Arc::default()) };
+        let tls = Transport { tls: Some(Arc::default()), ..Transport::default() };
         let sockets = Sockets {
             otherwise: Transport::default(),
             matched: Box::new([
@@ -271,11 +284,14 @@ mod tests {
 
     #[test]
     fn connections_of_two_objects_are_never_shared_and_equal_objects_are_no_change() {
-        let (one, other) = (Transport { tls: Some(Arc::default()) }, Transport { tls: Some(Arc::default()) });
+        let (one, other) = (
+            Transport { tls: Some(Arc::default()), ..Transport::default() },
+            Transport { tls: Some(Arc::default()), ..Transport::default() },
+        );
         assert_ne!(one, other);
         let sockets = |transport| Sockets { otherwise: transport, matched: Box::default() };
         assert_eq!(sockets(one), sockets(other));
-        assert_ne!(sockets(Transport { tls: Some(Arc::default()) }), sockets(Transport::default()));
+        assert_ne!(sockets(Transport { tls: Some(Arc::default()), ..Transport::default() }), sockets(Transport::default()));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub async fn send<'a>(
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let mut is_fresh = false;
     loop {
-        let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority, host: host.as_deref() };
+        let wanted = Wanted { cluster, endpoint: &entry.endpoint, protocol, priority, host: host.as_deref(), proxied: None };
         let mut lease = match sessions.at_hand(wanted, is_fresh) {
             Some(lease) => lease,
             None => sessions.make(wanted, dialer).await?,

@@ -146,7 +146,7 @@ impl Default for KeepaliveOptions {
 }
 
 /// PINGs on one connection. It must be polled by the task that drives the connection.
-struct Keepalive {
+pub(crate) struct Keepalive {
     ping: h2::PingPong,
     options: KeepaliveOptions,
     awaiting: bool,
@@ -155,12 +155,12 @@ struct Keepalive {
 
 impl Keepalive {
     /// `ping` comes from a fresh connection.
-    fn new(ping: h2::PingPong, options: KeepaliveOptions) -> Self {
+    pub(crate) fn new(ping: h2::PingPong, options: KeepaliveOptions) -> Self {
         Self { ping, options, awaiting: false, timer: Box::pin(tokio::time::sleep(options.interval)) }
     }
 
     /// Ready when the peer has not answered in time. A connection that fails is not this one's to report.
-    fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.awaiting {
                 match self.ping.poll_pong(cx) {

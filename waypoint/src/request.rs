@@ -48,6 +48,7 @@ use crate::http::normalize::{Malformed, PathOptions, RequestScheme, UpgradeReque
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
 use crate::state::published::{Published, ServedChain};
+use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
 
 pub use self::replay::REPLAY_BYTES_MAX;
@@ -103,6 +104,14 @@ pub struct TunnelContext {
     pub target: Target,
     /// The client's workload, if discovery knows its address.
     pub source: Option<Arc<Workload>>,
+}
+
+impl TunnelContext {
+    /// On whose behalf connections to endpoints are made.
+    #[must_use]
+    pub fn proxied(&self) -> Proxied {
+        Proxied { client: self.connection.peer_address, destination: self.target.address() }
+    }
 }
 
 /// Answers the requests of one tunnel.

@@ -30,6 +30,7 @@ use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::tls::originate::Inside;
 use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, UpstreamIo, dial};
+use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
 
 /// How long authorization services may take about a connection, together: its client is answered within 30 seconds.
@@ -138,7 +139,7 @@ async fn connect(
         Some(ClusterEntry::Served(served)) => {
             let hash = chain.hashes_source.then(|| filters::hash::of_address(tunnel.connection.peer_address.ip()));
             let wish = Wish { attempts_max: chain.connect_attempts_max, hash, destination: tunnel.target.address(), ..Wish::default() };
-            dial_any(&served, &wish, worker, record).await
+            dial_any(&served, (&wish, tunnel.proxied()), worker, record).await
         }
         Some(ClusterEntry::Refused(_)) => {
             record.stream.details = Some("config_rejected".into());
@@ -219,7 +220,7 @@ fn judge(chain: &Chain, input: &RbacInput<'_>, worker: &Worker, record: &mut Con
 
 async fn dial_any(
     cluster: &Arc<ServedCluster>,
-    wish: &Wish<'_>,
+    (wish, proxied): (&Wish<'_>, Proxied),
     worker: &Worker,
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
@@ -240,7 +241,8 @@ async fn dial_any(
         record.stream.destination = worker.published.workload(address.target().ip());
         let mut active = ActiveRequest::begin(&entry.state);
         let transport = cluster.cluster.sockets.of(&entry.endpoint.socket_labels);
-        let to = Destination { address: &address, transport, inside: Inside::Tcp, host: None };
+        let keepalive = cluster.cluster.connections.tcp_keepalive.as_ref();
+        let to = Destination { address: &address, transport, inside: Inside::Tcp, host: None, proxied: Some(proxied), keepalive };
         match dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await {
             Ok(upstream) => {
                 cluster.note(&entry, Verdict::Reached);

@@ -3,6 +3,7 @@
 //! Not for: which cluster, whether to try again. Read from the top: each module may use those above it.
 
 pub mod balance;
+pub mod proxy_protocol;
 pub mod connect;
 pub mod pool;
 pub mod dns;

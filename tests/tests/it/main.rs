@@ -25,6 +25,7 @@ mod origination;
 mod parity;
 mod policy;
 mod policy_oracle;
+mod proxy_protocol;
 mod requests;
 mod retries;
 mod routes;

@@ -47,7 +47,7 @@ pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn 
             let chosen = balance::choose(&served, &Wish::default(), || fastrand::u64(..));
             let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
             let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
-            let to = Destination { address: &entry.endpoint.address, transport, inside, host: None };
+            let to = Destination { address: &entry.endpoint.address, transport, inside, host: None, proxied: None, keepalive: None };
             let stream = dial(&to, &dialer, served.cluster.connect_timeout).await;
             let stream = stream.map_err(|failure| io::Error::other(failure.reason.into_owned()))?;
             Ok(Box::new(stream) as Box<dyn CollectorIo>)

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::time::Duration;
 
 use ::h2::Reason;
 use futures_util::future::Either;
@@ -13,6 +14,7 @@ use super::body::{Body, BodyError};
 use super::normalize::Malformed;
 use super::session::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, Interim, Protocol};
 use super::{h1, h2};
+use crate::hbone::KeepaliveOptions;
 
 /// How an upstream connection is used.
 #[derive(Debug, Clone)]
@@ -21,11 +23,23 @@ pub struct ClientOptions {
     pub head_bytes_max: usize,
     /// Fields of an HTTP/1.1 response's head.
     pub head_fields_max: usize,
+    /// Streams of an HTTP/2 connection at a time, beside the peer's own limit.
+    pub streams_max: Option<usize>,
+    /// When an HTTP/2 peer is asked whether it is still there.
+    pub keepalive: Option<KeepaliveOptions>,
+    /// How long an HTTP/2 connection without streams is kept. Who keeps HTTP/1.1 ones sees to it.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for ClientOptions {
     fn default() -> ClientOptions {
-        ClientOptions { head_bytes_max: HEAD_BYTES_MAX, head_fields_max: HEAD_FIELDS_MAX }
+        ClientOptions {
+            head_bytes_max: HEAD_BYTES_MAX,
+            head_fields_max: HEAD_FIELDS_MAX,
+            streams_max: None,
+            keepalive: None,
+            idle_timeout: None,
+        }
     }
 }
 

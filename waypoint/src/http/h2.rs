@@ -17,19 +17,27 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Bytes one stream may have ready to be written.
 const SEND_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
-/// One stream of an upstream connection, counted as long as this lives.
-pub(super) struct StreamInUse(Arc<AtomicUsize>);
+/// Counts the streams of an upstream connection.
+#[derive(Debug, Default)]
+struct Streams {
+    open: AtomicUsize,
+    ever: AtomicUsize,
+}
+
+/// One stream of an upstream connection, counted as open as long as this lives.
+pub(super) struct StreamInUse(Arc<Streams>);
 
 impl StreamInUse {
-    fn new(n_streams: &Arc<AtomicUsize>) -> StreamInUse {
-        n_streams.fetch_add(1, Ordering::Relaxed);
-        StreamInUse(Arc::clone(n_streams))
+    fn new(streams: &Arc<Streams>) -> StreamInUse {
+        streams.open.fetch_add(1, Ordering::Relaxed);
+        streams.ever.fetch_add(1, Ordering::Relaxed);
+        StreamInUse(Arc::clone(streams))
     }
 }
 
 impl Drop for StreamInUse {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

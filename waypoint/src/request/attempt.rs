@@ -326,8 +326,8 @@ impl<'a> Tries<'a> {
         let mut is_fresh = false;
         loop {
             let host = self.host.as_deref();
-            let wanted =
-                Wanted { cluster: self.cluster, endpoint: &entry.endpoint, protocol: self.protocol, priority: self.policy.priority, host };
+            let (protocol, priority, proxied) = (self.protocol, self.policy.priority, Some(self.run.tunnel.proxied()));
+            let wanted = Wanted { cluster: self.cluster, endpoint: &entry.endpoint, protocol, priority, host, proxied };
             let mut lease = match worker.sessions.at_hand(wanted, is_fresh) {
                 Some(lease) => lease,
                 // Boxed, so that requests that need no connect do not carry the room for one.

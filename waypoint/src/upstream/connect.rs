@@ -15,14 +15,16 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::authority::Authority;
+use model::cluster::TcpKeepalive;
 use model::endpoint::EndpointAddress;
 use model::transport::{TlsOrigination, Transport};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::proxy_protocol::{self, Proxied};
 use crate::hbone::pool::Pool;
 use crate::hbone::stream::HboneStream;
 use crate::tls::originate::{Inside, Originator};
@@ -81,6 +83,10 @@ pub struct Destination<'a> {
     pub inside: Inside,
     /// The host of the request that it is made for, where the transport depends on it.
     pub host: Option<&'a str>,
+    /// Whom it is made for, where the application is told.
+    pub proxied: Option<Proxied>,
+    /// TCP's probes, if they are not to be ours.
+    pub keepalive: Option<&'a TcpKeepalive>,
 }
 
 /// What a worker dials with.
@@ -105,23 +111,37 @@ pub struct Dialer {
 /// Safe: nothing was sent to the application.
 pub async fn dial(to: &Destination<'_>, dialer: &Dialer, timeout: Duration) -> Result<UpstreamIo, ConnectFailure> {
     let Some(tls) = &to.transport.tls else {
-        return pingora_timeout::timeout(timeout, carry(to.address, dialer)).await.map_err(|_| timed_out())?;
+        return pingora_timeout::timeout(timeout, introduced(to, dialer)).await.map_err(|_| timed_out())?;
     };
     // Before anything is dialled: without its certificates there is no stream at all.
     let config =
         dialer.originator.client(tls, to.inside).map_err(|error| ConnectFailure { reason: format!("TLS error: {error}").into() })?;
     let server_name = server_name(tls, to)?;
     let connected = async {
-        let carrier = carry(to.address, dialer).await?;
+        let carrier = introduced(to, dialer).await?;
         let stream = TlsConnector::from(config).connect(server_name, carrier).await;
         stream.map(|stream| UpstreamIo::Tls(Box::new(stream))).map_err(|error| ConnectFailure { reason: describe_tls(&error).into() })
     };
     pingora_timeout::timeout(timeout, connected).await.map_err(|_| timed_out())?
 }
 
-/// The stream that carries all else.
-async fn carry(address: &EndpointAddress, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
-    match address {
+/// The stream that carries all else, once the application has been told who its client is, if it is to be.
+async fn introduced(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
+    let mut carrier = carry(to, dialer).await?;
+    if let Some(version) = to.transport.proxy_protocol {
+        let header = proxy_protocol::header(version, to.proxied, to.address.target());
+        let told = async {
+            carrier.write_all(&header).await?;
+            carrier.flush().await
+        };
+        told.await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
+    }
+    Ok(carrier)
+}
+
+/// A stream to the endpoint.
+async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
+    match to.address {
         EndpointAddress::Plain(address) if address.ip().is_loopback() && OWN_PORTS.contains(&address.port()) => {
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
         }
@@ -129,8 +149,7 @@ async fn carry(address: &EndpointAddress, dialer: &Dialer) -> Result<UpstreamIo,
             let stream = TcpStream::connect(address).await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
             // Options that a socket may lack without harm.
             let _ = stream.set_nodelay(true);
-            let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE_INTERVAL).with_interval(TCP_KEEPALIVE_INTERVAL);
-            let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+            let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&probes(to.keepalive));
             Ok(UpstreamIo::Tcp(stream))
         }
         EndpointAddress::Hbone { tunnel, target } => {
@@ -141,6 +160,15 @@ async fn carry(address: &EndpointAddress, dialer: &Dialer) -> Result<UpstreamIo,
             Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
         }
     }
+}
+
+fn probes(rules: Option<&TcpKeepalive>) -> socket2::TcpKeepalive {
+    const OURS: TcpKeepalive = TcpKeepalive { time: Some(TCP_KEEPALIVE_INTERVAL), interval: Some(TCP_KEEPALIVE_INTERVAL), probes: None };
+    let rules = rules.unwrap_or(&OURS);
+    let probes = socket2::TcpKeepalive::new();
+    let probes = rules.time.map_or(probes.clone(), |time| probes.with_time(time));
+    let probes = rules.interval.map_or(probes.clone(), |interval| probes.with_interval(interval));
+    rules.probes.map_or(probes.clone(), |number| probes.with_retries(number))
 }
 
 /// What is asked for in the handshake; an address, which is never sent, where there is no name.

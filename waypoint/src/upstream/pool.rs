@@ -1,7 +1,7 @@
 //! HTTP sessions of one worker: idle HTTP/1.1 ones wait here, HTTP/2 ones are shared.
 //!
 //! Not for: HBONE connections, which have a pool of their own below. Keyed by cluster, endpoint and what its stream wears, so that
-//! a session never serves another service, nor one that is verified otherwise. Idle sessions are bounded over all keys, the least
+//! a session never serves another service, nor one that is verified otherwise, nor another client where the application is told who it is. Idle sessions are bounded over all keys, the least
 //! recently used goes first (`pingora-pool`).
 //! Where a cluster's connections are limited, requests wait in line for one; each worker may have one to each endpoint whatever
 //! the others have, so that nobody waits for what never comes (Envoy).
@@ -22,6 +22,8 @@ use pingora_pool::{ConnectionMeta, ConnectionPool};
 use tokio::sync::Notify;
 
 use super::connect::{ConnectFailure, Destination, Dialer, UpstreamIo, dial, timed_out};
+use super::proxy_protocol::Proxied;
+use crate::hbone::KeepaliveOptions;
 use crate::http::client::{ClientOptions, ClientSession};
 use crate::http::session::Protocol;
 use crate::state::breaker::{Overflow, Permit, Resource};
@@ -34,6 +36,8 @@ pub const IDLE_SESSIONS_MAX: usize = 1024;
 const SHARED_SWEEP_AT: usize = 256;
 /// HTTP/2 sessions to one endpoint of a cluster; beyond, requests wait for the peer's stream limit.
 const SHARED_PER_ENDPOINT_MAX: usize = 8;
+/// The same where a cluster limits the streams of a connection; beyond, the first carries more.
+const LIMITED_PER_ENDPOINT_MAX: usize = 1024;
 
 /// Which sessions are alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +47,8 @@ struct Key {
     transport: Transport,
     /// Where the transport or the endpoint depends on it.
     host: Option<Box<str>>,
+    /// Where the application is told of it: what one client says must not reach it in the name of another.
+    proxied: Option<Proxied>,
 }
 
 /// What a connection has been used for.
@@ -192,6 +198,8 @@ pub struct Wanted<'a> {
     pub priority: Priority,
     /// The host of the request.
     pub host: Option<&'a str>,
+    /// On whose behalf.
+    pub proxied: Option<Proxied>,
 }
 
 impl<'a> Wanted<'a> {
@@ -205,12 +213,18 @@ impl<'a> Wanted<'a> {
         self.host.filter(|_| depends())
     }
 
+    /// The client, where the application is told of it.
+    fn proxied(&self) -> Option<Proxied> {
+        self.proxied.filter(|_| self.transport().proxy_protocol.is_some())
+    }
+
     fn key(&self) -> Key {
         Key {
             cluster: Arc::clone(&self.cluster.cluster.name),
             endpoint: self.endpoint.address,
             transport: self.transport().clone(),
             host: self.host().map(Into::into),
+            proxied: self.proxied(),
         }
     }
 }
@@ -220,7 +234,8 @@ fn usable(open: &mut Vec<Open>, key: &Key, rules: &ConnectionUse) -> Option<Leas
     open.retain(|one| one.session.is_open() && !one.used.is_worn_out(rules));
     // All are at the peer's limit of streams: another one, up to a bound; then wait on the first.
     let ready = open.iter().position(|one| one.session.is_ready());
-    let at = ready.or((open.len() >= SHARED_PER_ENDPOINT_MAX).then_some(0))?;
+    let open_max = if rules.streams_max.is_some() { LIMITED_PER_ENDPOINT_MAX } else { SHARED_PER_ENDPOINT_MAX };
+    let at = ready.or((open.len() >= open_max).then_some(0))?;
     share(open.get_mut(at)?, key)
 }
 
@@ -322,7 +337,9 @@ impl SessionPool {
         }
         let (session, local_address) = self.connect(wanted, dialer, counted).await?;
         let used = Used { requests: 1, ..Used::now() };
-        held.extend(session.share().map(|session| Open { session, local_address, used }));
+        if key.proxied.is_none() {
+            held.extend(session.share().map(|session| Open { session, local_address, used }));
+        }
         drop(held);
         self.sweep();
         Ok(Lease { session, key, is_reused: false, local_address, used, is_last: false, line: None })
@@ -353,7 +370,7 @@ impl SessionPool {
 
     /// Takes in an HTTP/1.1 session that was made elsewhere, as if its exchange were over: over a pipe, to measure without a network.
     pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &Endpoint, session: ClientSession) {
-        let key = Wanted { cluster, endpoint, protocol: Protocol::Http1, priority: Priority::default(), host: None }.key();
+        let key = Wanted { cluster, endpoint, protocol: Protocol::Http1, priority: Priority::default(), host: None, proxied: None }.key();
         let used = Used::now();
         self.give_back(Lease { session, key, is_reused: false, local_address: None, used, is_last: false, line: None });
     }
@@ -397,14 +414,29 @@ impl SessionPool {
             Protocol::Http1 => Inside::Http1,
             Protocol::Http2 => Inside::Http2,
         };
-        let to = Destination { address: &wanted.endpoint.address, transport: wanted.transport(), inside, host: wanted.host() };
+        let keepalive = wanted.cluster.cluster.connections.tcp_keepalive.as_ref();
+        let to = Destination {
+            address: &wanted.endpoint.address,
+            transport: wanted.transport(),
+            inside,
+            host: wanted.host(),
+            proxied: wanted.proxied(),
+            keepalive,
+        };
         let io = dial(&to, dialer, wanted.cluster.cluster.connect_timeout).await?;
         let local_address = io.local_address();
-        Ok((self.session(io, wanted.protocol, counted).await?, local_address))
+        Ok((self.session(io, wanted, counted).await?, local_address))
     }
 
-    async fn session(&self, io: UpstreamIo, protocol: Protocol, counted: Option<Counted>) -> Result<ClientSession, ConnectFailure> {
-        let made = ClientSession::handshake(io, protocol, &self.options).await;
+    async fn session(&self, io: UpstreamIo, wanted: Wanted<'_>, counted: Option<Counted>) -> Result<ClientSession, ConnectFailure> {
+        let rules = &wanted.cluster.cluster.connections;
+        let options = ClientOptions {
+            streams_max: rules.streams_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
+            keepalive: rules.ping.map(|ping| KeepaliveOptions { interval: ping.interval, timeout: ping.timeout }),
+            idle_timeout: rules.idle_timeout,
+            ..self.options.clone()
+        };
+        let made = ClientSession::handshake(io, wanted.protocol, &options).await;
         let (session, driver) = made.map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
         match counted {
             None => tokio::spawn(driver),

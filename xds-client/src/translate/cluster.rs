@@ -1,13 +1,16 @@
 //! Clusters: by EDS, by name, and static ones; the plumbing between Envoy's internal listeners is recognised by name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as dynamic;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf::{Struct, UInt32Value, value::Kind};
-use model::cluster::{CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, Passthrough, RetryBudget, UpstreamProtocol};
+use model::cluster::{
+    CONNECT_TIMEOUT_DEFAULT, Cluster, ConnectionUse, Discovery, Limits, Passthrough, PingRules, RetryBudget, TcpKeepalive, UpstreamProtocol,
+};
 use model::service::ServiceRef;
 use model::transport::Sockets;
 
@@ -183,6 +186,7 @@ fn retry_budget(value: &proto::circuit_breakers::thresholds::RetryBudget) -> Tra
 
 fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOptions>) -> Translated<ConnectionUse> {
     let common = options.and_then(|options| options.common_http_protocol_options.as_ref());
+    let http2 = options.and_then(http2_options);
     #[expect(deprecated, reason = "counts where the newer field is not set")]
     let older = value.max_requests_per_connection.as_ref();
     let requests = common.and_then(|common| common.max_requests_per_connection.as_ref()).or(older);
@@ -190,7 +194,44 @@ fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOp
         idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), "idle_timeout")?,
         duration_max: positive_duration(common.and_then(|common| common.max_connection_duration.as_ref()), "max_connection_duration")?,
         requests_max: requests.map(|max| max.value).filter(|max| *max > 0),
+        streams_max: http2.and_then(|http2| http2.max_concurrent_streams.as_ref()).map(|max| max.value).filter(|max| *max > 0),
+        ping: http2.and_then(|http2| http2.connection_keepalive.as_ref()).map(ping).transpose()?.flatten(),
+        tcp_keepalive: value.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive.as_ref()).map(tcp_keepalive),
     })
+}
+
+/// The options of HTTP/2, where it may be spoken.
+fn http2_options(options: &upstream::HttpProtocolOptions) -> Option<&core::Http2ProtocolOptions> {
+    use upstream::http_protocol_options::UpstreamProtocolOptions;
+    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
+    match options.upstream_protocol_options.as_ref()? {
+        UpstreamProtocolOptions::ExplicitHttpConfig(explicit) => match explicit.protocol_config.as_ref()? {
+            ProtocolConfig::Http2ProtocolOptions(options) => Some(options),
+            _ => None,
+        },
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(downstream) => downstream.http2_protocol_options.as_ref(),
+        UpstreamProtocolOptions::AutoConfig(_) => None,
+    }
+}
+
+/// None without an interval: nobody is asked (Envoy).
+fn ping(value: &core::KeepaliveSettings) -> Translated<Option<PingRules>> {
+    let interval = positive_duration(value.interval.as_ref(), "connection_keepalive.interval")?;
+    let timeout = positive_duration(value.timeout.as_ref(), "connection_keepalive.timeout")?;
+    match (interval, timeout) {
+        (None, _) => Ok(None),
+        (Some(_), None) => Err(Problem::new("connection_keepalive.timeout", "is not set")),
+        (Some(interval), Some(timeout)) => Ok(Some(PingRules { interval, timeout })),
+    }
+}
+
+fn tcp_keepalive(value: &core::TcpKeepalive) -> TcpKeepalive {
+    let seconds = |value: &Option<UInt32Value>| value.as_ref().map(|value| Duration::from_secs(value.value.into()));
+    TcpKeepalive {
+        time: seconds(&value.keepalive_time).filter(|time| !time.is_zero()),
+        interval: seconds(&value.keepalive_interval).filter(|time| !time.is_zero()),
+        probes: value.keepalive_probes.as_ref().map(|probes| probes.value).filter(|probes| *probes > 0),
+    }
 }
 
 /// `istio.services[0]` of the metadata.
@@ -261,5 +302,35 @@ mod tests {
         let recorded: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let found = recorded["resources"].as_array().unwrap().iter().find(|one| one["name"] == "encap").unwrap();
         assert_eq!(translated(&found["resource"]).unwrap().discovery, Discovery::Passthrough(Passthrough { over_hbone: true, port: None }));
+    }
+
+    #[test]
+    fn connections_are_probed_and_shared_as_a_destination_rule_says() {
+        let options = |http2: Value| {
+            json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "common_http_protocol_options": {"max_requests_per_connection": 5, "max_connection_duration": "60s"},
+                "explicit_http_config": {"http2_protocol_options": http2},
+            }})
+        };
+        let json = |http2: Value| {
+            json!({
+                "name": "c", "type": "EDS", "typed_extension_protocol_options": options(http2),
+                "upstream_connection_options": {"tcp_keepalive": {"keepalive_probes": 3, "keepalive_time": 30, "keepalive_interval": 10}},
+            })
+        };
+        let http2 = json!({"max_concurrent_streams": 7, "connection_keepalive": {"interval": "20s", "timeout": "5s"}});
+        let seconds = Duration::from_secs;
+        let expected = ConnectionUse {
+            idle_timeout: Some(seconds(3600)),
+            duration_max: Some(seconds(60)),
+            requests_max: Some(5),
+            streams_max: Some(7),
+            ping: Some(PingRules { interval: seconds(20), timeout: seconds(5) }),
+            tcp_keepalive: Some(TcpKeepalive { time: Some(seconds(30)), interval: Some(seconds(10)), probes: Some(3) }),
+        };
+        assert_eq!(translated(&json(http2)).unwrap().connections, expected);
+        assert_eq!(translated(&json(json!({"connection_keepalive": {"timeout": "5s"}}))).unwrap().connections.ping, None);
+        assert!(translated(&json(json!({"connection_keepalive": {"interval": "5s"}}))).is_err());
     }
 }

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use model::transport::{
-    CertificateSource, CipherSuite, Group, NameKind, NameMatcher, Pem, RootsSource, Secret, SocketLabels, Sockets, TlsOrigination,
-    TlsVersions, Transport,
+    CertificateSource, CipherSuite, Group, NameKind, NameMatcher, Pem, ProxyProtocol, RootsSource, Secret, SocketLabels, Sockets,
+    TlsOrigination, TlsVersions, Transport,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -23,6 +24,7 @@ use super::{Problem, Translated, matcher, open, required, type_name};
 
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
 const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 /// A protocol of sidecars that is not spoken: what it would tell is known from workload discovery.
 const PEER_EXCHANGE: &[u8] = b"istio-peer-exchange";
@@ -107,8 +109,30 @@ fn transport(socket: &core::TransportSocket, by_host: &ByHost, path: &str) -> Tr
             let path = format!("{path}.typed_config.transport_socket");
             transport(required(outer.transport_socket.as_ref(), &path)?, by_host, &path)
         }
-        TLS => Ok(Transport { tls: Some(Arc::new(origination(&open(config, path)?, by_host, &format!("{path}.typed_config"))?)) }),
+        TLS => {
+            let tls = Arc::new(origination(&open(config, path)?, by_host, &format!("{path}.typed_config"))?);
+            Ok(Transport { tls: Some(tls), ..Transport::default() })
+        }
+        PROXY_PROTOCOL => {
+            let outer = open::<ProxyProtocolUpstreamTransport>(config, path)?;
+            let version = proxy_protocol(outer.config.as_ref(), path)?;
+            let path = format!("{path}.typed_config.transport_socket");
+            match transport(required(outer.transport_socket.as_ref(), &path)?, by_host, &path)? {
+                Transport { proxy_protocol: Some(_), .. } => Err(Problem::new(path, "the PROXY protocol is spoken once")),
+                inner => Ok(Transport { proxy_protocol: Some(version), ..inner }),
+            }
+        }
         other => Err(Problem::new(path, format!("{other} is not supported"))),
+    }
+}
+
+/// The version; Envoy's default is the first.
+fn proxy_protocol(value: Option<&core::ProxyProtocolConfig>, path: &str) -> Translated<ProxyProtocol> {
+    use core::proxy_protocol_config::Version;
+    match Version::try_from(value.map_or(0, |config| config.version)) {
+        Ok(Version::V1) => Ok(ProxyProtocol::V1),
+        Ok(Version::V2) => Ok(ProxyProtocol::V2),
+        Err(_) => Err(Problem::new(format!("{path}.typed_config.config.version"), "is not known")),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use ::h2::client::{Builder, ResponseFuture, SendRequest};
 use ::h2::{Reason, RecvStream};
@@ -13,9 +14,11 @@ use http::header;
 use http::{Request, Response, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
 
 use super::pump::{Pump, PumpError};
-use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, StreamInUse, list_bytes};
+use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, StreamInUse, Streams, list_bytes};
+use crate::hbone::Keepalive;
 use crate::http::body::{Body, BodyError};
 use crate::http::client::{ClientOptions, HandshakeError, SendError, SendErrorKind, pass_interim};
 use crate::http::normalize::{self, UpgradeRequested};
@@ -24,7 +27,39 @@ use crate::http::session::Interim;
 #[derive(Debug, Clone)]
 pub(in crate::http) struct Http2Session {
     sender: SendRequest<Bytes>,
-    n_streams: Arc<AtomicUsize>,
+    streams: Arc<Streams>,
+    streams_max: usize,
+}
+
+/// Looks so often whether a connection is idle within the time that it may be.
+const IDLE_LOOKS: u32 = 4;
+
+/// Ends a connection that has had no stream for a time, or a little longer.
+struct Idle {
+    between_looks: Duration,
+    timer: Pin<Box<Sleep>>,
+    streams: Arc<Streams>,
+    n_ever: usize,
+    n_quiet: u32,
+}
+
+impl Idle {
+    fn new(timeout: Duration, streams: &Arc<Streams>) -> Self {
+        let between_looks = timeout / IDLE_LOOKS;
+        Self { between_looks, timer: Box::pin(tokio::time::sleep(between_looks)), streams: Arc::clone(streams), n_ever: 0, n_quiet: 0 }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.n_quiet < IDLE_LOOKS {
+            ready!(self.timer.as_mut().poll(cx));
+            let n_ever = self.streams.ever.load(Ordering::Relaxed);
+            let is_quiet = self.streams.open.load(Ordering::Relaxed) == 0 && n_ever == self.n_ever;
+            self.n_quiet = if is_quiet { self.n_quiet + 1 } else { 0 };
+            self.n_ever = n_ever;
+            self.timer.as_mut().reset(Instant::now() + self.between_looks);
+        }
+        Poll::Ready(())
+    }
 }
 
 pub(in crate::http) async fn handshake<I>(
@@ -41,15 +76,21 @@ where
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(list_bytes(options.head_bytes_max))
         .enable_push(false);
-    let (sender, connection) = builder.handshake::<_, Bytes>(io).await.map_err(|error| match error.get_io() {
+    let (sender, mut connection) = builder.handshake::<_, Bytes>(io).await.map_err(|error| match error.get_io() {
         Some(io) => HandshakeError::Io(io.kind()),
         None => HandshakeError::Http2(error.reason().unwrap_or(Reason::INTERNAL_ERROR)),
     })?;
-    let driver = async move {
-        // Whatever ends the connection is told to the requests on it.
-        let _ended = connection.await;
-    };
-    Ok((Http2Session { sender, n_streams: Arc::default() }, driver))
+    let streams = Arc::default();
+    let mut keepalive = options.keepalive.and_then(|options| Some(Keepalive::new(connection.ping_pong()?, options)));
+    let mut idle = options.idle_timeout.map(|timeout| Idle::new(timeout, &streams));
+    let driver = poll_fn(move |cx| {
+        let is_dead = keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready());
+        let is_idle = idle.as_mut().is_some_and(|idle| idle.poll_over(cx).is_ready());
+        // Whatever ends the connection is told to the requests on it, also that this is dropped.
+        if is_dead || is_idle { Poll::Ready(()) } else { Pin::new(&mut connection).poll(cx).map(|_ended| ()) }
+    });
+    let streams_max = options.streams_max.unwrap_or(usize::MAX);
+    Ok((Http2Session { sender, streams, streams_max }, driver))
 }
 
 impl Http2Session {
@@ -58,7 +99,8 @@ impl Http2Session {
     }
 
     pub(in crate::http) fn is_ready(&self) -> bool {
-        matches!(self.poll_now(), Poll::Ready(Ok(()))) && self.n_streams.load(Ordering::Relaxed) < self.sender.current_max_send_streams()
+        let streams_max = self.sender.current_max_send_streams().min(self.streams_max);
+        matches!(self.poll_now(), Poll::Ready(Ok(()))) && self.streams.open.load(Ordering::Relaxed) < streams_max
     }
 
     /// h2 keeps the state that this asks for behind `&mut`; a clone asks the same connection.
@@ -89,7 +131,7 @@ impl Http2Session {
             request: None,
             nothing_sent: true,
         })?;
-        let in_use = StreamInUse::new(&self.n_streams);
+        let in_use = StreamInUse::new(&self.streams);
         let upload = (!is_end).then(|| Pump::new(stream, body));
         Ok(Exchanged { response, upload, interim, upload_error: None, in_use: Some(in_use) })
     }
@@ -206,5 +248,78 @@ fn response_error(error: &::h2::Error) -> SendErrorKind {
         Some(reason) if error.is_remote() => SendErrorKind::Reset(reason),
         Some(reason) => SendErrorKind::Protocol(reason),
         None => SendErrorKind::ConnectionClosedBeforeResponse,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use tokio::io::DuplexStream;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::hbone::KeepaliveOptions;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A session, its driver, and a peer that has said hello.
+    async fn session(
+        options: ClientOptions,
+    ) -> (Http2Session, impl Future<Output = ()> + Send, ::h2::server::Connection<DuplexStream, Bytes>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (made, peer) = tokio::join!(handshake(near, &options), ::h2::server::handshake(far));
+        let (session, driver) = made.unwrap();
+        (session, driver, peer.unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_answers_no_ping_is_left_and_one_that_answers_is_not() {
+        let keepalive = Some(KeepaliveOptions { interval: SECOND, timeout: SECOND });
+        let (session, driver, peer) = session(ClientOptions { keepalive, ..ClientOptions::default() }).await;
+        timeout(3 * SECOND, driver).await.expect("nobody answers");
+        assert!(!session.is_open());
+        drop(peer);
+
+        let (session, driver, mut peer) = super::tests::session(ClientOptions { keepalive, ..ClientOptions::default() }).await;
+        let driving = tokio::spawn(driver);
+        let answering = tokio::spawn(async move { peer.accept().await.is_none() });
+        tokio::time::sleep(10 * SECOND).await;
+        assert!(session.is_open() && !driving.is_finished() && !answering.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_streams_ends_after_its_idle_time() {
+        let (mut session, driver, mut peer) = session(ClientOptions { idle_timeout: Some(4 * SECOND), ..ClientOptions::default() }).await;
+        let driving = tokio::spawn(driver);
+        let serving = tokio::spawn(async move {
+            let (_request, mut respond) = peer.accept().await.unwrap().unwrap();
+            tokio::spawn(async move { peer.accept().await.is_none() });
+            tokio::time::sleep(20 * SECOND).await;
+            respond.send_response(Response::new(()), true).unwrap();
+        });
+        let request = Request::get("/").header(header::HOST, "a").body(Body::empty()).unwrap();
+        let answered = session.send(request, Interim::none()).await;
+        assert!(answered.is_ok() && !driving.is_finished(), "a stream that waits is in use");
+        serving.await.unwrap();
+        drop(answered);
+        tokio::time::sleep(3 * SECOND).await;
+        assert!(session.is_open());
+        timeout(3 * SECOND, driving).await.expect("it is idle").unwrap();
+        assert!(!session.is_open());
+    }
+
+    #[tokio::test]
+    async fn streams_have_a_limit_of_the_cluster_s_beside_the_peer_s() {
+        let (mut session, driver, mut peer) = session(ClientOptions { streams_max: Some(1), ..ClientOptions::default() }).await;
+        tokio::spawn(driver);
+        tokio::spawn(async move { peer.accept().await.map(Result::unwrap) });
+        assert!(session.is_ready());
+        let request = Request::get("/").header(header::HOST, "a").body(Body::empty()).unwrap();
+        let mut sharing = session.clone();
+        let mut sending = std::pin::pin!(sharing.send(request, Interim::none()));
+        poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_pending())).await;
+        assert!(session.is_open() && !session.is_ready());
+        assert!(session.ready().await, "the peer would take another");
     }
 }

@@ -10,7 +10,6 @@ const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.
 const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
 const NO_RATES: &str = "endpoints are not compared with each other";
 const OF_RATES: &str = "belongs to comparisons of endpoints, which are listed";
-const NO_PROXY_PROTOCOL: &str = "the PROXY protocol would be spoken to the application";
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -51,7 +50,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("typed_extension_protocol_options", Extension(&[walked("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")])),
             ("filters", Extension(UPSTREAM_FILTERS)),
             ("metadata", Whole),
-            ("upstream_connection_options", Listed("TCP keepalive is our own")),
+            ("upstream_connection_options", Honoured),
             ("per_connection_buffer_limit_bytes", Listed("buffers have our own bounds")),
             ("cleanup_interval", Unused("endpoints of ORIGINAL_DST are not kept")),
             ("close_connections_on_host_health_failure", Listed("connections end when the endpoint goes")),
@@ -69,6 +68,20 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("typed_dns_resolver_config", Extension(DNS_RESOLVERS)),
             ("upstream_bind_config", Refused("connections would come from another address")),
         ],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.cluster.v3.UpstreamConnectionOptions",
+        &[
+            ("tcp_keepalive", Honoured),
+            ("happy_eyeballs_config", Listed("one address is tried after the other")),
+            ("set_local_interface_name_on_upstream_connections", Unused("Envoy's own filter state")),
+        ],
+    ),
+    entry(
+        Tuning,
+        "envoy.config.core.v3.TcpKeepalive",
+        &[("keepalive_probes", Honoured), ("keepalive_time", Honoured), ("keepalive_interval", Honoured)],
     ),
     entry(Part, "envoy.config.cluster.v3.Cluster.CustomClusterType", &[("name", Whole)]),
     entry(Part, "envoy.config.cluster.v3.Filter", &[("name", Whole), ("config_discovery", Refused("an extension would see traffic"))]),
@@ -184,10 +197,29 @@ pub(super) const ENTRIES: &[Entry] = &[
         INTERNAL,
         &[
             ("passthrough_metadata", Unused("what endpoints say reaches the connection anyway")),
-            ("transport_socket", Extension(&[walked(RAW), walked(TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)])),
+            ("transport_socket", Extension(&[walked(RAW), walked(TLS), walked(PROXY_PROTOCOL)])),
         ],
     ),
     entry(Routing, RAW, &[]),
+    entry(
+        Routing,
+        PROXY_PROTOCOL,
+        &[
+            ("config", Honoured),
+            ("transport_socket", Extension(&[walked(RAW), walked(TLS)])),
+            ("allow_unspecified_address", Unused("a client always has an address")),
+            ("tlv_as_pool_key", Unused("belongs to added TLVs, which are refused")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.core.v3.ProxyProtocolConfig",
+        &[
+            ("version", Honoured),
+            ("pass_through_tlvs", Unused("clients do not speak the PROXY protocol to a waypoint")),
+            ("added_tlvs", Refused("more would be told of the client")),
+        ],
+    ),
     // What is spoken to the application.
     entry(
         Routing,
@@ -334,8 +366,7 @@ const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.clusters.dns.v3.DnsCluster", "endpoints would be found by DNS"),
 ];
 
-const TRANSPORT_SOCKETS: &[super::super::rule::Extension] =
-    &[walked(INTERNAL), walked(RAW), walked(TLS), refused(PROXY_PROTOCOL, NO_PROXY_PROTOCOL)];
+const TRANSPORT_SOCKETS: &[super::super::rule::Extension] = &[walked(INTERNAL), walked(RAW), walked(TLS), walked(PROXY_PROTOCOL)];
 
 const UPSTREAM_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.tcp.metadataexchange.config.MetadataExchange"),

@@ -131,8 +131,14 @@ pub(super) const ENTRIES: &[Entry] = &[
                 "allow_connect",
                 when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "a CONNECT inside a tunnel is refused"),
             ),
-            ("max_concurrent_streams", when("for tunnels", check::is_of_tunnels, "the number of streams has our own bound")),
-            ("connection_keepalive", when("for tunnels", check::is_of_tunnels, "other connections are not probed")),
+            (
+                "max_concurrent_streams",
+                when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "the number of streams has our own bound"),
+            ),
+            (
+                "connection_keepalive",
+                when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "other connections are not probed"),
+            ),
             ("initial_stream_window_size", Listed("windows are our own")),
             ("initial_connection_window_size", Listed("windows are our own")),
         ],

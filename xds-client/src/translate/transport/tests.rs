@@ -152,3 +152,26 @@ fn a_socket_that_is_not_spoken_is_refused_by_name() {
     let labels = json!([{"name": "x", "match": {"tlsMode": 1}, "transport_socket": upstream_tls(json!({}))}]);
     assert!(read(json!({"transport_socket_matches": labels})).is_err());
 }
+
+#[test]
+fn the_proxy_protocol_stands_before_what_is_inside_it() {
+    const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+    const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
+    let socket = |name: &str, fields: serde_json::Value| {
+        let mut config = fields;
+        config["@type"] = format!("type.googleapis.com/{name}").into();
+        json!({"name": "socket", "typed_config": config})
+    };
+    let read = |config: serde_json::Value, inner: serde_json::Value| {
+        let proxied = socket(PROXY_PROTOCOL, json!({"config": config, "transport_socket": inner}));
+        let json = json!({"name": "c", "type": "EDS", "transport_socket": socket(INTERNAL, json!({"transport_socket": proxied}))});
+        let bytes = xds_proto::message_from_json("envoy.config.cluster.v3.Cluster", &json).unwrap();
+        let decoded = envoy_types::pb::envoy::config::cluster::v3::Cluster::decode(&bytes[..]).unwrap();
+        crate::translate::cluster::cluster(&decoded).map(|cluster| cluster.sockets.otherwise)
+    };
+    let raw = || socket(RAW, json!({}));
+    assert_eq!(read(json!({}), raw()).unwrap().proxy_protocol, Some(ProxyProtocol::V1), "Envoy's default");
+    assert_eq!(read(json!({"version": "V2"}), raw()).unwrap().proxy_protocol, Some(ProxyProtocol::V2));
+    assert!(read(json!({}), socket(PROXY_PROTOCOL, json!({"transport_socket": raw()}))).is_err());
+}
