@@ -142,6 +142,17 @@ impl AccessLog {
         self.filters.iter().all(|filter| filter.passes(view))
     }
 
+    /// Lines of a JSON format say why a request was refused, as one more member, where the format itself prints nothing of it.
+    /// A text has no place for more, and a record has the attributes that its configuration names.
+    #[must_use]
+    pub fn adding_refusal(self) -> Self {
+        let format = match self.format {
+            LogFormat::Json(format) => LogFormat::Json(format.adding_refusal()),
+            other @ (LogFormat::Text(_) | LogFormat::Record { .. }) => other,
+        };
+        Self { format, ..self }
+    }
+
     /// Appends the request's line to `out`, if it is to be logged; says whether it was. Records are not lines.
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) -> bool {
         if !self.passes(view) {

@@ -53,6 +53,8 @@ pub struct TelemetrySettings {
     pub istio_version: Arc<str>,
     /// How late an access log line may be; 1 s with Envoy as Istio starts it.
     pub log_flush_interval: Duration,
+    /// Whether JSON lines say why a request was refused although their format does not.
+    pub log_refusals: bool,
     /// How late a span or a log record may be.
     pub span_flush_interval: Duration,
     /// Series at most; [`SERIES_MAX`] by default.
@@ -72,6 +74,7 @@ impl Default for TelemetrySettings {
             hostname: None,
             istio_version: Arc::from("unknown"),
             log_flush_interval: Duration::from_secs(1),
+            log_refusals: true,
             span_flush_interval: Duration::from_secs(1),
             series_max: SERIES_MAX,
             histogram_bounds: Vec::new(),
@@ -213,6 +216,8 @@ impl Telemetry {
         tracing: Option<Tracing>,
     ) -> Arc<ChainTelemetry> {
         self.counts.fetch_or(stats.is_some(), Relaxed);
+        let adds_refusals = self.settings.log_refusals;
+        let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
         let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing);
         chain.hostname.clone_from(&self.settings.hostname);
         Arc::new(chain)

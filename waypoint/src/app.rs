@@ -223,6 +223,7 @@ fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
         istio_version: settings.node.istio_version.as_str().into(),
         histogram_bounds: settings.histogram_bounds.clone(),
         series_idle_max: settings.series_idle_max,
+        log_refusals: settings.log_refusals,
         ..TelemetrySettings::default()
     }
 }

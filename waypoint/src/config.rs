@@ -133,6 +133,8 @@ pub struct Settings {
     pub local: LocalAddresses,
     /// What a chain does with a policy that cannot be read.
     pub on_refused_policy: OnRefusedPolicy,
+    /// Whether JSON log lines say why a request was refused although their format does not.
+    pub log_refusals: bool,
     /// Ready although a chain is refused without a last good version.
     pub ready_with_refused: bool,
     /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
@@ -227,6 +229,7 @@ impl Settings {
             drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
             on_refused_policy: reader.on_refused_policy(),
+            log_refusals: reader.switch("WAYPOINT_LOG_REFUSALS").unwrap_or(true),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),
             histogram_bounds: reader.histogram_bounds(&node.annotations),
@@ -300,12 +303,16 @@ impl Reader<'_> {
     }
 
     fn flag(&mut self, name: &str) -> bool {
+        self.switch(name).unwrap_or(false)
+    }
+
+    fn switch(&mut self, name: &str) -> Option<bool> {
         let parse = |text: &str| match text {
             "true" | "1" => Some(true),
             "false" | "0" => Some(false),
             _ => None,
         };
-        self.parsed(name, "true or false", parse).unwrap_or(false)
+        self.parsed(name, "true or false", parse)
     }
 
     fn count(&mut self, name: &str) -> Option<usize> {

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::operator::write_text;
 use super::{HeaderUse, MISSING, Operator, Part, UnknownOperator, parse_parts};
+use crate::refusal::Refusal;
 use crate::stream_view::{StreamView, Value};
 
 /// A JSON value of a format's configuration. Texts may hold operators; everything else is printed as it is.
@@ -48,18 +49,35 @@ enum Step {
 /// One JSON log line.
 #[derive(Clone, Debug)]
 pub struct JsonFormat {
+    /// All but the last brace.
     steps: Vec<Step>,
     omit_missing: bool,
+    adds_refusal: bool,
 }
+
+/// The member that says why a request was refused, where the format itself does not.
+const REFUSAL_MEMBER: &[u8] = b"\"waypoint_refusal\":";
 
 impl JsonFormat {
     /// Compiles an object. In log formats the B3 headers fall back to the active span's ids (`b3-log-fallback`).
     pub fn parse(object: &BTreeMap<String, JsonValue>, omit_missing: bool, unknown: &mut Vec<UnknownOperator>) -> Self {
         let mut compiler = Compiler { steps: Vec::new(), literal: Vec::new(), omit_missing, unknown };
-        compiler.object(object);
-        compiler.literal.push(b'\n');
+        compiler.literal.push(b'{');
+        compiler.members(object);
         compiler.flush();
-        Self { steps: compiler.steps, omit_missing }
+        Self { steps: compiler.steps, omit_missing, adds_refusal: false }
+    }
+
+    /// With one more member, at the end, in lines of what was refused, unless the format prints something of refusals anyway.
+    #[must_use]
+    pub fn adding_refusal(mut self) -> Self {
+        let says = |operator: &Operator| matches!(operator, Operator::Refusal(_));
+        self.adds_refusal = !self.steps.iter().any(|step| match step {
+            Step::Typed(operator) | Step::Member { value: operator, .. } => says(operator),
+            Step::Mixed(parts) => parts.iter().any(|part| matches!(part, Part::Operator(operator) if says(operator))),
+            Step::Literal(_) | Step::Enter { .. } | Step::Leave => false,
+        });
+        self
     }
 
     /// Notes the headers that the line reads.
@@ -114,6 +132,16 @@ impl JsonFormat {
                 }
             }
         }
+        if self.adds_refusal
+            && let Some(refusal) = view.refusal()
+        {
+            if out.last() != Some(&b'{') {
+                out.push(b',');
+            }
+            out.extend_from_slice(REFUSAL_MEMBER);
+            write_object(&members_of(refusal), out);
+        }
+        out.extend_from_slice(b"}\n");
     }
 
     fn mixed(&self, parts: &[Part], view: &dyn StreamView, out: &mut Vec<u8>) {
@@ -258,6 +286,11 @@ fn write_json(value: &Value<'_>, out: &mut Vec<u8>) {
             out.push(b'"');
         }
     }
+}
+
+/// What is known of a refusal, as members of an object.
+pub(super) fn members_of(refusal: &Refusal) -> Vec<(&'static str, Cow<'_, str>)> {
+    refusal.fields().map(|(field, text)| (field.key(), text)).collect()
 }
 
 /// Appends an object of texts.

@@ -11,6 +11,7 @@ use http::HeaderName;
 pub use self::parts::{ClusterMetadata, GrpcForm};
 use super::HeaderUse;
 use super::expression::Expression;
+use super::json::members_of;
 use super::time::{TimeFormat, write_default};
 use crate::flags::ResponseFlag;
 use crate::refusal::RefusalField;
@@ -435,6 +436,6 @@ fn refusal_value(view: &dyn StreamView, field: Option<RefusalField>) -> Value<'_
         Some(Some(Cow::Borrowed(text))) => Value::Text(text),
         Some(Some(Cow::Owned(text))) => Value::Owned(text),
         Some(None) => Value::Missing,
-        None => Value::Object(refusal.fields().map(|(field, text)| (field.key(), text)).collect()),
+        None => Value::Object(members_of(refusal)),
     }
 }

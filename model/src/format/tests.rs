@@ -154,6 +154,24 @@ fn a_refusal_is_an_object_its_parts_are_texts_and_envoy_reads_the_operator_too()
 }
 
 #[test]
+fn a_line_says_why_it_was_refused_unless_its_format_does_and_only_then() {
+    let refused = Request { refusal: Some(Refusal::new(RefusedBy::Token)), ..Request::default() };
+    let added = |format: JsonValue, omit: bool, view: &Request| {
+        let mut out = Vec::new();
+        let object = BTreeMap::from([("a".to_owned(), format)]);
+        JsonFormat::parse(&object, omit, &mut Vec::new()).adding_refusal().render(view, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let by_token = r#""waypoint_refusal":{"by":"token"}"#;
+    assert_eq!(added(JsonValue::Null, false, &refused), format!("{{\"a\":null,{by_token}}}\n"));
+    assert_eq!(added(JsonValue::Null, true, &refused), format!("{{{by_token}}}\n"));
+    assert_eq!(added(JsonValue::Null, false, &Request::default()), "{\"a\":null}\n");
+    let said = string("%DYNAMIC_METADATA(waypoint.refusal:by)%");
+    assert_eq!(added(said.clone(), false, &refused), "{\"a\":\"token\"}\n");
+    assert_eq!(added(JsonValue::List(vec![said]), true, &refused), "{\"a\":[\"token\"]}\n");
+}
+
+#[test]
 fn l10_times_print_in_envoys_formats() {
     let view = Request::default();
     for (format, expected) in [

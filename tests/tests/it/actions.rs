@@ -22,7 +22,7 @@ use tests::workload::{App, Workload};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Fields of lines that two proxies cannot have in common.
-const OWN_FIELDS: [&str; 6] = ["request_id", "span_id", "trace_id", "timestamp", "duration_ms", "upstream_host"];
+const OWN_FIELDS: [&str; 7] = ["request_id", "span_id", "trace_id", "timestamp", "duration_ms", "upstream_host", "waypoint_refusal"];
 /// Headers of requests and answers that they cannot have in common.
 const OWN_HEADERS: [&str; 6] = ["x-request-id", "traceparent", "tracestate", "date", "x-envoy-upstream-service-time", "x-pod"];
 

@@ -90,5 +90,10 @@ async fn l21_a_refusal_names_its_policy() -> Result<()> {
     let line = line(&mesh, "/denied").await?;
     assert_eq!(line["details"], "rbac_access_denied_matched_policy[ns[shop]-policy[deny]-rule[0]]", "{line}");
     assert_eq!((&line["response_flags"], &line["attempts"]), (&"-".into(), &0.into()), "{line}");
+    assert_eq!(
+        line["waypoint_refusal"],
+        json!({"by": "deny_policy", "policy": "shop/deny", "rule": "0"}),
+        "the format asks for no more: {line}"
+    );
     Ok(())
 }

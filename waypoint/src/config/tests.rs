@@ -56,6 +56,14 @@ fn annotated(name: &str, value: &str) -> Result<Settings, Vec<SettingError>> {
     Settings::read(&ProxyArgs::default(), Sources { env: environment(), interface_addresses: Vec::new(), read_file: &read_file })
 }
 
+#[test]
+fn lines_say_why_they_were_refused_unless_that_is_switched_off() {
+    let with = |value: &str| read(environment().into_iter().chain([("WAYPOINT_LOG_REFUSALS".to_owned(), value.to_owned())]).collect());
+    assert!(read(environment()).unwrap().log_refusals && with("true").unwrap().log_refusals);
+    assert!(!with("false").unwrap().log_refusals);
+    assert_eq!(with("never").unwrap_err()[0].name, "WAYPOINT_LOG_REFUSALS");
+}
+
 fn with_buckets(buckets: &str) -> Result<Settings, Vec<SettingError>> {
     annotated("statsHistogramBuckets", buckets)
 }
