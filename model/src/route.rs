@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::claims::ClaimMatcher;
 use crate::cors::CorsPolicy;
-use crate::ext_authz::RouteExternal;
+use crate::ext_authz::{ExtAuthz, RouteExternal};
 use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
 use crate::headers::HeaderEdits;
@@ -238,6 +238,14 @@ pub struct Route {
     pub response_headers: HeaderEdits,
     /// `decorator.operation`.
     pub operation: Option<Operation>,
+}
+
+impl Route {
+    /// What it says of one of the chain's authorization services.
+    #[must_use]
+    pub fn external_of(&self, filter: &ExtAuthz) -> Option<&RouteExternal> {
+        self.external.iter().find(|said| said.filter == filter.name)
+    }
 }
 
 /// What a route's requests are called.

@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tests::authz::{Asked, AuthzServer, Says};
 use tests::envoy::Envoy;
-use tests::peer::{Answer, Connection, Peer, empty, exchange_raw};
+use tests::peer::{Answer, Connection, Peer, empty, exchange_raw, plain_get};
 use tests::process::Lines;
 use tests::scenario::{DB, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
@@ -660,8 +660,15 @@ fn with_settings(scenario: &mut Scenario) -> Result<()> {
 async fn what_routes_say_of_the_service_is_obeyed_alike() -> Result<()> {
     let denies = || Says::Check(json!({"status": {"code": 7}}));
     let cases = ["off", "context", "part", "hidden", "other"].map(|path| (path, denies(), post(path, "", "0123456789")));
-    let seen = compare_on(&stage_with(with_settings).await?, cases.into()).await?;
+    let stage = stage_with(with_settings).await?;
+    let seen = compare_on(&stage, cases.into()).await?;
     assert_eq!(statuses(&seen), ["200", "403", "403", "403", "403"]);
+    // So does what is explained.
+    for (path, is_asked) in [("off", false), ("context", true)] {
+        let query = format!("/explain?output=json&service={WEB}&identity=spiffe://cluster.local/ns/a/sa/b&path={CHECKED}{path}");
+        let told = plain_get(stage.mesh.waypoint.port(15000), &query).await?.json();
+        assert_eq!(told["asked"].as_array().map(Vec::is_empty), Some(!is_asked), "{path}: {told}");
+    }
     Ok(())
 }
 

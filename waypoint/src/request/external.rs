@@ -52,7 +52,7 @@ impl<'a> Asking<'a> {
     /// What the route says of a filter.
     fn of_route(&self, filter: &ExtAuthz) -> Option<&'a RouteExternal> {
         let (_, route) = self.selected?;
-        route.external.iter().find(|said| said.filter == filter.name)
+        route.external_of(filter)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the verdict is that of `filters::chain` and `filters::rbac`; the steps before it are those of `request` and `tcp`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -148,7 +149,7 @@ pub(super) fn explain(published: &Published, question: &Question) -> Result<Expl
         ChainKind::Http(http) => of_http(published, question, (served, http), explanation),
         ChainKind::Tcp(tcp) => {
             let input = input(question, destination, None);
-            let Early { mut filters, asked, refused } = early(&tcp.early, &input);
+            let Early { mut filters, asked, refused } = early(&tcp.early, None, &input);
             let verdict = refused.unwrap_or_else(|| match decide_chain(&served.chain, &input, &mut Decisions::new()) {
                 RbacVerdict::Pass => passed("all policies let it pass"),
                 RbacVerdict::Deny(denial) => denied(&denial, &input),
@@ -169,12 +170,10 @@ fn find(generation: &Generation, question: &Question) -> Result<(Arc<str>, Optio
     let dispatch = &generation.listeners.dispatch;
     let target = match &question.service {
         Authority::Address(_) => question.service.clone(),
-        named @ Authority::Host { .. } => dispatch
-            .destinations()
-            .filter(|(address, chain)| address.port() == named.port() && serves(chain, named))
-            .map(|(address, _)| Authority::Address(address))
-            .min_by_key(|address| address.to_string())
-            .unwrap_or_else(|| named.clone()),
+        Authority::Host { host, port } => match address_of(dispatch.destinations(), host, *port)? {
+            Some(address) => Authority::Address(address),
+            None => question.service.clone(),
+        },
     };
     let spoken = match question.spoken {
         Spoken::Http => SniffedProtocol::Http1,
@@ -190,11 +189,28 @@ fn find(generation: &Generation, question: &Question) -> Result<(Arc<str>, Optio
     }
 }
 
-/// Whether a chain is of this host: `inbound-vip|80|http|web.shop.svc.cluster.local` of that name, or of one that it begins with.
-fn serves(chain: &str, named: &Authority) -> bool {
-    let Authority::Host { host: wanted, .. } = named else { return false };
-    let host = chain.splitn(4, '|').nth(3).unwrap_or_default();
-    host.strip_prefix(&**wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// The lowest address of a service that has this name, or one that begins with it: of `inbound-vip|80|http|web.shop.svc.cluster.local` that is
+/// `web.shop` too.
+///
+/// # Errors
+/// Several services have names that begin with it, and none has it as a whole.
+fn address_of<'a>(
+    destinations: impl Iterator<Item = (SocketAddr, &'a Arc<str>)>,
+    wanted: &str,
+    port: u16,
+) -> Result<Option<SocketAddr>, String> {
+    let mut found: BTreeMap<&str, SocketAddr> = BTreeMap::new();
+    for (address, chain) in destinations.filter(|(address, _)| address.port() == port) {
+        let host = chain.splitn(4, '|').nth(3).unwrap_or_default();
+        if host.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
+            let lowest = found.entry(host).or_insert(address);
+            *lowest = address.min(*lowest);
+        }
+    }
+    match (found.get(wanted), found.len()) {
+        (None, 2..) => Err(format!("{wanted}:{port} may be {}: which?", found.keys().copied().collect::<Vec<_>>().join(", "))),
+        (whole, _) => Ok(whole.or(found.values().next()).copied()),
+    }
 }
 
 fn input<'a>(
@@ -221,14 +237,14 @@ fn of_http(
         Ok(parts) => parts,
         Err(verdict) => return Explanation { verdict, ..explanation },
     };
+    let at_first = select(&http.routes, &head_of(&parts));
     let chosen = (!http.request_edits.is_empty()).then(|| {
-        let chosen = select(&http.routes, &head_of(&parts));
         let record = record(question, served, explanation.destination);
         http.request_edits.iter().for_each(|edits| filters::headers::apply(edits, &mut parts.headers, &record));
-        chosen
+        at_first
     });
     let Early { mut filters, asked, refused: refused_early } =
-        early(&http.early, &input(question, explanation.destination, Some((&parts, None))));
+        early(&http.early, at_first.map(|(_, route)| &**route), &input(question, explanation.destination, Some((&parts, None))));
     if let Some(verdict) = refused_early {
         return Explanation { verdict, filters, asked, ..explanation };
     }
@@ -259,8 +275,9 @@ struct Early {
     refused: Option<Verdict>,
 }
 
-/// Goes through it as a request does; a service that would be asked is taken to let it pass.
-fn early(all: &[EarlyFilter], input: &RbacInput<'_>) -> Early {
+/// Goes through it as a request does; a service that would be asked is taken to let it pass. `route`: where the request would go, which may turn
+/// the question off.
+fn early(all: &[EarlyFilter], route: Option<&Route>, input: &RbacInput<'_>) -> Early {
     let filters = all.iter().filter_map(|one| if let EarlyFilter::Rbac(rbac) = one { Some(filter(rbac, input)) } else { None }).collect();
     let mut told = Early { filters, asked: Vec::new(), refused: None };
     let mut progress = Progress::new(all);
@@ -271,6 +288,8 @@ fn early(all: &[EarlyFilter], input: &RbacInput<'_>) -> Early {
                 told.refused = Some(denied(&by, input));
                 return told;
             }
+            Step::Unasked(service) | Step::Ask(service, _)
+                if route.and_then(|route| route.external_of(service)).is_some_and(|route| route.is_off) => {}
             Step::Unasked(service) => {
                 told.refused =
                     Some(refused(service.on_failure.status, "by=external, detail=it is not asked about this, and so refuses it"));
@@ -415,4 +434,28 @@ fn cluster(published: &Published, name: &str, weight: u32) -> Cluster {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_whole_of_one_service_or_the_beginning_of_only_one() {
+        let chains: Vec<(SocketAddr, Arc<str>)> =
+            [("[fd00::1]:80", "web.a"), ("10.0.0.9:80", "web.a"), ("10.0.0.10:80", "web.b"), ("10.0.0.2:80", "db.a")]
+                .map(|(address, service)| {
+                    let chain = format!("inbound-vip|80|http|{service}.svc.cluster.local");
+                    (address.parse().expect("an address"), chain.into())
+                })
+                .into();
+        let find = |name| address_of(chains.iter().map(|(address, chain)| (*address, chain)), name, 80);
+        let address = |text: &str| Ok(Some(text.parse().expect("an address")));
+        assert_eq!(find("web.a"), address("10.0.0.9:80"));
+        assert_eq!(find("web.b.svc.cluster.local"), address("10.0.0.10:80"));
+        assert_eq!(find("db"), address("10.0.0.2:80"));
+        assert_eq!(find("web.a.svc.cluster.loc"), Ok(None));
+        assert_eq!(find("web"), Err("web:80 may be web.a.svc.cluster.local, web.b.svc.cluster.local: which?".to_owned()));
+        assert_eq!(address_of(chains.iter().map(|(address, chain)| (*address, chain)), "web", 81), Ok(None));
+    }
 }
