@@ -1,7 +1,9 @@
-//! Objects that steer requests: an HTTPRoute and an AuthorizationPolicy, applied and deleted while callers look on.
+//! Objects that steer requests: an HTTPRoute and AuthorizationPolicies, applied and deleted while callers look on.
 
 use anyhow::{Result, ensure};
 use http::{Method, StatusCode};
+use serde_json::json;
+use tests::authz::{AuthzServer, Says};
 use tests::peer::{Answer, empty};
 use tests::wait::{Look, until};
 
@@ -40,6 +42,25 @@ spec:
   rules:
   - from: [{source: {principals: [cluster.local/ns/clients/sa/frontend]}}]
 ";
+
+/// Where the providers of the mesh lead: gRPC, HTTP.
+const AUTHZ: [&str; 2] = ["10.244.8.2:9001", "10.244.8.2:8000"];
+
+fn custom(provider: &str) -> String {
+    format!(
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: custom, namespace: shop}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: web}}]
+  action: CUSTOM
+  provider: {{name: {provider}}}
+  rules:
+  - to: [{{operation: {{paths: [/probe]}}}}]
+"
+    )
+}
 
 /// The first value of a header that the pod saw.
 fn seen(answer: &Answer, name: &str) -> Option<String> {
@@ -102,5 +123,32 @@ pub async fn a_policy_takes_effect(stage: &mut Stage) -> Result<()> {
     ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
     stage.plane.delete_yaml(POLICY).await?;
     stage.get_until("batch is admitted again", &stage.batch, |answer| answer.status == StatusCode::OK).await?;
+    Ok(())
+}
+
+/// A provider of either kind decides about the paths of a policy, and about no other; without it nothing passes.
+pub async fn a_custom_policy_takes_effect(stage: &mut Stage) -> Result<()> {
+    let [grpc, http] = AUTHZ;
+    for provider in ["ext-authz-grpc", "ext-authz-http"] {
+        let denied = json!({"status": {"code": 7}, "denied_response": {"status": {"code": "Unauthorized"}, "body": "not you"}});
+        let authz = AuthzServer::start(grpc.parse()?, http.parse()?, Says::Check(denied)).await?;
+        authz.says_by_http(Says::Http(401, vec![("x-denied-by", "authz")], "not you".to_owned()));
+        let policy = custom(provider);
+        stage.plane.apply(&policy).await?;
+        let refused = stage.get_until("the provider refuses", &stage.frontend, |answer| answer.status == StatusCode::UNAUTHORIZED).await?;
+        ensure!(refused.text() == "not you", "{provider}: the body is {:?}", refused.text());
+        let other = stage.get(&stage.frontend, WEB, "/other").await?;
+        ensure!(other.status == StatusCode::OK, "{provider}: what no rule matches: {} {}", other.status, other.text());
+        let set = json!({"header": {"key": "x-allowed-by", "value": "authz"}});
+        authz.says(Says::Check(json!({"ok_response": {"headers": [set]}})));
+        authz.says_by_http(Says::Http(200, vec![("x-allowed-by", "authz")], String::new()));
+        let passed = stage.get(&stage.frontend, WEB, "/probe").await?;
+        ensure!(seen(&passed, "x-allowed-by").as_deref() == Some("authz"), "{provider}: {} {}", passed.status, passed.text());
+        drop(authz);
+        let expected = if provider == "ext-authz-grpc" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::FORBIDDEN };
+        stage.get_until("nothing passes without the provider", &stage.frontend, |answer| answer.status == expected).await?;
+        stage.plane.delete_yaml(&policy).await?;
+        stage.get_until("nobody is asked", &stage.frontend, |answer| answer.status == StatusCode::OK).await?;
+    }
     Ok(())
 }
