@@ -27,6 +27,8 @@ pub struct RbacInput<'a> {
     pub peer_address: IpAddr,
     /// What was asked for.
     pub destination: Option<SocketAddr>,
+    /// The name in the connection's ClientHello; empty without one.
+    pub server_name: &'a str,
     /// What the verified tokens of the request say; none without one.
     pub claims: Option<&'a TokenMetadata>,
 }
@@ -139,7 +141,7 @@ pub(crate) fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold:
         Permission::DestinationPort(port) => input.destination.is_some_and(|address| address.port() == *port),
         Permission::DestinationPortRange(ports) => input.destination.is_some_and(|address| ports.contains(&i32::from(address.port()))),
         Permission::UriTemplate(template) => input.head.is_some_and(|head| template.matches(path_only(head.path))),
-        Permission::ServerName(matcher) => matcher.matches(b""),
+        Permission::ServerName(matcher) => matcher.matches(input.server_name.as_bytes()),
         Permission::Claim(matcher) => matcher.matches(input.claims),
     }
 }

@@ -38,6 +38,17 @@ pub enum EarlyFilter {
     External(Box<ExtAuthz>),
 }
 
+impl EarlyFilter {
+    /// Whether some condition is about the name in a ClientHello.
+    #[must_use]
+    pub fn reads_server_name(&self) -> bool {
+        match self {
+            Self::Rbac(rules) | Self::Shadow(rules) => rules.reads_server_name(),
+            Self::External(_) => false,
+        }
+    }
+}
+
 /// What becomes of the response's `server` header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServerHeader {
@@ -122,6 +133,15 @@ pub struct TcpChain {
     pub connect_attempts_max: u32,
     /// Clients of one address go to the same endpoint, where the cluster chooses by that.
     pub hashes_source: bool,
+    /// Whether some policy wants to know the name in the connection's ClientHello.
+    pub reads_server_name: bool,
+}
+
+impl TcpChain {
+    /// The same, refusing every connection by a policy of this name.
+    fn denying(&self, policy: &str) -> Self {
+        Self { early: Box::default(), rbac: vec![Rbac::denying(policy)], reads_server_name: false, ..self.clone() }
+    }
 }
 
 /// What a chain is.
@@ -178,7 +198,7 @@ impl Chain {
     pub fn denying(&self, policy: &str) -> Self {
         let kind = match &self.kind {
             ChainKind::Http(http) => ChainKind::Http(Box::new(http.denying(policy))),
-            ChainKind::Tcp(tcp) => ChainKind::Tcp(TcpChain { early: Box::default(), rbac: vec![Rbac::denying(policy)], ..tcp.clone() }),
+            ChainKind::Tcp(tcp) => ChainKind::Tcp(tcp.denying(policy)),
             ChainKind::Refused { .. } => self.kind.clone(),
         };
         Self { kind, ..self.clone() }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -93,11 +94,64 @@ pub enum Lookup<'a> {
     NotFound,
 }
 
+/// Ports where a ClientHello's server name is read: where Envoy's `tls_inspector` is not disabled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Inspected {
+    /// On none.
+    #[default]
+    Nowhere,
+    /// On all.
+    Everywhere,
+    /// On all but these.
+    Except(PortTest),
+}
+
+impl Inspected {
+    /// Whether it is read on a port.
+    #[must_use]
+    pub fn is_on(&self, port: u16) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Everywhere => true,
+            Self::Except(disabled) => !disabled.matches(port),
+        }
+    }
+}
+
+/// `ListenerFilterChainMatchPredicate`: a condition on a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortTest {
+    /// Holds for any.
+    Any,
+    /// From the first up to the last, which is left out.
+    Range(Range<i32>),
+    /// All hold.
+    All(Vec<PortTest>),
+    /// One holds.
+    One(Vec<PortTest>),
+    /// Does not hold.
+    Not(Box<PortTest>),
+}
+
+impl PortTest {
+    fn matches(&self, port: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(ports) => ports.contains(&i32::from(port)),
+            Self::All(all) => all.iter().all(|one| one.matches(port)),
+            Self::One(all) => all.iter().any(|one| one.matches(port)),
+            Self::Not(one) => !one.matches(port),
+        }
+    }
+}
+
 /// The tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dispatch {
     /// None: nothing is attached.
     pub root: Option<Node>,
+    /// Where server names are read.
+    pub server_names: Inspected,
 }
 
 impl Dispatch {
@@ -175,7 +229,7 @@ mod tests {
             ],
             None,
         );
-        Dispatch { root: Some(Node::Address(by)) }
+        Dispatch { root: Some(Node::Address(by)), ..Dispatch::default() }
     }
 
     #[test]

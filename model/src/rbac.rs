@@ -74,7 +74,7 @@ pub enum Permission {
     DestinationPortRange(Range<i32>),
     /// The path without query and fragment.
     UriTemplate(UriTemplate),
-    /// The name in a ClientHello: an empty one where HTTP is spoken in plain, and no other is known.
+    /// The name in a ClientHello, in lower case; an empty one where there is none.
     ServerName(StringMatcher),
     /// What verified tokens say.
     Claim(ClaimMatcher),
@@ -154,6 +154,20 @@ impl Rbac {
     #[must_use]
     pub fn denying(policy: &str) -> Self {
         Self::new(RbacAction::Deny, vec![Policy::new(policy, vec![Permission::Any], vec![Principal::Any])])
+    }
+
+    /// Whether some condition is about the name in a ClientHello.
+    #[must_use]
+    pub fn reads_server_name(&self) -> bool {
+        fn reads(permission: &Permission) -> bool {
+            match permission {
+                Permission::ServerName(_) => true,
+                Permission::And(all) | Permission::Or(all) => all.iter().any(reads),
+                Permission::Not(one) => reads(one),
+                _ => false,
+            }
+        }
+        self.policies.iter().flat_map(|policy| &policy.permissions).any(reads)
     }
 
     /// The same, to be told about only.

@@ -460,6 +460,8 @@ impl StreamView for RequestRecord {
 pub struct ConnectionRecord {
     /// What it has in common with a request.
     pub stream: StreamRecord,
+    /// The name in the client's ClientHello, where it was looked for.
+    pub server_name: Option<Box<str>>,
     /// Resolved at the first report; labels stay as they were then.
     pub(crate) cells: Option<ConnectionCells>,
     pub(crate) bytes_received_reported: u64,
@@ -470,7 +472,7 @@ impl ConnectionRecord {
     /// A record of a connection that begins now.
     #[must_use]
     pub fn new(chain: Arc<ChainTelemetry>) -> Self {
-        Self { stream: StreamRecord::new(chain), cells: None, bytes_received_reported: 0, bytes_sent_reported: 0 }
+        Self { stream: StreamRecord::new(chain), server_name: None, cells: None, bytes_received_reported: 0, bytes_sent_reported: 0 }
     }
 }
 
@@ -490,6 +492,7 @@ impl StreamView for ConnectionRecord {
     fn field(&self, field: Field) -> Value<'_> {
         match field {
             Field::AccessLogType => Value::Text("TcpConnectionEnd"),
+            Field::RequestedServerName => text(self.server_name.as_deref().filter(|name| !name.is_empty())),
             Field::DownstreamWireBytesReceived => Value::Number(self.stream.bytes_received),
             Field::DownstreamWireBytesSent => Value::Number(self.stream.bytes_sent),
             _ => self.stream.field(field),

@@ -18,7 +18,7 @@ const HELP: &str = "waypoint: the L7 proxy of an Istio ambient mesh
 usage: waypoint proxy waypoint [--domain D] [--serviceCluster S] [--log_output_level L] [--log_as_json] [--concurrency N]
        waypoint parity [--json] [DUMP]
        waypoint explain SERVICE:PORT --identity SPIFFE-ID [--method M] [--path P] [--header NAME:VALUE]… [--address IP]
-                [--protocol http|tcp] [--output text|json] [--admin IP:PORT]
+                [--protocol http|tcp] [--sni NAME] [--output text|json] [--admin IP:PORT]
 
 It takes the arguments, environment and files of the Deployment that istiod renders for a Gateway of class istio-waypoint.
 docs/configuration.md lists what it reads.

@@ -47,6 +47,7 @@ use crate::http::headers;
 use crate::http::normalize::{Malformed, PathOptions, RequestScheme, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
+use crate::sniff::Hello;
 use crate::state::published::{Published, ServedChain};
 use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
@@ -104,6 +105,19 @@ pub struct TunnelContext {
     pub target: Target,
     /// The client's workload, if discovery knows its address.
     pub source: Option<Arc<Workload>>,
+    /// What is known of how the client begins.
+    pub inspection: Inspection,
+}
+
+/// Whether a TCP connection's ClientHello is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// It is not.
+    Off,
+    /// As it passes, to tell of it.
+    InPassing,
+    /// It was, before anything else.
+    Done(Hello),
 }
 
 impl TunnelContext {
@@ -504,6 +518,7 @@ fn policy_input<'a>(tunnel: &'a TunnelContext, parts: &'a http::request::Parts, 
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
         destination: tunnel.target.address(),
+        server_name: "",
         claims,
     }
 }

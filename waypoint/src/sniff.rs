@@ -13,8 +13,11 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+mod hello;
 #[cfg(test)]
 mod tests;
+
+pub use self::hello::{CLIENT_HELLO_BYTES_MAX, Hello, HelloReader};
 
 /// Bytes within which a request line that does not begin with a registered method and `/` has to end.
 pub const SNIFF_BYTES_MAX: usize = 8 * 1024;
@@ -117,6 +120,30 @@ impl<I: AsyncRead + Unpin> Replay<I> {
             self.io.read_buf(&mut self.ahead).await?;
         }
         Ok(())
+    }
+
+    /// Reads until it is known which name a ClientHello has; a stream that ends before says nothing.
+    ///
+    /// # Errors
+    /// From reading.
+    ///
+    /// # Cancel safety
+    /// Safe: what was read is kept, and the next call begins with it.
+    pub async fn hello(&mut self) -> io::Result<Hello> {
+        let mut reader = HelloReader::default();
+        let mut looked = 0;
+        loop {
+            if looked < self.ahead.len()
+                && let Some(hello) = reader.look(&self.ahead[looked..])
+            {
+                return Ok(hello);
+            }
+            looked = self.ahead.len();
+            self.ahead.reserve(READ_BYTES);
+            if self.io.read_buf(&mut self.ahead).await? == 0 {
+                return Ok(if looked == 0 { Hello::NotTls } else { Hello::Unreadable });
+            }
+        }
     }
 
     /// Reads until the bytes decide, at most `bytes_max` of them ([`SNIFF_BYTES_MAX`]). A stream that ends before, or sends

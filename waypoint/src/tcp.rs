@@ -3,8 +3,8 @@
 //! Not for: choosing the chain. Invariants: the CONNECT is answered 200 only once there is a connection to the endpoint, so
 //! that a refusal is visible; half-close passes in both directions; every connection is recorded once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -22,8 +22,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::external;
 use crate::policies;
-use crate::request::TunnelContext;
-use crate::sniff::Replay;
+use crate::request::{Inspection, TunnelContext};
+use crate::sniff::{Hello, HelloReader, Replay};
 use crate::state::breaker::Resource;
 use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
@@ -50,6 +50,8 @@ pub struct TcpReady {
     record: Recorded,
     upstream: Replay<UpstreamIo>,
     active: ActiveRequest,
+    /// Looks for a ClientHello.
+    watch: Option<HelloReader>,
     idle_timeout: Option<Duration>,
     duration_max: Option<Duration>,
     reporting_interval: Duration,
@@ -101,12 +103,16 @@ pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Work
     record.stream.local_identity = Some(tunnel.connection.local.clone());
     record.stream.downstream_local = tunnel.target.address();
     record.stream.downstream_remote = Some(tunnel.connection.peer_address);
+    if let Inspection::Done(Hello::Name(name)) = &tunnel.inspection {
+        record.server_name = Some(name.clone());
+    }
     let mut record = Recorded { record, worker: Arc::clone(worker), need };
     let (upstream, active) = connect(tunnel, chain, worker, &mut record.record).await.map_err(|status| TcpRefusal { status })?;
     let upstream = Replay::new(upstream);
     let reporting_interval =
         record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
-    Ok(TcpReady { record, upstream, active, idle_timeout: chain.idle_timeout, duration_max: chain.duration_max, reporting_interval })
+    let watch = (tunnel.inspection == Inspection::InPassing).then(HelloReader::default);
+    Ok(TcpReady { record, upstream, active, watch, idle_timeout: chain.idle_timeout, duration_max: chain.duration_max, reporting_interval })
 }
 
 async fn connect(
@@ -127,8 +133,16 @@ async fn connect(
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
         destination: tunnel.target.address(),
+        server_name: if let Inspection::Done(Hello::Name(name)) = &tunnel.inspection { name } else { "" },
         claims: None,
     };
+    // To take it for none would pass over policies on names.
+    if chain.reads_server_name && tunnel.inspection == Inspection::Done(Hello::Unreadable) {
+        let refusal = Refusal { detail: Some("the ClientHello cannot be read".into()), ..Refusal::new(RefusedBy::DenyPolicy) };
+        record.stream.refusal = Some(Box::new(refusal));
+        record.stream.termination_details = Some("client_hello_unreadable".into());
+        return Err(StatusCode::FORBIDDEN);
+    }
     if !chain.early.is_empty() {
         Box::pin(judge_early(tunnel, &chain.early, &input, (worker, record))).await?;
         // Meanwhile its endpoints may be others.
@@ -262,9 +276,13 @@ async fn dial_any(
 }
 
 #[derive(Default)]
-struct Counts {
+struct Passed {
+    /// Bytes of the client.
     up: AtomicU64,
+    /// Bytes of the endpoint.
     down: AtomicU64,
+    /// How the client began, where that is looked at.
+    hello: OnceLock<Hello>,
 }
 
 impl TcpReady {
@@ -285,12 +303,19 @@ impl TcpReady {
         I: AsyncRead + AsyncWrite + Unpin,
     {
         self.record.need = Need::Certain;
-        let counts = Counts::default();
+        let passed = Passed::default();
+        let mut watch = self.watch.take();
         let (from_client, to_client) = tokio::io::split(downstream);
         let (from_endpoint, to_endpoint) = tokio::io::split(self.upstream);
         let copying = async {
-            let up = copy(from_client, to_endpoint, &counts.up, (Side::Client, Side::Endpoint));
-            let down = copy(from_endpoint, to_client, &counts.down, (Side::Endpoint, Side::Client));
+            let look = |bytes: &[u8]| {
+                if let Some(hello) = watch.as_mut().and_then(|reader| reader.look(bytes)) {
+                    watch = None;
+                    passed.hello.get_or_init(|| hello);
+                }
+            };
+            let up = copy(from_client, to_endpoint, &passed.up, (Side::Client, Side::Endpoint), look);
+            let down = copy(from_endpoint, to_client, &passed.down, (Side::Endpoint, Side::Client), |_| {});
             tokio::try_join!(up, down)
         };
         tokio::pin!(copying);
@@ -310,7 +335,7 @@ impl TcpReady {
                 _ = report.tick() => {}
             }
             let Recorded { record, worker, .. } = &mut self.record;
-            note(record, &counts);
+            note(record, &passed);
             worker.with_telemetry(|telemetry| telemetry.report_connection(record));
             let total = record.stream.bytes_received + record.stream.bytes_sent;
             if total != moved {
@@ -326,7 +351,10 @@ impl TcpReady {
                 Side::Endpoint => ResponseFlag::UpstreamConnectionTermination,
             });
         }
-        note(&mut self.record.record, &counts);
+        note(&mut self.record.record, &passed);
+        if let Some(Hello::Name(name)) = passed.hello.get() {
+            self.record.record.server_name = Some(name.clone());
+        }
         drop(self.record);
         drop(self.active);
     }
@@ -340,9 +368,9 @@ async fn past(limit: Option<Duration>) {
     }
 }
 
-fn note(record: &mut ConnectionRecord, counts: &Counts) {
-    record.stream.bytes_received = counts.up.load(Ordering::Relaxed);
-    record.stream.bytes_sent = counts.down.load(Ordering::Relaxed);
+fn note(record: &mut ConnectionRecord, passed: &Passed) {
+    record.stream.bytes_received = passed.up.load(Ordering::Relaxed);
+    record.stream.bytes_sent = passed.down.load(Ordering::Relaxed);
 }
 
 /// Which side failed.
@@ -352,8 +380,8 @@ enum Side {
     Endpoint,
 }
 
-/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are.
-async fn copy<R, W>(mut reader: R, mut writer: W, count: &AtomicU64, sides: (Side, Side)) -> Result<(), Side>
+/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are. `look` sees all that passes.
+async fn copy<R, W>(mut reader: R, mut writer: W, count: &AtomicU64, sides: (Side, Side), mut look: impl FnMut(&[u8])) -> Result<(), Side>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -366,6 +394,7 @@ where
         if read == 0 {
             return writer.shutdown().await.map_err(|_| of_writer);
         }
+        look(&buffer);
         writer.write_all(&buffer).await.map_err(|_| of_writer)?;
         writer.flush().await.map_err(|_| of_writer)?;
         count.fetch_add(u64::try_from(read).unwrap_or(u64::MAX), Ordering::Relaxed);

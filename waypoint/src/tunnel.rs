@@ -8,18 +8,21 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::StatusCode;
+use model::authority::Authority;
 use model::chain::ChainKind;
 use model::dispatch::{Lookup, SniffedProtocol};
 use model::flags::ResponseFlag;
+use model::workload::Workload;
 use telemetry::record::RequestRecord;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::drain::DrainWatch;
+use crate::hbone::Downstream;
 use crate::hbone::server::Connect;
 use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
-use crate::request::{ChainOfTunnel, TunnelContext, TunnelExchange, path_options};
-use crate::sniff::{Replay, SNIFF_BYTES_MAX, Sniffed};
+use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, path_options};
+use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
 use crate::upstream::connect::VIA;
@@ -55,11 +58,30 @@ pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWa
     match found {
         Found::Nothing => refuse(connect, &worker, Some(&generation), Refusal::UnknownDestination),
         Found::Chain(served) => {
+            let inspects_tls = generation.listeners.dispatch.server_names.is_on(connect.authority.port());
             // A long tunnel keeps its chain and not the whole mesh.
             drop(generation);
-            serve_chain(connect, (served, number), &worker, drain).await;
+            serve_chain(connect, Led { served, number, inspects_tls }, &worker, drain).await;
         }
         Found::Sniff => serve_sniffed(connect, (generation, number), &worker, drain).await,
+    }
+}
+
+/// The chain that a CONNECT leads to.
+struct Led {
+    served: Arc<ServedChain>,
+    /// Of its generation.
+    number: u64,
+    inspects_tls: bool,
+}
+
+impl Led {
+    /// Whether the server name is read, and when. None: first of all, since a policy wants to know it.
+    fn inspection(&self) -> Option<Inspection> {
+        match &self.served.chain.kind {
+            ChainKind::Tcp(chain) if self.inspects_tls => (!chain.reads_server_name).then_some(Inspection::InPassing),
+            _ => Some(Inspection::Off),
+        }
     }
 }
 
@@ -118,22 +140,50 @@ fn refuse(connect: Connect, worker: &Worker, generation: Option<&Generation>, re
     connect.reject(status);
 }
 
-fn context(connect: &Connect, found: (&Arc<ServedChain>, u64), worker: &Worker) -> Arc<TunnelContext> {
-    let peer = &connect.connection.peer_address;
-    // An address that discovery gives to another identity than TLS has proven is not this client's.
-    let source = worker.published.workload(peer.ip()).filter(|found| found.identity == connect.connection.peer);
-    Arc::new(TunnelContext {
-        served: ChainOfTunnel::new(Arc::clone(found.0), found.1),
-        connection: Arc::clone(&connect.connection),
-        target: connect.authority.clone(),
-        source,
-    })
+/// Who asks for what: what stays the same of a CONNECT whatever chain serves it.
+struct Asked {
+    connection: Arc<Downstream>,
+    target: Authority,
+    source: Option<Arc<Workload>>,
 }
 
-async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &Arc<Worker>, drain: DrainWatch) {
-    let (served, number) = found;
-    let tunnel = context(&connect, (&served, number), worker);
-    match &served.chain.kind {
+impl Asked {
+    fn of(connect: &Connect, worker: &Worker) -> Self {
+        let peer = &connect.connection.peer_address;
+        // An address that discovery gives to another identity than TLS has proven is not this client's.
+        let source = worker.published.workload(peer.ip()).filter(|found| found.identity == connect.connection.peer);
+        Self { connection: Arc::clone(&connect.connection), target: connect.authority.clone(), source }
+    }
+
+    fn context(&self, led: &Led, inspection: Inspection) -> Arc<TunnelContext> {
+        Arc::new(TunnelContext {
+            served: ChainOfTunnel::new(Arc::clone(&led.served), led.number),
+            connection: Arc::clone(&self.connection),
+            target: self.target.clone(),
+            source: self.source.clone(),
+            inspection,
+        })
+    }
+}
+
+/// How the client begins. None: it has gone.
+async fn hello_of<I: AsyncRead + Unpin>(stream: &mut Replay<I>) -> Option<Inspection> {
+    match tokio::time::timeout(SNIFF_TIMEOUT, stream.hello()).await {
+        Ok(hello) => Some(Inspection::Done(hello.ok()?)),
+        // As Envoy goes on without a name; of what began like one it is not known.
+        Err(_) if stream.ahead().is_empty() => Some(Inspection::Done(Hello::NotTls)),
+        Err(_) => Some(Inspection::Done(Hello::Unreadable)),
+    }
+}
+
+async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: DrainWatch) {
+    let asked = Asked::of(&connect, worker);
+    let Some(inspection) = led.inspection() else {
+        let Ok(stream) = connect.accept() else { return };
+        return serve_open(Replay::new(stream), (&asked, &led), None, worker).await;
+    };
+    let tunnel = asked.context(&led, inspection);
+    match &led.served.chain.kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
             let Ok(stream) = connect.accept() else { return };
             let mut stream = Replay::new(stream);
@@ -178,46 +228,55 @@ async fn serve_chain(connect: Connect, found: (Arc<ServedChain>, u64), worker: &
 /// The chain depends on the first bytes, so the tunnel has to open before it is known.
 async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: &Arc<Worker>, drain: DrainWatch) {
     let (generation, number) = found;
-    let authority = connect.authority.clone();
-    let Lookup::Sniff(by) = generation.listeners.dispatch.lookup(&authority) else { return };
-    let lookup = |protocol| match by.lookup(protocol, &authority) {
-        Lookup::Chain(name) => generation.chains.get(name).map(Arc::clone),
+    let asked = Asked::of(&connect, worker);
+    let Lookup::Sniff(by) = generation.listeners.dispatch.lookup(&asked.target) else { return };
+    let inspects_tls = generation.listeners.dispatch.server_names.is_on(asked.target.port());
+    let lookup = |protocol| match by.lookup(protocol, &asked.target) {
+        Lookup::Chain(name) => generation.chains.get(name).map(|served| Led { served: Arc::clone(served), number, inspects_tls }),
         Lookup::Sniff(_) | Lookup::NotFound => None,
     };
-    let facts = (Arc::clone(&connect.connection), connect.authority.clone());
     let Ok(stream) = connect.accept() else { return };
     let mut stream = Replay::new(stream);
-    let (connection, target) = facts;
-    let source = worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
-    let tunnel_of = |served: &Arc<ServedChain>| {
-        let served = ChainOfTunnel::new(Arc::clone(served), number);
-        Arc::new(TunnelContext { served, connection: Arc::clone(&connection), target: target.clone(), source: source.clone() })
-    };
-    let silent = lookup(SniffedProtocol::Other).map(|served| (tunnel_of(&served), served));
+    let silent = lookup(SniffedProtocol::Other).and_then(|led| Some((asked.context(&led, led.inspection()?), led.served)));
     let Some((sniffed, dialled)) = who_speaks(&mut stream, silent, worker).await else { return };
     let (protocol, seen) = match sniffed {
         Sniffed::Http2 => (Protocol::Http2, SniffedProtocol::Http2),
         Sniffed::Http1 => (Protocol::Http1, SniffedProtocol::Http1),
         Sniffed::NotHttp => (Protocol::Http1, SniffedProtocol::Other),
     };
-    let Some(served) = lookup(seen) else { return };
+    let Some(led) = lookup(seen) else { return };
     drop(generation);
-    let tunnel = tunnel_of(&served);
-    match &served.chain.kind {
+    match &led.served.chain.kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
             drop(dialled);
-            serve_http(stream, protocol, tunnel, worker, drain).await;
+            serve_http(stream, protocol, asked.context(&led, Inspection::Off), worker, drain).await;
         }
-        ChainKind::Tcp(chain) => {
-            let ready = match dialled {
-                Some(ready) => Ok(ready),
-                None => tcp::prepare(&tunnel, chain, worker, Need::Certain).await,
-            };
-            if let Ok(ready) = ready {
-                ready.run(stream).await;
-            }
-        }
+        ChainKind::Tcp(_) => serve_open(stream, (&asked, &led), dialled, worker).await,
         ChainKind::Refused { http: false, .. } => {}
+    }
+}
+
+/// Serves a TCP connection whose tunnel is open already. `dialled`: to its endpoint, if that has been done.
+async fn serve_open<I>(mut stream: Replay<I>, (asked, led): (&Asked, &Led), dialled: Option<TcpReady>, worker: &Arc<Worker>)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let ChainKind::Tcp(chain) = &led.served.chain.kind else { return };
+    let ready = match dialled {
+        Some(ready) => Ok(ready),
+        None => {
+            let inspection = match led.inspection() {
+                Some(inspection) => inspection,
+                None => {
+                    let Some(hello) = hello_of(&mut stream).await else { return };
+                    hello
+                }
+            };
+            tcp::prepare(&asked.context(led, inspection), chain, worker, Need::Certain).await
+        }
+    };
+    if let Ok(ready) = ready {
+        ready.run(stream).await;
     }
 }
 

@@ -46,6 +46,7 @@ impl Ask {
             peer_principal: Some(FRONTEND),
             peer_address: "10.244.9.1".parse().unwrap(),
             destination: Some("10.96.1.1:80".parse().unwrap()),
+            server_name: "",
             claims: None,
         }
     }

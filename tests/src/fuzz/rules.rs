@@ -219,6 +219,7 @@ pub fn rules(data: &[u8]) {
         peer_principal: Some(asked.caller),
         peer_address: asked.address.into(),
         destination: Some(([10, 0, 0, 1], asked.port).into()),
+        server_name: "",
         claims: None,
     };
     let is_passed = matches!(decide_chain(&chain, &input, &mut Decisions::new()), RbacVerdict::Pass);

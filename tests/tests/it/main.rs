@@ -29,5 +29,6 @@ mod proxy_protocol;
 mod requests;
 mod retries;
 mod routes;
+mod server_names;
 mod smuggling;
 mod telemetry;

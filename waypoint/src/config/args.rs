@@ -105,7 +105,7 @@ pub fn parse(args: &[String]) -> Result<Command, Vec<SettingError>> {
 }
 
 /// Flags of `explain` that the admin port reads.
-const EXPLAINED: [&str; 7] = ["identity", "address", "method", "path", "header", "protocol", "output"];
+const EXPLAINED: [&str; 8] = ["identity", "address", "method", "path", "header", "sni", "protocol", "output"];
 
 fn explain(args: &[String]) -> Result<ExplainArgs, Vec<SettingError>> {
     let mut parsed = ExplainArgs { query: Vec::new(), admin: SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT)) };

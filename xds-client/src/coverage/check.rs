@@ -234,12 +234,6 @@ pub(super) fn is_dynamic(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0])
 }
 
-/// Somewhere below a filter of HTTP requests.
-pub(super) fn is_in_http_filter(_: &Value, site: &Site<'_>) -> bool {
-    std::iter::successors(Some(site), |site| site.holder)
-        .any(|site| site.message.descriptor().full_name().starts_with("envoy.extensions.filters.http."))
-}
-
 /// Filter state that we keep in another way; see [`FILTER_STATE`].
 pub(super) fn is_connection_context(value: &Value, _: &Site<'_>) -> bool {
     let known = |value: &Value| {

@@ -12,16 +12,17 @@ use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as Netw
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
-use model::chain::{Chain, ChainKind, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
+use model::chain::{Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
 use model::metrics::Stats;
+use model::rbac::Rbac;
 use xds_proto::istio::stats::PluginConfig;
 
 use super::judges::Judges;
 use super::mutation::{self, HEADER_MUTATION};
 use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
 use super::{
-    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, rbac, required, route, stats,
-    timeout, tracing, turns, type_name,
+    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, required, route, stats, timeout,
+    tracing, turns, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -80,6 +81,8 @@ fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain
         Some(Last::Http(_)) => return Err(Problem::new("filters", "policies before the HTTP connection manager are not supported")),
         Some(Last::Tcp(mut chain, logs)) => {
             (chain.early, chain.rbac) = network.judges.finish();
+            chain.reads_server_name =
+                chain.early.iter().any(EarlyFilter::reads_server_name) || chain.rbac.iter().any(Rbac::reads_server_name);
             (ChainKind::Tcp(chain), logs, None, None)
         }
         None => return Err(Problem::new("filters", "neither an HTTP connection manager nor a TCP proxy")),
@@ -120,7 +123,7 @@ impl Network {
             NETWORK_RBAC => {
                 let value: NetworkRbac = open(config, path)?;
                 let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
-                self.judges.add_rbac(value.rules.as_ref(), shadow, rbac::Place::Tcp, path)?;
+                self.judges.add_rbac(value.rules.as_ref(), shadow, path)?;
             }
             NETWORK_EXT_AUTHZ => {
                 self.judges.add_external(ext_authz::network(&open::<NetworkExtAuthz>(config, path)?, &filter.name, path)?);
@@ -160,6 +163,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         duration_max,
         connect_attempts_max: attempts,
         hashes_source,
+        reads_server_name: false,
     };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
@@ -181,7 +185,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
             HTTP_RBAC => {
                 let value: HttpRbac = open(config, &path)?;
                 let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
-                judges.add_rbac(value.rules.as_ref(), shadow, rbac::Place::Http, &path)?;
+                judges.add_rbac(value.rules.as_ref(), shadow, &path)?;
             }
             HEADER_MUTATION if jwt.is_some() || !judges.is_empty() || slots.has_late() => {
                 return Err(Problem::new(path, "headers can only be changed before all other filters"));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::extensions::matching::common_inputs::network::v3::FilterStateInput;
 use envoy_types::pb::google::protobuf::{Any, StringValue};
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
@@ -9,21 +10,54 @@ use envoy_types::pb::xds::r#type::matcher::v3 as proto;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::MatcherType;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::matcher_tree::TreeType;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::on_match::OnMatch;
-use model::dispatch::{ByAddress, ByProtocol, Dispatch, Node};
+use model::dispatch::{ByAddress, ByProtocol, Dispatch, Inspected, Node, PortTest};
 use xds_proto::matcher::IpMatcher;
 
 use super::{Problem, Translated, open, range, required, type_name};
 
 const INPUTS: &str = "envoy.extensions.matching.common_inputs.network.v3.";
 const IP_MATCHER: &str = "xds.type.matcher.v3.IPMatcher";
+const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 const STRING_VALUE: &str = "google.protobuf.StringValue";
 /// The filter state in which Istio keeps a CONNECT's authority.
 const CONNECT_AUTHORITY: &str = "io.istio.connect_authority";
 /// Nesting that is followed; istiod's own is at most 4.
 const DEPTH_MAX: usize = 16;
 
-pub(super) fn dispatch(value: Option<&proto::Matcher>, path: &str) -> Translated<Dispatch> {
-    Ok(Dispatch { root: value.map(|value| matcher(value, path, 0)).transpose()?.flatten() })
+pub(super) fn dispatch(listener: &listener::Listener) -> Translated<Dispatch> {
+    let root = listener.filter_chain_matcher.as_ref().map(|value| matcher(value, "filter_chain_matcher", 0)).transpose()?.flatten();
+    Ok(Dispatch { root, server_names: server_names(&listener.listener_filters)? })
+}
+
+/// Where server names are read, of `listener_filters`.
+fn server_names(filters: &[listener::ListenerFilter]) -> Translated<Inspected> {
+    for (at, filter) in filters.iter().enumerate() {
+        if let Some(listener::listener_filter::ConfigType::TypedConfig(config)) = &filter.config_type
+            && type_name(config) == TLS_INSPECTOR
+        {
+            return Ok(match &filter.filter_disabled {
+                None => Inspected::Everywhere,
+                Some(test) => Inspected::Except(port_test(test, &format!("listener_filters[{at}].filter_disabled"), 0)?),
+            });
+        }
+    }
+    Ok(Inspected::Nowhere)
+}
+
+fn port_test(value: &listener::ListenerFilterChainMatchPredicate, path: &str, depth: usize) -> Translated<PortTest> {
+    use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
+    if depth > DEPTH_MAX {
+        return Err(Problem::new(path, "is nested too deeply"));
+    }
+    let all = |set: &MatchSet| set.rules.iter().map(|one| port_test(one, path, depth + 1)).collect::<Translated<Vec<_>>>();
+    Ok(match required(value.rule.as_ref(), path)? {
+        Rule::OrMatch(set) => PortTest::One(all(set)?),
+        Rule::AndMatch(set) => PortTest::All(all(set)?),
+        Rule::NotMatch(one) => PortTest::Not(Box::new(port_test(one, path, depth + 1)?)),
+        Rule::AnyMatch(true) => PortTest::Any,
+        Rule::AnyMatch(false) => return Err(Problem::new(path, "any_match is false")),
+        Rule::DestinationPortRange(ports) => PortTest::Range(ports.start..ports.end),
+    })
 }
 
 /// None: a matcher that leads nowhere, as a waypoint without services has it.

@@ -8,7 +8,7 @@ use model::ext_authz::ExtAuthz;
 use model::rbac::Rbac;
 
 use super::ext_authz::SHADOW_PREFIX;
-use super::rbac::{Place, rules};
+use super::rbac::rules;
 use super::{Problem, Translated};
 
 /// Those of a chain that were read so far.
@@ -30,11 +30,10 @@ impl Judges {
         &mut self,
         enforced: Option<&proto::Rbac>,
         (shadow, prefix): (Option<&proto::Rbac>, &str),
-        place: Place,
         path: &str,
     ) -> Translated<()> {
         if let Some(shadow) = shadow {
-            let rules = rules(shadow, place, &format!("{path}.shadow_rules"))?;
+            let rules = rules(shadow, &format!("{path}.shadow_rules"))?;
             self.pending.push(match prefix {
                 SHADOW_PREFIX => EarlyFilter::Shadow(rules),
                 unknown if unknown.starts_with(SHADOW_PREFIX) => {
@@ -44,7 +43,7 @@ impl Judges {
             });
         }
         if let Some(enforced) = enforced {
-            self.pending.push(EarlyFilter::Rbac(rules(enforced, place, path)?));
+            self.pending.push(EarlyFilter::Rbac(rules(enforced, path)?));
         }
         Ok(())
     }
@@ -90,7 +89,7 @@ mod tests {
         let (shadow, enforced) = (rules_of("DENY", &json!({"any": true})), rules_of("ALLOW", &json!({"any": true})));
         let read = |shadow, enforced| {
             let mut judges = Judges::default();
-            judges.add_rbac(enforced, (shadow, "istio_dry_run_deny_"), Place::Http, "here").unwrap();
+            judges.add_rbac(enforced, (shadow, "istio_dry_run_deny_"), "here").unwrap();
             let (early, policies) = judges.finish();
             assert!(early.is_empty());
             policies.iter().map(|rbac| (rbac.action, rbac.mode)).collect::<Vec<_>>()
@@ -105,7 +104,7 @@ mod tests {
     fn a_dry_run_that_cannot_be_read_is_a_problem() {
         let unreadable = rules_of("DENY", &json!({}));
         let mut judges = Judges::default();
-        let problem = judges.add_rbac(None, (Some(&unreadable), "istio_dry_run_allow_"), Place::Tcp, "here").unwrap_err();
+        let problem = judges.add_rbac(None, (Some(&unreadable), "istio_dry_run_allow_"), "here").unwrap_err();
         assert_eq!(problem.path, "here.shadow_rules.policies[p].principals[0]");
     }
 }

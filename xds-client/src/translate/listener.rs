@@ -225,7 +225,7 @@ fn client_id_prefixes(chain: &proto::FilterChain) -> Translated<Vec<Box<str>>> {
 /// # Errors
 /// A matcher that is not known.
 pub fn main_dispatch(shell: &proto::Listener) -> Translated<Dispatch> {
-    dispatch::dispatch(shell.filter_chain_matcher.as_ref(), "filter_chain_matcher")
+    dispatch::dispatch(shell)
 }
 
 /// A listener's own access logs.

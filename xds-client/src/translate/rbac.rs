@@ -17,17 +17,8 @@ const PEER_PRINCIPAL: &str = "io.istio.peer_principal";
 const DEPTH_MAX: usize = 64;
 const URI_TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
 
-/// Where a filter stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// In the connection manager.
-    Http,
-    /// Before a TCP proxy.
-    Tcp,
-}
-
 /// Reads the rules of an RBAC filter.
-pub(super) fn rules(value: &proto::Rbac, place: Place, path: &str) -> Translated<Rbac> {
+pub(super) fn rules(value: &proto::Rbac, path: &str) -> Translated<Rbac> {
     let action = match proto::rbac::Action::try_from(value.action) {
         Ok(proto::rbac::Action::Allow) => RbacAction::Allow,
         Ok(proto::rbac::Action::Deny) => RbacAction::Deny,
@@ -36,15 +27,15 @@ pub(super) fn rules(value: &proto::Rbac, place: Place, path: &str) -> Translated
     };
     let mut named: Vec<_> = value.policies.iter().collect();
     named.sort_unstable_by_key(|(name, _)| *name);
-    let policies = named.into_iter().map(|(name, policy)| translate_policy(name, policy, place, &format!("{path}.policies[{name}]")));
+    let policies = named.into_iter().map(|(name, policy)| translate_policy(name, policy, &format!("{path}.policies[{name}]")));
     Ok(Rbac::new(action, policies.collect::<Translated<_>>()?))
 }
 
-fn translate_policy(name: &str, value: &proto::Policy, place: Place, path: &str) -> Translated<Policy> {
+fn translate_policy(name: &str, value: &proto::Policy, path: &str) -> Translated<Policy> {
     if value.condition.is_some() || value.checked_condition.is_some() {
         return Err(Problem::new(path, "CEL conditions are not supported"));
     }
-    let permissions = value.permissions.iter().enumerate().map(|(at, one)| permission(one, place, &format!("{path}.permissions[{at}]"), 0));
+    let permissions = value.permissions.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}.permissions[{at}]"), 0));
     let permissions = permissions.collect::<Translated<_>>()?;
     let principals = value.principals.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}.principals[{at}]"), 0));
     Ok(Policy::new(name, permissions, principals.collect::<Translated<_>>()?))
@@ -54,13 +45,13 @@ fn too_deep(path: &str) -> Problem {
     Problem::new(path, "is nested too deeply")
 }
 
-fn permission(value: &proto::Permission, place: Place, path: &str, depth: usize) -> Translated<Permission> {
+fn permission(value: &proto::Permission, path: &str, depth: usize) -> Translated<Permission> {
     use proto::permission::Rule;
     if depth > DEPTH_MAX {
         return Err(too_deep(path));
     }
     let all = |set: &proto::permission::Set| -> Translated<Vec<_>> {
-        set.rules.iter().enumerate().map(|(at, one)| permission(one, place, &format!("{path}[{at}]"), depth + 1)).collect()
+        set.rules.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}[{at}]"), depth + 1)).collect()
     };
     #[expect(deprecated, reason = "older releases of istiod use metadata")]
     Ok(match required(value.rule.as_ref(), path)? {
@@ -69,14 +60,12 @@ fn permission(value: &proto::Permission, place: Place, path: &str, depth: usize)
         // `any: false` would be a condition that never holds.
         Rule::Any(true) => Permission::Any,
         Rule::Any(false) => Permission::Or(Vec::new()),
-        Rule::NotRule(one) => Permission::Not(Box::new(permission(one, place, &format!("{path}.not"), depth + 1)?)),
+        Rule::NotRule(one) => Permission::Not(Box::new(permission(one, &format!("{path}.not"), depth + 1)?)),
         Rule::Header(one) => Permission::Header(matcher::header(one, path)?),
         Rule::UrlPath(one) => Permission::UrlPath(matcher::path(one, path)?),
         Rule::DestinationIp(range) => Permission::DestinationIp(cidr(range, path)?),
         Rule::DestinationPort(number) => Permission::DestinationPort(port(*number, path)?),
-        // A ClientHello inside a tunnel is not read; without its name a DENY would let pass. Where HTTP is spoken there is none.
-        Rule::RequestedServerName(name) if place == Place::Http => Permission::ServerName(matcher::string(name, path)?),
-        Rule::RequestedServerName(_) => return Err(unsupported(path, "requested_server_name of TCP connections")),
+        Rule::RequestedServerName(name) => Permission::ServerName(matcher::string(name, path)?),
         Rule::DestinationPortRange(range) => Permission::DestinationPortRange(range.start..range.end),
         Rule::Metadata(one) => Permission::Claim(matcher::claim(one, path)?),
         Rule::SourcedMetadata(one) => Permission::Claim(sourced(one, path)?),

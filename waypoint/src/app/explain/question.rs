@@ -14,6 +14,7 @@ pub(super) const USAGE: &str = "GET /explain?service=HOST:PORT&identity=SPIFFE-I
   method     GET unless given
   path       / unless given, with its query
   header     NAME:VALUE, any number of times; without a host, the service's
+  sni        of TLS: the name in the ClientHello
   protocol   http or tcp, for ports that declare none; http unless given
   output     text or json; text unless given
 Values are percent-encoded.
@@ -42,6 +43,8 @@ pub(super) struct Question {
     pub(super) method: Method,
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
+    /// In lower case; empty without TLS.
+    pub(super) server_name: String,
     pub(super) spoken: Spoken,
     pub(super) output: Output,
 }
@@ -55,7 +58,7 @@ impl Question {
         let (mut service, mut identity) = (None, None);
         let mut address = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let (mut method, mut path, mut headers) = (Method::GET, Uri::from_static("/"), HeaderMap::new());
-        let (mut spoken, mut output) = (Spoken::Http, Output::Text);
+        let (mut spoken, mut output, mut server_name) = (Spoken::Http, Output::Text, String::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = decoded(value).ok_or_else(|| format!("{name}: {value:?} is not percent-encoded text"))?;
@@ -70,6 +73,7 @@ impl Question {
                     let (name, value) = header(&value).ok_or_else(|| format!("header: {value:?} is no NAME:VALUE"))?;
                     headers.append(name, value);
                 }
+                "sni" => server_name = value.to_ascii_lowercase(),
                 "protocol" if value == "http" => spoken = Spoken::Http,
                 "protocol" if value == "tcp" => spoken = Spoken::Tcp,
                 "output" if value == "text" => output = Output::Text,
@@ -80,7 +84,7 @@ impl Question {
         }
         let service = service.ok_or("service is missing")?;
         let identity = identity.ok_or("identity is missing")?;
-        Ok(Self { service, identity, address, method, path, headers, spoken, output })
+        Ok(Self { service, identity, address, method, path, headers, server_name, spoken, output })
     }
 }
 

@@ -67,12 +67,20 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Part,
         "envoy.config.listener.v3.ListenerFilter",
+        &[("name", Whole), ("filter_disabled", Honoured), ("config_discovery", Refused("an extension would look at every connection"))],
+    ),
+    entry(
+        Routing,
+        "envoy.config.listener.v3.ListenerFilterChainMatchPredicate",
         &[
-            ("name", Whole),
-            ("filter_disabled", Unused("what is sniffed follows from the matcher tree")),
-            ("config_discovery", Refused("an extension would look at every connection")),
+            ("or_match", Honoured),
+            ("and_match", Honoured),
+            ("not_match", Honoured),
+            ("any_match", when("true", check::is_true, "nobody knows what it would mean")),
+            ("destination_port_range", Honoured),
         ],
     ),
+    entry(Routing, "envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet", &[("rules", Honoured)]),
     entry(Tuning, "envoy.extensions.filters.listener.original_dst.v3.OriginalDst", &[]),
     entry(Tuning, "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector", &[]),
     entry(

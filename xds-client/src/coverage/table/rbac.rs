@@ -65,10 +65,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("destination_ip", Honoured),
             ("destination_port", Honoured),
             ("destination_port_range", Honoured),
-            (
-                "requested_server_name",
-                when("in HTTP chains, where there is none", check::is_in_http_filter, "the policy would hold by the name in a ClientHello"),
-            ),
+            ("requested_server_name", Honoured),
             ("uri_template", Extension(&[walked(URI_TEMPLATE)])),
             ("metadata", Honoured),
             ("sourced_metadata", Honoured),

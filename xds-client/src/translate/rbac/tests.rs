@@ -6,18 +6,18 @@ use serde_json::{Value, json};
 use super::*;
 
 /// The rules of a filter with one policy, from the JSON of its permission and principal.
-fn with(place: Place, permission: &Value, principal: &Value) -> Translated<Rbac> {
+fn with(permission: &Value, principal: &Value) -> Translated<Rbac> {
     let json = json!({"action": "DENY", "policies": {"p": {"permissions": [permission], "principals": [principal]}}});
     let bytes = xds_proto::message_from_json("envoy.config.rbac.v3.RBAC", &json).unwrap();
-    rules(&proto::Rbac::decode(&bytes[..]).unwrap(), place, "rules")
+    rules(&proto::Rbac::decode(&bytes[..]).unwrap(), "rules")
 }
 
 fn permission_of(permission: &Value) -> Translated<Permission> {
-    with(Place::Http, permission, &json!({"any": true})).map(|rbac| rbac.policies()[0].permissions[0].clone())
+    with(permission, &json!({"any": true})).map(|rbac| rbac.policies()[0].permissions[0].clone())
 }
 
 fn principal_of(principal: &Value) -> Translated<Principal> {
-    with(Place::Http, &json!({"any": true}), principal).map(|rbac| rbac.policies()[0].principals[0].clone())
+    with(&json!({"any": true}), principal).map(|rbac| rbac.policies()[0].principals[0].clone())
 }
 
 fn template(type_name: &str, template: &str) -> Value {
@@ -41,11 +41,13 @@ fn a_template_that_is_none_is_refused_with_its_text() {
 }
 
 #[test]
-fn a_name_in_a_client_hello_is_known_where_there_can_be_none() {
+fn a_filter_knows_whether_it_reads_the_name_in_a_client_hello() {
     let name = json!({"requested_server_name": {"exact": "a.example"}});
     assert!(matches!(permission_of(&name), Ok(Permission::ServerName(_))));
-    let refused = with(Place::Tcp, &name, &json!({"any": true})).unwrap_err();
-    assert!(refused.reason.contains("requested_server_name"), "{refused:?}");
+    let nested = json!({"or_rules": {"rules": [{"any": true}, {"and_rules": {"rules": [{"not_rule": name}]}}]}});
+    for (permission, reads) in [(nested, true), (json!({"not_rule": {"any": true}}), false)] {
+        assert_eq!(with(&permission, &json!({"any": true})).unwrap().reads_server_name(), reads, "{permission}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use waypoint::drain::{Drain, drain};
 use waypoint::hbone::ConnectionFacts;
 use waypoint::hbone::pool::{Pool, PoolOptions};
 use waypoint::http::{ClientOptions, ClientSession, Protocol};
-use waypoint::request::{ChainOfTunnel, TunnelContext};
+use waypoint::request::{ChainOfTunnel, Inspection, TunnelContext};
 use waypoint::state::published::{ClusterEntry, Published};
 use waypoint::tls::originate::Originator;
 use waypoint::tls::verify::PeerMatcher;
@@ -129,6 +129,7 @@ fn tunnel(published: &Published) -> Result<Arc<TunnelContext>> {
         connection: Arc::new(connection),
         target: Authority::parse(WEB)?,
         source,
+        inspection: Inspection::Off,
     }))
 }
 
