@@ -197,7 +197,11 @@ fn follow<'a>(node: &'a Node, target: &Authority) -> Lookup<'a> {
     let next = match node {
         Node::Chain(name) => return Lookup::Chain(name),
         Node::Protocol(by) => return Lookup::Sniff(by),
-        Node::Address(by) => target.address().and_then(|address| by.find(address.ip())),
+        Node::Address(by) => match target.address() {
+            Some(address) => by.find(address.ip()),
+            // No range has a name.
+            None => by.other.as_deref(),
+        },
         Node::Port(ports, other) => ports.get(&target.port()).or(other.as_deref()),
         Node::Authority(authorities, other) => authorities.get(target.to_string().as_str()).or(other.as_deref()),
     };

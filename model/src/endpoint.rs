@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::authority::Authority;
 use crate::invalid::Invalid;
 use crate::transport::SocketLabels;
 
@@ -23,16 +24,18 @@ pub enum EndpointAddress {
         /// What is asked of it.
         target: SocketAddr,
     },
+    /// Over HBONE in HBONE, for a service in another network: its gateway.
+    Gateway(SocketAddr),
     /// Plain TCP.
     Plain(SocketAddr),
 }
 
 impl EndpointAddress {
-    /// The application's address.
+    /// The application's address; of another network its gateway's.
     #[must_use]
     pub fn target(&self) -> SocketAddr {
         match self {
-            Self::Hbone { target, .. } | Self::Plain(target) => *target,
+            Self::Hbone { target, .. } | Self::Gateway(target) | Self::Plain(target) => *target,
         }
     }
 }
@@ -53,6 +56,8 @@ pub enum Health {
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,
+    /// Behind a gateway: the service that is asked for there.
+    pub remote: Option<Authority>,
     /// What its transport is chosen by.
     pub socket_labels: SocketLabels,
     /// What `%UPSTREAM_HOST%` prints: `envoy://connect_originate/10.244.1.1:8080`, or the address.
@@ -72,7 +77,16 @@ impl Endpoint {
     #[must_use]
     pub fn at(address: EndpointAddress) -> Self {
         let host = address.target().to_string().into();
-        Self { address, socket_labels: SocketLabels::default(), host, weight: 1, priority: 0, health: Health::Healthy, locality: 0 }
+        Self {
+            address,
+            remote: None,
+            socket_labels: SocketLabels::default(),
+            host,
+            weight: 1,
+            priority: 0,
+            health: Health::Healthy,
+            locality: 0,
+        }
     }
 }
 

@@ -43,6 +43,7 @@ use crate::state::published::Published;
 use crate::tls::MeshTls;
 use crate::tls::originate::Originator;
 use crate::tls::secrets::{Keeper, Secrets};
+use crate::upstream::connect::network_header;
 use crate::upstream::dns::Resolver;
 
 /// How long flushing logs and spans may take at the end.
@@ -112,7 +113,8 @@ impl Process {
         let secrets = Arc::new(Secrets::default());
         let originator = Arc::new(Originator::new(Arc::clone(&tls), Arc::clone(&secrets)));
         let node = node_of(&settings)?;
-        let dialer = collector::dialer(&tls, &accepted, &originator);
+        let network = Arc::new(network_header(&settings.node.network));
+        let dialer = collector::dialer(&tls, &accepted, &originator, &network);
         let telemetry = Telemetry::new(
             telemetry_settings(&settings, node.id()),
             tokio::runtime::Handle::current(),
@@ -127,6 +129,7 @@ impl Process {
             tls: Arc::clone(&tls),
             accepted: Arc::clone(&accepted),
             originator,
+            network,
             telemetry: Arc::clone(&telemetry),
             readiness: Arc::clone(&readiness),
             drain: drain_watch,

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod coalesce;
+pub mod double;
 pub mod pool;
 pub mod server;
 pub mod stream;

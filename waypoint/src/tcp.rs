@@ -256,7 +256,15 @@ async fn dial_any(
         let mut active = ActiveRequest::begin(&entry.state);
         let transport = cluster.cluster.sockets.of(&entry.endpoint.socket_labels);
         let keepalive = cluster.cluster.connections.tcp_keepalive.as_ref();
-        let to = Destination { address: &address, transport, inside: Inside::Tcp, host: None, proxied: Some(proxied), keepalive };
+        let to = Destination {
+            address: &address,
+            remote: entry.endpoint.remote.as_ref(),
+            transport,
+            inside: Inside::Tcp,
+            host: None,
+            proxied: Some(proxied),
+            keepalive,
+        };
         match dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await {
             Ok(upstream) => {
                 cluster.note(&entry, Verdict::Reached);

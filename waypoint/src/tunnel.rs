@@ -25,7 +25,7 @@ use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, p
 use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
-use crate::upstream::connect::VIA;
+use crate::upstream::connect::{VIA, X_FORWARDED_NETWORK};
 use crate::worker::Worker;
 
 /// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
@@ -147,12 +147,20 @@ struct Asked {
     source: Option<Arc<Workload>>,
 }
 
+/// The client's workload, if discovery knows it. An address that discovery gives to another identity than TLS has proven is not this
+/// client's; nor is that of a client in another network, which is its gateway's.
+fn source(connect: &Connect, worker: &Worker) -> Option<Arc<Workload>> {
+    let network = connect.headers.get(X_FORWARDED_NETWORK);
+    if network.is_some() && network != worker.dialer.network.get(X_FORWARDED_NETWORK) {
+        return None;
+    }
+    let found = worker.published.workload(connect.connection.peer_address.ip());
+    found.filter(|found| found.identity == connect.connection.peer)
+}
+
 impl Asked {
     fn of(connect: &Connect, worker: &Worker) -> Self {
-        let peer = &connect.connection.peer_address;
-        // An address that discovery gives to another identity than TLS has proven is not this client's.
-        let source = worker.published.workload(peer.ip()).filter(|found| found.identity == connect.connection.peer);
-        Self { connection: Arc::clone(&connect.connection), target: connect.authority.clone(), source }
+        Self { connection: Arc::clone(&connect.connection), target: connect.authority.clone(), source: source(connect, worker) }
     }
 
     fn context(&self, led: &Led, inspection: Inspection) -> Arc<TunnelContext> {

@@ -29,8 +29,7 @@ pub use document::document;
 pub const FILTER_CHAINS: &str = "envoy.config.listener.v3.Listener.filter_chains";
 /// To walk a load assignment without its endpoints, which are walked one by one.
 pub const LB_ENDPOINTS: &str = "envoy.config.endpoint.v3.LocalityLbEndpoints.lb_endpoints";
-/// Listeners and clusters of double HBONE, which istiod sends from 1.29 on whether any endpoint needs them or not. They are listed as a
-/// whole, and endpoints that lead there are refused.
+/// Listeners and clusters of double HBONE, which istiod sends from 1.29 on whether any endpoint needs them or not.
 pub const DOUBLE_HBONE: [&str; 2] = ["inner_connect_originate", "outer_connect_originate"];
 /// Messages inside each other that a walk follows; what lies deeper is not looked at and so not accepted. istiod's own nesting stays
 /// below 40.

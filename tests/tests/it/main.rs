@@ -21,6 +21,7 @@ mod harness;
 mod health;
 mod life_cycle;
 mod limits;
+mod networks;
 mod origination;
 mod parity;
 mod policy;

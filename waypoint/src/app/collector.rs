@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use model::collector::{Call, Collector};
 use telemetry::export::{CollectorConnector, CollectorIo, Connecting};
 
@@ -21,12 +22,18 @@ struct Silent;
 impl PoolObserver for Silent {}
 
 /// What the control thread dials with.
-pub(super) fn dialer(tls: &Arc<MeshTls>, accepted: &Arc<ArcSwap<PeerMatcher>>, originator: &Arc<Originator>) -> Dialer {
+pub(super) fn dialer(
+    tls: &Arc<MeshTls>,
+    accepted: &Arc<ArcSwap<PeerMatcher>>,
+    originator: &Arc<Originator>,
+    network: &Arc<HeaderMap>,
+) -> Dialer {
     Dialer {
         pool: Pool::new(PoolOptions::default(), Arc::new(Silent)),
         tls: Arc::clone(tls),
         accepted: Arc::clone(accepted),
         originator: Arc::clone(originator),
+        network: Arc::clone(network),
     }
 }
 
@@ -47,7 +54,15 @@ pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn 
             let chosen = balance::choose(&served, &Wish::default(), || fastrand::u64(..));
             let entry = chosen.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no endpoint in {name}")))?;
             let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
-            let to = Destination { address: &entry.endpoint.address, transport, inside, host: None, proxied: None, keepalive: None };
+            let to = Destination {
+                address: &entry.endpoint.address,
+                remote: entry.endpoint.remote.as_ref(),
+                transport,
+                inside,
+                host: None,
+                proxied: None,
+                keepalive: None,
+            };
             let stream = dial(&to, &dialer, served.cluster.connect_timeout).await;
             let stream = stream.map_err(|failure| io::Error::other(failure.reason.into_owned()))?;
             Ok(Box::new(stream) as Box<dyn CollectorIo>)

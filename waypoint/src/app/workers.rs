@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use model::endpoint::HBONE_PORT;
 use telemetry::Telemetry;
 use tokio::sync::{broadcast, watch};
@@ -39,6 +40,7 @@ const FLUSHES_MAX: usize = 1024;
 pub(super) struct WorkerShare {
     pub(super) published: Arc<Published>,
     pub(super) tls: Arc<MeshTls>,
+    pub(super) network: Arc<HeaderMap>,
     pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
     pub(super) originator: Arc<Originator>,
     pub(super) telemetry: Arc<Telemetry>,
@@ -125,6 +127,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
         tls: Arc::clone(&share.tls),
         accepted: Arc::clone(&share.accepted),
         originator: Arc::clone(&share.originator),
+        network: Arc::clone(&share.network),
     };
     let pool = dialer.pool.clone();
     tokio::spawn(async move {

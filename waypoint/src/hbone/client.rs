@@ -19,6 +19,7 @@ use h2::client::{Connection, SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use model::authority::Authority;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
@@ -28,7 +29,7 @@ use super::stream::{HboneStream, StreamLease};
 use super::{ConnectionEnd, ConnectionFacts, Keepalive, KeepaliveOptions, Upstream, WindowOptions};
 use super::{FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, SEND_QUEUE_BYTES_MAX};
 use crate::listen;
-use crate::tls::{ClientTls, TlsFailure};
+use crate::tls::{ClientTls, TlsFailure, rustls_cause};
 
 /// Limits of one connection that we open, all with defaults.
 #[derive(Clone, Debug)]
@@ -135,12 +136,12 @@ impl ConnectError {
     }
 }
 
-type Io = TlsStream<TcpStream>;
+pub(super) type Io = TlsStream<TcpStream>;
 
 /// A new connection, and what must be polled for it to live.
 pub(super) struct Dialled {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) driver: Driver,
+    pub(super) driver: Driver<Io>,
     pub(super) facts: Arc<Upstream>,
     pub(super) failure: Arc<Failure>,
 }
@@ -157,16 +158,36 @@ pub(super) async fn dial(address: SocketAddr, tls: &ClientTls, options: &ClientO
     let handshake = async {
         let (stream, handshake) = tls.connect(tcp, address.ip()).await.map_err(ConnectError::Tls)?;
         let facts = Arc::new(ConnectionFacts::new(address, local_address, handshake));
-        let (gathered, outlet) = coalesce(stream);
-        let failure = outlet.failure();
-        let handshaken = outlet.drive(builder(options).handshake(gathered)).await;
-        let handshaken = handshaken.map_err(|error| ConnectError::Tls(TlsFailure::from_io(failure.get().unwrap_or(&error))))?;
-        let (send, mut connection) = handshaken.map_err(|error| ConnectError::Handshake(ConnectionEnd::from_h2(&error, &failure)))?;
-        let keepalive = connection.ping_pong().map(|ping| Keepalive::new(ping, options.keepalive));
-        let driver = Driver { connection, outlet, keepalive, ended: None };
+        let Established { send, driver, failure } = establish(stream, options).await?;
         Ok(Dialled { send, driver, facts, failure })
     };
     timeout_at(deadline, handshake).await.unwrap_or(Err(ConnectError::HandshakeTimeout))
+}
+
+/// HTTP/2 on a stream, and what must be polled for it to live.
+pub(super) struct Established<I> {
+    pub(super) send: SendRequest<Bytes>,
+    pub(super) driver: Driver<I>,
+    pub(super) failure: Arc<Failure>,
+}
+
+/// Begins HTTP/2 on a stream.
+pub(super) async fn establish<I>(stream: I, options: &ClientOptions) -> Result<Established<I>, ConnectError>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let (gathered, outlet) = coalesce(stream);
+    let failure = outlet.failure();
+    let handshaken = outlet.drive(builder(options).handshake(gathered)).await;
+    let handshaken = handshaken.map_err(|error| ConnectError::Tls(TlsFailure::from_io(failure.get().unwrap_or(&error))))?;
+    let (send, mut connection) = handshaken.map_err(|error| ConnectError::Handshake(ConnectionEnd::from_h2(&error, &failure)))?;
+    let keepalive = connection.ping_pong().map(|ping| Keepalive::new(ping, options.keepalive));
+    Ok(Established { send, driver: Driver { connection, outlet, keepalive, ended: None }, failure })
+}
+
+/// Whether it is TLS that failed, not what carries it.
+pub(super) fn is_of_tls(error: &io::Error) -> bool {
+    rustls_cause(error).is_some()
 }
 
 fn builder(options: &ClientOptions) -> h2::client::Builder {
@@ -182,14 +203,14 @@ fn builder(options: &ClientOptions) -> h2::client::Builder {
 }
 
 /// Moves the frames of one connection; ends when the connection does.
-pub(super) struct Driver {
-    connection: Connection<Coalesce<Io>, Bytes>,
-    outlet: Outlet<Io>,
+pub(super) struct Driver<I> {
+    connection: Connection<Coalesce<I>, Bytes>,
+    outlet: Outlet<I>,
     keepalive: Option<Keepalive>,
     ended: Option<ConnectionEnd>,
 }
 
-impl Driver {
+impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
     /// One turn. Ready when the connection is over and its last bytes are out.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionEnd> {
         if self.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {

@@ -20,7 +20,7 @@ use model::authority::Authority;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::client::{ClientOptions, ConnectError, Dialled, Driver, OpenFailure, Place, Tunnel, dial, open};
+use super::client::{ClientOptions, ConnectError, Dialled, Driver, Io, OpenFailure, Place, Tunnel, dial, open};
 use super::coalesce::Failure;
 use super::stream::{HboneStream, StreamCount, StreamLease};
 use super::{ConnectionEnd, Upstream};
@@ -402,7 +402,7 @@ impl Shared {
     }
 
     /// Drives a connection to its end; retires it when it has been idle for long.
-    async fn drive(&self, address: SocketAddr, pooled: &Pooled, mut driver: Driver) -> ConnectionEnd {
+    async fn drive(&self, address: SocketAddr, pooled: &Pooled, mut driver: Driver<Io>) -> ConnectionEnd {
         let mut idle = tokio::time::interval(self.options.idle_timeout.max(Duration::from_millis(1)));
         idle.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         idle.reset();

@@ -281,7 +281,7 @@ mod tests {
 
     fn endpoint(last: u8, priority: u32, health: Health, locality: usize) -> Arc<Endpoint> {
         let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
-        Arc::new(Endpoint { address, socket_labels: Box::default(), host: last.to_string().into(), weight: 1, priority, health, locality })
+        Arc::new(Endpoint { host: last.to_string().into(), priority, health, locality, ..Endpoint::at(address) })
     }
 
     fn cluster() -> Cluster {

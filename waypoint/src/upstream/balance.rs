@@ -170,7 +170,7 @@ mod tests {
     use std::sync::Arc;
 
     use model::cluster::{Cluster, Discovery};
-    use model::endpoint::{Endpoint, EndpointSet, Health};
+    use model::endpoint::{Endpoint, EndpointSet};
 
     use super::*;
     use crate::state::health::ActiveRequest;
@@ -180,15 +180,7 @@ mod tests {
     fn set(weights: &[u32]) -> Arc<EndpointSet> {
         let endpoints = weights.iter().zip(1..).map(|(weight, last)| {
             let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
-            Arc::new(Endpoint {
-                address,
-                socket_labels: Box::default(),
-                host: "".into(),
-                weight: *weight,
-                priority: 0,
-                health: Health::Healthy,
-                locality: 0,
-            })
+            Arc::new(Endpoint { host: "".into(), weight: *weight, ..Endpoint::at(address) })
         });
         Arc::new(EndpointSet { endpoints: endpoints.collect(), ..EndpointSet::default() })
     }

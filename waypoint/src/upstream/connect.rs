@@ -25,11 +25,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::proxy_protocol::{self, Proxied};
+use crate::hbone::client::ConnectError;
+use crate::hbone::double;
 use crate::hbone::pool::Pool;
 use crate::hbone::stream::HboneStream;
 use crate::tls::originate::{Inside, Originator};
 use crate::tls::verify::PeerMatcher;
-use crate::tls::{MeshTls, TlsFailure};
+use crate::tls::{ClientTls, MeshTls, TlsFailure};
 
 /// The time before the first keepalive probe of a plain upstream connection, and between probes; ztunnel's.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
@@ -37,10 +39,16 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
 /// Ports of this process that answer loopback more than others; no service leads there.
 const OWN_PORTS: [u16; 2] = [15000, 15020];
 
+/// The network that a CONNECT comes from.
+pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 /// Marks the CONNECTs of waypoints such as this.
 pub const VIA: HeaderName = HeaderName::from_static("x-waypoint-via");
 /// What all of ours have.
 static VIA_US: LazyLock<HeaderMap> = LazyLock::new(|| HeaderMap::from_iter([(VIA, HeaderValue::from_static("waypoint"))]));
+
+/// What a gateway of another network is told: requests were looked at already. Not marked as ours: a waypoint there may have our name.
+static FROM_WAYPOINT: LazyLock<HeaderMap> =
+    LazyLock::new(|| HeaderMap::from_iter([(HeaderName::from_static("x-istio-source"), HeaderValue::from_static("waypoint"))]));
 
 /// A byte stream to an application.
 #[derive(Debug)]
@@ -77,6 +85,8 @@ impl UpstreamIo {
 pub struct Destination<'a> {
     /// The endpoint.
     pub address: &'a EndpointAddress,
+    /// Behind a gateway: what is asked for there.
+    pub remote: Option<&'a Authority>,
     /// What the stream wears.
     pub transport: &'a Transport,
     /// What is spoken in it.
@@ -100,6 +110,15 @@ pub struct Dialer {
     pub accepted: Arc<ArcSwap<PeerMatcher>>,
     /// TLS to applications.
     pub originator: Arc<Originator>,
+    /// What other networks are told: ours.
+    pub network: Arc<HeaderMap>,
+}
+
+/// The header that names our network to others; none if it has no name.
+#[must_use]
+pub fn network_header(network: &str) -> HeaderMap {
+    let value = HeaderValue::from_str(network).ok().filter(|value| !value.is_empty());
+    value.map(|value| (X_FORWARDED_NETWORK, value)).into_iter().collect()
 }
 
 /// Dials.
@@ -153,13 +172,26 @@ async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, Conn
             Ok(UpstreamIo::Tcp(stream))
         }
         EndpointAddress::Hbone { tunnel, target } => {
-            let tls =
-                dialer.tls.client(&dialer.accepted.load_full()).map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
-            let tls = tls.ok_or(ConnectFailure { reason: "no workload certificate yet".into() })?;
-            let stream = dialer.pool.open(*tunnel, &tls, &Authority::Address(*target), &VIA_US).await;
-            Ok(UpstreamIo::Hbone(stream.map_err(|error| ConnectFailure { reason: error.transport_failure_reason() })?))
+            let stream = dialer.pool.open(*tunnel, &mesh_tls(dialer)?, &Authority::Address(*target), &VIA_US).await;
+            Ok(UpstreamIo::Hbone(stream.map_err(no_tunnel)?))
+        }
+        EndpointAddress::Gateway(gateway) => {
+            let remote = to.remote.ok_or(ConnectFailure { reason: "no service behind the gateway".into() })?;
+            let tls = mesh_tls(dialer)?;
+            let outer = dialer.pool.open(*gateway, &tls, remote, &FROM_WAYPOINT).await.map_err(no_tunnel)?;
+            let inner = double::open_inside(outer, *gateway, &tls, (remote, &dialer.network)).await;
+            Ok(UpstreamIo::Hbone(inner.map_err(no_tunnel)?))
         }
     }
+}
+
+fn mesh_tls(dialer: &Dialer) -> Result<Arc<ClientTls>, ConnectFailure> {
+    let tls = dialer.tls.client(&dialer.accepted.load_full()).map_err(|error| ConnectFailure { reason: error.to_string().into() })?;
+    tls.ok_or(ConnectFailure { reason: "no workload certificate yet".into() })
+}
+
+fn no_tunnel(error: ConnectError) -> ConnectFailure {
+    ConnectFailure { reason: error.transport_failure_reason() }
 }
 
 fn probes(rules: Option<&TcpKeepalive>) -> socket2::TcpKeepalive {

@@ -417,6 +417,7 @@ impl SessionPool {
         let keepalive = wanted.cluster.cluster.connections.tcp_keepalive.as_ref();
         let to = Destination {
             address: &wanted.endpoint.address,
+            remote: wanted.endpoint.remote.as_ref(),
             transport: wanted.transport(),
             inside,
             host: wanted.host(),

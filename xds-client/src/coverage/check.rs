@@ -5,8 +5,8 @@ use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
 use super::rule::Site;
 
-/// Where an `envoy_internal_address` may lead: HBONE to the endpoint, and the plumbing of Envoy that we do without.
-const INTERNAL_LISTENERS: [&str; 2] = ["connect_originate", "main_internal"];
+/// Where an `envoy_internal_address` may lead: HBONE to the endpoint, to its network's gateway, and the plumbing of Envoy that we do without.
+const INTERNAL_LISTENERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "main_internal"];
 /// Clusters through which an Envoy waypoint dials HBONE.
 const HBONE_CLUSTERS: [&str; 3] = ["connect_originate", "inner_connect_originate", "outer_connect_originate"];
 /// Secrets that mean our own certificate and our own roots.
@@ -196,6 +196,11 @@ pub(super) fn is_uri_name(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[3])
 }
 
+/// The authority of a CONNECT.
+pub(super) fn is_connect_authority(value: &Value, _: &Site<'_>) -> bool {
+    value.as_str() == Some("io.istio.connect_authority")
+}
+
 pub(super) fn is_peer_principal(value: &Value, _: &Site<'_>) -> bool {
     value.as_str() == Some("io.istio.peer_principal")
 }
@@ -240,7 +245,9 @@ pub(super) fn is_connection_context(value: &Value, _: &Site<'_>) -> bool {
         let Some(state) = value.as_message() else { return false };
         let format = field(state, "format_string").and_then(|format| Some(inline_format(format.as_message()?)));
         let key = text(state, "object_key");
-        format.is_some_and(|format| FILTER_STATE.contains(&(key.as_str(), format.as_str())))
+        // Where a CONNECT by name would have gone: a virtual address that nothing asks for here.
+        key == "envoy.network.transport_socket.original_dst_address"
+            || format.is_some_and(|format| FILTER_STATE.contains(&(key.as_str(), format.as_str())))
     };
     value.as_list().is_some_and(|states| states.iter().all(known))
 }

@@ -205,11 +205,14 @@ fn clusters_of_egress_and_of_destination_rules_have_no_refusals() {
 }
 
 #[test]
-fn double_hbone_is_listed_and_an_endpoint_that_needs_it_is_refused() {
-    let (_, listener) =
+fn double_hbone_is_known_and_its_baggage_listed() {
+    let (_, mut listener) =
         recorded("istiod-1.31/01-plain", "Listener").into_iter().find(|(name, _)| name == "inner_connect_originate").unwrap();
     let findings = walk_json(LISTENER, &listener);
-    assert_eq!((findings.refused.len(), findings.listed.len()), (0, 1));
+    assert_eq!((findings.refused.len(), findings.listed.len()), (0, 0));
+    let tunnel = &mut listener["filter_chains"][0]["filters"][1]["typed_config"]["tunneling_config"];
+    tunnel["headers_to_add"] = json!([{"header": {"key": "baggage", "value": "%FILTER_STATE(io.istio.baggage:PLAIN)%"}}]);
+    assert_eq!(walk_json(LISTENER, &listener).listed.len(), 1);
     let endpoint = |address: Value| {
         let endpoints = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]});
         let refused = reasons(&walk_json(ENDPOINTS, &endpoints));
@@ -220,10 +223,9 @@ fn double_hbone_is_listed_and_an_endpoint_that_needs_it_is_refused() {
     assert_eq!(endpoint(internal("connect_originate")), [""; 0]);
     assert_eq!(endpoint(json!({"socket_address": {"address": "10.244.7.1", "port_value": 8080}})), [""; 0]);
     let at = "endpoints[0].lb_endpoints[0].endpoint.address";
-    assert_eq!(
-        endpoint(internal("inner_connect_originate")),
-        [format!("{at}.envoy_internal_address.server_listener_name: double HBONE is not spoken")]
-    );
+    assert_eq!(endpoint(internal("inner_connect_originate")), [""; 0]);
+    let refused = endpoint(internal("forward_inner_connect"));
+    assert!(refused.len() == 1 && refused[0].starts_with(&format!("{at}.envoy_internal_address.server_listener_name")), "{refused:?}");
     assert_eq!(endpoint(json!({"pipe": {"path": "/run/app"}})), [format!("{at}.pipe: connections would go to a Unix socket")]);
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as proto;
+use envoy_types::pb::google::protobuf::value::Kind;
+use model::authority::Authority;
 use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT, Health, OVERPROVISIONING_PERCENT_DEFAULT};
 use model::invalid::Invalid;
 use model::transport::SocketLabels;
@@ -16,6 +18,7 @@ const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
 /// Envoy's highest priority.
 const PRIORITY_MAX: u32 = 128;
 const CONNECT_ORIGINATE: &str = "connect_originate";
+const INNER_CONNECT_ORIGINATE: &str = "inner_connect_originate";
 
 /// Translates all endpoints of a cluster; those that cannot be obeyed are in [`EndpointSet::refused`]. `walked` says what else is not
 /// obeyed of the endpoint at these positions of its locality and in it.
@@ -72,6 +75,7 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
         let fields = value.metadata.as_ref()?.filter_metadata.get(filter)?;
         text_of(fields, name)
     };
+    let mut remote = None;
     let (address, host) = match address {
         core::address::Address::SocketAddress(socket) => {
             let address = socket_address(socket, path)?;
@@ -82,16 +86,22 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
             else {
                 return Err(Problem::new(path, "names no internal listener"));
             };
-            if listener != CONNECT_ORIGINATE {
+            let at = metadata(ORIGINAL_DST, "local").unwrap_or(&internal.endpoint_id);
+            let at: SocketAddr = at.parse().map_err(|_| Problem::new(path, format!("{at:?} is no address")))?;
+            if listener == INNER_CONNECT_ORIGINATE {
+                remote = Some(remote_service(value, path)?);
+            } else if listener != CONNECT_ORIGINATE {
                 return Err(Problem::new(path, format!("the internal listener {listener:?} is not supported")));
             }
-            let target = metadata(ORIGINAL_DST, "local").unwrap_or(&internal.endpoint_id);
-            let target: SocketAddr = target.parse().map_err(|_| Problem::new(path, format!("{target:?} is no address")))?;
-            let tunnel = match metadata(ORIGINAL_DST, "waypoint") {
-                Some(waypoint) => waypoint.parse().map_err(|_| Problem::new(path, format!("{waypoint:?} is no address")))?,
-                None => SocketAddr::new(target.ip(), HBONE_PORT),
+            let address = match metadata(ORIGINAL_DST, "waypoint") {
+                _ if remote.is_some() => EndpointAddress::Gateway(at),
+                Some(waypoint) => {
+                    let tunnel = waypoint.parse().map_err(|_| Problem::new(path, format!("{waypoint:?} is no address")))?;
+                    EndpointAddress::Hbone { tunnel, target: at }
+                }
+                None => EndpointAddress::Hbone { tunnel: SocketAddr::new(at.ip(), HBONE_PORT), target: at },
             };
-            (EndpointAddress::Hbone { tunnel, target }, format!("envoy://{CONNECT_ORIGINATE}/{}", internal.endpoint_id))
+            (address, format!("envoy://{listener}/{}", internal.endpoint_id))
         }
         core::address::Address::Pipe(_) => return Err(Problem::new(path, "a pipe is not supported")),
     };
@@ -107,5 +117,51 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
     let weight = value.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
     let labels = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
     let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
-    Ok(Endpoint { address, socket_labels, host: host.into(), weight, priority, health, locality })
+    Ok(Endpoint { address, remote, socket_labels, host: host.into(), weight, priority, health, locality })
+}
+
+/// What is asked for behind the gateway of another network.
+fn remote_service(value: &proto::LbEndpoint, path: &str) -> Translated<Authority> {
+    let istio = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("istio"));
+    let double = istio.and_then(|istio| istio.fields.get("double_hbone")).and_then(|double| double.kind.as_ref());
+    let Some(Kind::StructValue(double)) = double else { return Err(Problem::new(path, "names no service behind its gateway")) };
+    let target = required(text_of(double, "hbone_target_address").as_ref(), path)?.to_owned();
+    Authority::parse(target).map_err(|error| Problem::new(path, format!("the service behind its gateway: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use prost::Message;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(endpoint: &Value) -> EndpointSet {
+        let json = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [endpoint]}]});
+        let bytes = xds_proto::message_from_json("envoy.config.endpoint.v3.ClusterLoadAssignment", &json).unwrap();
+        assignment(&proto::ClusterLoadAssignment::decode(&bytes[..]).unwrap(), |_, _| Vec::new())
+    }
+
+    #[test]
+    fn an_endpoint_in_another_network_is_its_gateway_and_the_service_s_name() {
+        let mut json = json!({
+            "endpoint": {"address": {"envoy_internal_address": {
+                "server_listener_name": "inner_connect_originate", "endpoint_id": "203.0.113.7:15008"}}},
+            "metadata": {"filter_metadata": {
+                "envoy.filters.listener.original_dst": {"local": "203.0.113.7:15008"},
+                "istio": {"workload": ";;;;cluster2", "double_hbone": {"hbone_target_address": "web.shop.svc.cluster.local:80"}},
+            }},
+        });
+        let set = read(&json);
+        let endpoint = &set.endpoints[0];
+        assert_eq!(endpoint.address, EndpointAddress::Gateway("203.0.113.7:15008".parse().unwrap()));
+        assert_eq!(endpoint.remote, Some(Authority::parse("web.shop.svc.cluster.local:80").unwrap()));
+        assert_eq!(&*endpoint.host, "envoy://inner_connect_originate/203.0.113.7:15008");
+        json["metadata"]["filter_metadata"]["istio"]["double_hbone"] = json!({});
+        assert_eq!((read(&json).endpoints.len(), read(&json).refused.len()), (0, 1));
+        json["endpoint"]["address"]["envoy_internal_address"]["server_listener_name"] = "forward_inner_connect".into();
+        assert_eq!(read(&json).refused.len(), 1, "what a gateway does is not ours");
+    }
 }

@@ -35,15 +35,7 @@ fn cluster(name: &str) -> Arc<Cluster> {
 
 fn endpoint(address: &str, priority: u32, health: Health) -> Arc<Endpoint> {
     let address = EndpointAddress::Plain(address.parse().unwrap());
-    Arc::new(Endpoint {
-        address,
-        socket_labels: Box::default(),
-        host: address.target().to_string().into(),
-        weight: 1,
-        priority,
-        health,
-        locality: 0,
-    })
+    Arc::new(Endpoint { priority, health, ..Endpoint::at(address) })
 }
 
 fn set(endpoints: Vec<Arc<Endpoint>>) -> Arc<EndpointSet> {

@@ -18,8 +18,15 @@ fn a_host_is_what_is_left_of_the_port() {
 
 fn asked(tls: &TlsOrigination, host: Option<&str>) -> Option<ServerName<'static>> {
     let address = EndpointAddress::Plain(SocketAddr::from(([192, 0, 2, 1], 443)));
-    let to =
-        Destination { address: &address, transport: &Transport::default(), inside: Inside::Http1, host, proxied: None, keepalive: None };
+    let to = Destination {
+        address: &address,
+        remote: None,
+        transport: &Transport::default(),
+        inside: Inside::Http1,
+        host,
+        proxied: None,
+        keepalive: None,
+    };
     server_name(tls, &to).ok()
 }
 

@@ -127,6 +127,11 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(Routing, "xds.core.v3.CidrRange", &[("address_prefix", Honoured), ("prefix_len", Whole)]),
     entry(Part, "xds.core.v3.TypedExtensionConfig", &[("name", Whole)]),
     entry(Routing, "envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput", &[]),
+    entry(
+        Routing,
+        "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
+        &[("key", when("io.istio.connect_authority", check::is_connect_authority, "chains would be chosen by other filter state"))],
+    ),
     entry(Routing, "envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput", &[]),
     entry(Routing, "envoy.extensions.matching.common_inputs.network.v3.ApplicationProtocolInput", &[]),
     // Chains.
@@ -173,10 +178,7 @@ const INPUTS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput"),
     walked("envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput"),
     walked("envoy.extensions.matching.common_inputs.network.v3.ApplicationProtocolInput"),
-    refused(
-        "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
-        "chains would be chosen by host name, as several networks need it",
-    ),
+    walked("envoy.extensions.matching.common_inputs.network.v3.FilterStateInput"),
 ];
 
 const NETWORK_FILTERS: &[super::super::rule::Extension] = &[

@@ -53,6 +53,7 @@ pub fn full(windows: &mut Windows) -> Result<()> {
         tls: Arc::clone(&tls),
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
         originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
+        network: Arc::default(),
     };
     let worker = Arc::new(Worker::new(published, dialer, sinks.telemetry.worker()));
     let (_drain, watch) = drain();

@@ -90,6 +90,7 @@ async fn start(published: &Arc<Published>, sinks: &Sinks) -> Result<(Drain, Dupl
         originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
         tls,
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
+        network: Arc::default(),
     };
     let worker = Arc::new(Worker::new(Arc::clone(published), dialer, sinks.telemetry.worker()));
     let Some(ClusterEntry::Served(cluster)) = published.cluster(WEB_CHAIN) else { bail!("no cluster of web") };
