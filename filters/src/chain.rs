@@ -3,11 +3,11 @@
 //! | step | filter | source |
 //! | --- | --- | --- |
 //! | 1 | the route is chosen, so that a refusal still names its cluster | Envoy's filter manager |
-//! | | `envoy.filters.http.header_mutation`: the chain's own changes to headers, which do not change the route | istiod |
+//! | | filters of step 5 that stand before all policies and tokens; they do not change the route | istiod, EnvoyFilter |
 //! | 2 | CUSTOM: `rbac` with shadow rules and `ext_authz`, [`crate::ext_authz`], and all policies before the last of them or before tokens | istiod |
 //! | 3 | `envoy.filters.http.jwt_authn`, [`crate::jwt`]: it changes the request, and the route is chosen anew with what tokens say | istiod |
 //! | 4 | `envoy.filters.http.rbac`, in the order sent: AUDIT, DENY, ALLOW | istiod |
-//! | 5 | `envoy.filters.http.fault`, then `envoy.filters.http.cors`, as the route says: [`model::route::RouteFilter`] | istiod |
+//! | 5 | `envoy.filters.http.fault`, `envoy.filters.http.cors` and others, as the route says, with policies behind them: [`model::route::RouteFilter`] | istiod, EnvoyFilter |
 //! | 6 | the route's action | `envoy.filters.http.router` |
 //!
 //! Not for: steps that need another server's answer, which is step 2: [`crate::ext_authz::Progress`] leads through it.

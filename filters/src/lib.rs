@@ -7,6 +7,7 @@ pub mod header_match;
 pub mod headers;
 pub mod route;
 pub mod rewrite;
+pub mod parameters;
 pub mod redirect;
 pub mod cors;
 pub mod fault;

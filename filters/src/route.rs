@@ -129,7 +129,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use http::HeaderMap;
-    use model::headers::HeaderEdits;
     use model::matcher::StringMatcher;
     use model::route::{DirectResponse, HeaderMatcher, HeaderTest, MatchedHeader, RouteAction};
     use model::route_table::Routes;
@@ -146,10 +145,6 @@ mod tests {
         RequestHead { method: "GET", path, authority: Some("Web.shop:80"), scheme: "http", headers }
     }
 
-    fn any(path: PathMatcher) -> RouteMatch {
-        RouteMatch { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false, claims: Vec::new() }
-    }
-
     fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
         Arc::new(Route {
             name: Some(name.into()),
@@ -158,14 +153,14 @@ mod tests {
             first_filters: Box::default(),
             filters: Box::default(),
             action: RouteAction::Direct(DirectResponse { status: 200, body: Box::default() }),
-            request_headers: HeaderEdits::default(),
-            response_headers: HeaderEdits::default(),
+            request_headers: Box::default(),
+            response_headers: Box::default(),
             operation: None,
         })
     }
 
     fn takes(path: PathMatcher, request: &str) -> bool {
-        is_wanted(&any(path), &head(request, &HeaderMap::new()))
+        is_wanted(&RouteMatch::of(path), &head(request, &HeaderMap::new()))
     }
 
     #[test]
@@ -203,7 +198,7 @@ mod tests {
     fn the_first_query_parameter_of_a_name_counts() {
         let with = |value: Option<&str>| {
             let value = value.map(|text| StringMatcher::Exact(text.as_bytes().into()));
-            RouteMatch { query: vec![QueryMatcher { name: "debug".into(), value }], ..any(PathMatcher::Prefix("/".into())) }
+            RouteMatch { query: vec![QueryMatcher { name: "debug".into(), value }], ..RouteMatch::of(PathMatcher::Prefix("/".into())) }
         };
         let headers = HeaderMap::new();
         assert!(is_wanted(&with(Some("1")), &head("/?x=2&debug=1&debug=2", &headers)));
@@ -213,14 +208,8 @@ mod tests {
 
     #[test]
     fn routes_are_tried_in_order_in_the_virtual_host_that_fits_best() {
-        let route = |name, prefix: &str| route(name, any(PathMatcher::Prefix(prefix.into())));
-        let host = |name: &str, domains: Vec<Domain>, routes| VirtualHost {
-            name: name.into(),
-            domains,
-            routes: Vec::into(routes),
-            request_headers: HeaderEdits::default(),
-            response_headers: HeaderEdits::default(),
-        };
+        let route = |name, prefix: &str| route(name, RouteMatch::of(PathMatcher::Prefix(prefix.into())));
+        let host = |name: &str, domains: Vec<Domain>, routes| VirtualHost { name: name.into(), domains, routes: Vec::into(routes) };
         let table = RouteTable {
             name: "t".into(),
             virtual_hosts: vec![
@@ -228,8 +217,6 @@ mod tests {
                 host("suffix", vec![Domain::Suffix(".shop:80".into())], vec![route("a", "/a"), route("second", "/a"), route("rest", "/")]),
                 host("other", vec![Domain::Exact("other".into())], vec![route("other", "/")]),
             ],
-            request_headers: HeaderEdits::default(),
-            response_headers: HeaderEdits::default(),
         };
         let headers = HeaderMap::new();
         let name = |path| select(&table, &head(path, &headers)).and_then(|(_, route)| route.name.as_deref());
@@ -251,7 +238,7 @@ mod tests {
         (path, proptest::bool::weighted(0.8), any_bool).prop_map(|(path, case_sensitive, grpc_only)| RouteMatch {
             case_sensitive,
             grpc_only,
-            ..any(path)
+            ..RouteMatch::of(path)
         })
     }
 
@@ -277,7 +264,7 @@ mod tests {
     fn a_thousand_other_paths_are_not_tried() {
         let paths = (0..1000).map(|at| RouteMatch {
             path: PathMatcher::SeparatedPrefix(format!("/v1/r-{at}").into()),
-            ..any(PathMatcher::Prefix("/".into()))
+            ..RouteMatch::of(PathMatcher::Prefix("/".into()))
         });
         let routes: Routes = paths.enumerate().map(|(at, wanted)| route(&at.to_string(), wanted)).collect();
         let tried: Vec<_> = routes.candidates("/v1/r-999/x").map(|route| route.name.as_deref().unwrap_or_default()).collect();

@@ -9,12 +9,12 @@ use http::HeaderValue;
 
 use crate::access_log::AccessLog;
 use crate::ext_authz::ExtAuthz;
-use crate::headers::HeaderEdits;
+use crate::format::HeaderUse;
 use crate::invalid::Invalid;
 use crate::jwt::JwtAuthn;
 use crate::metrics::Stats;
-use crate::rate_limit::RateLimit;
 use crate::rbac::Rbac;
+use crate::route::RouteFilter;
 use crate::route_table::RouteTable;
 use crate::timeout::ChainTimeouts;
 use crate::tracing::Tracing;
@@ -96,12 +96,14 @@ pub struct HttpOptions {
 pub struct HttpChain {
     /// Connection manager settings.
     pub options: HttpOptions,
-    /// Changes to the headers of requests, in order, before anything looks at them (`header_mutation`).
-    pub request_edits: Box<[HeaderEdits]>,
-    /// Whether routes have filters that come before all others.
+    /// Whether there are filters before policies and tokens, whatever routes say of them.
     pub has_first_filters: bool,
-    /// Limits of requests that have no route: before all others, and behind policies.
-    pub routeless_limits: [Box<[Arc<RateLimit>]>; 2],
+    /// Whether filters change answers, whoever makes them.
+    pub changes_answers: bool,
+    /// Headers of requests that changes to answers read.
+    pub read_by_answers: HeaderUse,
+    /// What requests without a route meet of such filters: before policies and tokens, and behind them.
+    pub routeless: [Box<[RouteFilter]>; 2],
     /// Judged first, up to the last external authorization; of most chains empty.
     pub early: Box<[EarlyFilter]>,
     /// Which tokens requests must carry; judged before the filters below.

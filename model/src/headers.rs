@@ -5,6 +5,7 @@
 use http::HeaderName;
 
 use crate::format::TextFormat;
+use crate::matcher::StringMatcher;
 
 /// What to do when the header is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,50 @@ pub struct HeaderAdd {
     pub action: AppendAction,
     /// Whether an empty value is sent at all.
     pub keep_empty_value: bool,
+}
+
+/// One change that a `header_mutation` filter makes; each sees what those before it made.
+#[derive(Clone, Debug)]
+pub enum HeaderChange {
+    /// A header is set.
+    Add(HeaderAdd),
+    /// It is taken away.
+    Remove(HeaderName),
+    /// All are taken away whose names match.
+    RemoveMatching(StringMatcher),
+}
+
+/// One change to the parameters of a path.
+#[derive(Clone, Debug)]
+pub enum ParameterChange {
+    /// A parameter is set.
+    Add {
+        /// Which.
+        name: Box<str>,
+        /// To what; may hold operators.
+        value: TextFormat,
+        /// What to do when it is there already.
+        action: AppendAction,
+    },
+    /// It is taken away.
+    Remove(Box<str>),
+}
+
+/// What a `header_mutation` filter changes on a route: its own changes and those of the route's levels, in their order.
+#[derive(Clone, Debug, Default)]
+pub struct Mutations {
+    /// Of requests.
+    pub request: Box<[HeaderChange]>,
+    /// Of their parameters, after their headers.
+    pub parameters: Box<[ParameterChange]>,
+    /// Of their trailers; values hold no operators.
+    pub request_trailers: Box<[HeaderChange]>,
+    /// Of answers.
+    pub response: Box<[HeaderChange]>,
+    /// Of their trailers; values hold no operators.
+    pub response_trailers: Box<[HeaderChange]>,
+    /// It stands before the filters that set headers on answers, and so changes those too.
+    pub sees_all_of_answers: bool,
 }
 
 /// Changes in the order in which they are done: removals first, then additions, as Envoy does.

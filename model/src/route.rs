@@ -12,9 +12,10 @@ use crate::cors::CorsPolicy;
 use crate::ext_authz::{ExtAuthz, RouteExternal};
 use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
-use crate::headers::HeaderEdits;
+use crate::headers::{HeaderEdits, Mutations};
 use crate::matcher::StringMatcher;
 use crate::rate_limit::RateLimit;
+use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
 use crate::timeout::RouteTimeouts;
@@ -96,6 +97,14 @@ pub struct RouteMatch {
     pub claims: Vec<ClaimMatcher>,
 }
 
+impl RouteMatch {
+    /// Every request with such a path.
+    #[must_use]
+    pub fn of(path: PathMatcher) -> Self {
+        Self { path, case_sensitive: true, headers: Vec::new(), query: Vec::new(), grpc_only: false, claims: Vec::new() }
+    }
+}
+
 /// One of several clusters.
 #[derive(Clone, Debug)]
 pub struct WeightedCluster {
@@ -105,10 +114,10 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// `host_rewrite_literal`, before the route's own.
     pub host: Option<HeaderValue>,
-    /// Changes for this share only.
-    pub request_headers: HeaderEdits,
-    /// Changes for this share only.
-    pub response_headers: HeaderEdits,
+    /// Changes to requests of this share: its own and its route's, in the order in which they are made.
+    pub request_headers: Box<[Arc<HeaderEdits>]>,
+    /// Changes to answers, as above.
+    pub response_headers: Box<[Arc<HeaderEdits>]>,
 }
 
 /// Where a request is sent.
@@ -215,6 +224,10 @@ pub enum RouteFilter {
     Cors(Box<CorsPolicy>),
     /// `envoy.filters.http.local_ratelimit`; one of several routes where they have it from their virtual host, table or chain.
     RateLimit(Arc<RateLimit>),
+    /// `envoy.filters.http.header_mutation`.
+    Mutate(Arc<Mutations>),
+    /// `envoy.filters.http.rbac` behind one of the others; the chain's, whatever the route.
+    Rbac(Arc<Rbac>),
 }
 
 /// One route.
@@ -226,16 +239,16 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What it says of the chain's authorization services.
     pub external: Box<[RouteExternal]>,
-    /// Filters that it meets before all others of the chain.
+    /// Filters that it meets before all policies and tokens of the chain.
     pub first_filters: Box<[RouteFilter]>,
-    /// Filters that it meets after the chain's policies, in the chain's order, as table, virtual host and route say together.
+    /// Filters that it meets after policies and tokens, in the chain's order, as table, virtual host and route say together.
     pub filters: Box<[RouteFilter]>,
     /// What to do.
     pub action: RouteAction,
-    /// Changes to the request.
-    pub request_headers: HeaderEdits,
-    /// Changes to the response.
-    pub response_headers: HeaderEdits,
+    /// Changes to the request: those of route, virtual host and table, as far as there are any, in the order in which they are made.
+    pub request_headers: Box<[Arc<HeaderEdits>]>,
+    /// Changes to the answer, as above.
+    pub response_headers: Box<[Arc<HeaderEdits>]>,
     /// `decorator.operation`.
     pub operation: Option<Operation>,
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::headers::HeaderEdits;
 use crate::route::{PathMatcher, Route};
 
 /// That many routes are tried one by one; looking them up would cost more.
@@ -41,10 +40,6 @@ pub struct VirtualHost {
     pub domains: Vec<Domain>,
     /// In order.
     pub routes: Routes,
-    /// Changes to requests of all routes, after the route's own.
-    pub request_headers: HeaderEdits,
-    /// Changes to responses of all routes, after the route's own.
-    pub response_headers: HeaderEdits,
 }
 
 /// An HTTP chain's routes.
@@ -54,10 +49,6 @@ pub struct RouteTable {
     pub name: Box<str>,
     /// Its virtual hosts.
     pub virtual_hosts: Vec<VirtualHost>,
-    /// Changes to all requests, last.
-    pub request_headers: HeaderEdits,
-    /// Changes to all responses, last.
-    pub response_headers: HeaderEdits,
 }
 
 /// Routes in match order.

@@ -3,6 +3,8 @@
 //! Not for: deciding anything, or writing it out. Whoever serves the request fills the public fields along the way; what nobody
 //! filled reads as missing. Invariant: a record holds of all headers only those that its chain's formats and tags name.
 
+mod seeing;
+
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ use model::workload::Workload;
 use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
 use crate::trace::TraceContext;
+
+pub use self::seeing::Seeing;
 
 /// `x-request-id`.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -90,6 +94,14 @@ impl ChainTelemetry {
             }
         }
         Self { name, stats, access_logs, tracing, headers, hostname: None }
+    }
+
+    /// Keeps these headers of requests as well, since changes to answers read them. Of one that nobody shares yet.
+    #[must_use]
+    pub fn reading(mut self: Arc<Self>, more: &HeaderUse) -> Arc<Self> {
+        let own = Arc::get_mut(&mut self).expect("it was just made");
+        more.request.iter().for_each(|name| own.headers.add_request(name));
+        self
     }
 }
 

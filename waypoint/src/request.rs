@@ -14,6 +14,7 @@ mod replay;
 mod reply;
 mod route_filters;
 mod token;
+mod trailers;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -34,7 +35,6 @@ use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
 use model::route::{Route, RouteAction};
-use model::route_table::VirtualHost;
 use model::stream_view::RequestHead;
 use model::workload::Workload;
 use telemetry::record::{Head, RequestRecord};
@@ -52,6 +52,7 @@ use crate::state::published::{Published, ServedChain};
 use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
 
+pub use self::edits::change_request;
 pub use self::replay::REPLAY_BYTES_MAX;
 pub use self::token::{NoPath, apply_edits};
 
@@ -187,8 +188,19 @@ impl Exchange for TunnelExchange {
         let Begun { served, is_gone } = begun;
         let recording = self.record(&served, protocol);
         let (tunnel, worker) = (Arc::clone(&self.tunnel), Arc::clone(&self.worker));
-        let run =
-            Run { served, is_gone, tunnel, worker, recording, interim, is_grpc, decorator: None, told: HeaderMap::new(), back: Vec::new() };
+        let run = Run {
+            served,
+            is_gone,
+            tunnel,
+            worker,
+            recording,
+            interim,
+            is_grpc,
+            decorator: None,
+            told: HeaderMap::new(),
+            back: Vec::new(),
+            route: None,
+        };
         run.answer(request)
     }
 
@@ -263,13 +275,14 @@ struct Run {
     told: HeaderMap,
     /// What authorization services change in the answer, whoever makes it.
     back: Vec<Header>,
+    /// The route, once the answer is known to depend on it: one that is made here, or that filters change.
+    route: Option<Arc<Route>>,
 }
 
 /// The route of a request that may take it.
 #[derive(Clone, Copy)]
 struct Routed<'a> {
     http: &'a HttpChain,
-    host: &'a VirtualHost,
     route: &'a Arc<Route>,
 }
 
@@ -277,43 +290,48 @@ impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
         let (mut parts, mut body) = request.into_parts();
         let served = Arc::clone(&self.served);
-        let admitted = match self.admit(&served.chain, &mut parts) {
-            // Boxed, so that requests of other chains do not carry the room for it.
-            Ok((http, chosen)) if !http.early.is_empty() => {
-                let passed = Box::pin(self.pass_early((http, chosen), &mut parts, &mut body)).await;
-                passed.map(|selected| (http, Some(selected)))
-            }
-            admitted => admitted,
-        };
-        let (http, chosen) = match admitted {
-            Ok(admitted) => admitted,
+        let http = match self.admit(&served.chain, &mut parts) {
+            Ok(http) => http,
             Err(reply) => return Ok(self.reply(*reply)),
         };
+        let mut chosen = None;
+        // Boxed, so that requests of other chains do not carry the room for it; so are filters below.
+        if http.has_first_filters {
+            match Box::pin(self.pass_first(http, &mut parts)).await {
+                Ok(selected) => chosen = Some(selected),
+                Err(reply) => return Ok(self.reply(*reply)),
+            }
+        }
+        if !http.early.is_empty() {
+            match Box::pin(self.pass_early((http, chosen), &mut parts, &mut body)).await {
+                Ok(selected) => chosen = Some(selected),
+                Err(reply) => return Ok(self.reply(*reply)),
+            }
+        }
         let said = match &http.jwt {
             None => Ok(None),
             Some(authn) if authn.remote_keys().next().is_none() => self.authenticate(authn, http, &mut parts),
-            // Boxed for the same reason as filters below.
             Some(authn) => Box::pin(self.authenticate_with_remote_keys(authn, http, &mut parts)).await,
         };
-        let routed = match said.and_then(|claims| self.decide((&served.chain, http), chosen, &mut parts, claims.as_ref())) {
-            Ok(routed) => routed,
+        let decided = said.and_then(|claims| Ok((self.decide(&served.chain, chosen, &parts, claims.as_ref())?, claims)));
+        let (route, claims) = match decided {
+            Ok(decided) => decided,
             Err(reply) => return Ok(self.reply(*reply)),
         };
-        // Boxed, so that requests of routes without filters do not carry the room for them.
-        if !routed.route.filters.is_empty()
-            && let Some(reply) = Box::pin(self.filter(routed.route, &mut parts)).await
+        let filters = route.map_or(&http.routeless[1], |route| &route.filters);
+        if !filters.is_empty()
+            && let Some(reply) = Box::pin(self.filter(filters, (route, claims.as_ref()), &mut parts)).await
         {
             return Ok(self.reply(reply));
         }
-        self.act(routed, parts, body).await
+        match route {
+            Some(route) => self.act(Routed { http, route }, parts, body).await,
+            None => Ok(self.reply(LocalReply::no_route())),
+        }
     }
 
-    /// The chain of a request that is looked at at all, once it has changed the request; and the route, if it was chosen before.
-    fn admit<'a>(
-        &mut self,
-        chain: &'a Chain,
-        parts: &mut http::request::Parts,
-    ) -> Result<(&'a HttpChain, Option<Selected<'a>>), Box<LocalReply>> {
+    /// The chain of a request that is looked at at all.
+    fn admit<'a>(&mut self, chain: &'a Chain, parts: &mut http::request::Parts) -> Result<&'a HttpChain, Box<LocalReply>> {
         let ChainKind::Http(http) = &chain.kind else { return Err(LocalReply::config_rejected().into()) };
         if self.is_gone {
             return Err(LocalReply::config_rejected().into());
@@ -322,39 +340,41 @@ impl Run {
         if parts.version == Version::HTTP_10 && !http.options.http1_0 {
             return Err(LocalReply::low_version().into());
         }
-        let chosen = (http.has_first_filters || !http.request_edits.is_empty()).then(|| self.mutate(http, parts));
-        let reply = match chosen {
-            Some(Some((_, route))) => self.filter_first(route, parts),
-            Some(None) => self.limit_all(&http.routeless_limits[0], parts),
-            None => None,
-        };
-        if let Some(reply) = reply {
-            return Err(reply.into());
-        }
-        Ok((http, chosen))
+        Ok(http)
     }
 
+    /// Passes the filters before policies and tokens, which do not change the route.
+    async fn pass_first<'a>(&mut self, http: &'a HttpChain, parts: &mut http::request::Parts) -> Result<Selected<'a>, Box<LocalReply>> {
+        let selected = filters::route::select(&http.routes, &head_of(parts));
+        let route = selected.map(|(_, route)| route);
+        let filters = route.map_or(&http.routeless[0], |route| &route.first_filters);
+        match self.filter(filters, (route, None), parts).await {
+            Some(reply) => Err(reply.into()),
+            None => Ok(selected),
+        }
+    }
+
+    /// The route of a request that policies let pass, if there is one.
     fn decide<'a>(
         &mut self,
-        (chain, http): (&'a Chain, &'a HttpChain),
+        chain: &'a Chain,
         chosen: Option<Selected<'a>>,
-        parts: &mut http::request::Parts,
+        parts: &http::request::Parts,
         claims: Option<&TokenMetadata>,
-    ) -> Result<Routed<'a>, Box<LocalReply>> {
+    ) -> Result<Option<&'a Arc<Route>>, Box<LocalReply>> {
         let input = policy_input(&self.tunnel, parts, claims);
         let mut decisions = Decisions::new();
         let outcome = judge(chain, &input, chosen, &mut decisions);
         policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);
         match outcome {
-            Outcome::Route(host, route) => {
+            Outcome::Route(_, route) => {
                 self.recording.record().stream.route_name.clone_from(&route.name);
                 self.note_operation(route);
-                Ok(Routed { http, host, route })
+                Ok(Some(route))
             }
             Outcome::NoRoute => {
                 self.recording.record().is_grpc = self.is_grpc;
-                let reply = self.limit_all(&http.routeless_limits[1], parts);
-                Err(reply.unwrap_or_else(LocalReply::no_route).into())
+                Ok(None)
             }
             Outcome::Denied { by, route } => {
                 if let Some(route) = route {
@@ -364,17 +384,6 @@ impl Run {
             }
             Outcome::Rejected => Err(LocalReply::config_rejected().into()),
         }
-    }
-
-    /// Makes the chain's own changes to a request; its route, which they do not change.
-    fn mutate<'a>(&mut self, http: &'a HttpChain, parts: &mut http::request::Parts) -> Selected<'a> {
-        let chosen = filters::route::select(&http.routes, &head_of(parts));
-        let record = self.recording.record();
-        for edits in &http.request_edits {
-            filters::headers::apply(edits, &mut parts.headers, record);
-        }
-        record.capture_request(&parts.headers);
-        chosen
     }
 
     /// Notes what the request is, and gives it its id and its span.
@@ -402,7 +411,8 @@ impl Run {
     }
 
     /// Notes where it would go: also a refused request's labels name its service.
-    fn note_route(&mut self, route: &Route) {
+    fn note_route(&mut self, route: &Arc<Route>) {
+        self.route = Some(Arc::clone(route));
         self.recording.record().stream.route_name.clone_from(&route.name);
         self.note_operation(route);
         self.note_destination(route);
@@ -425,8 +435,12 @@ impl Run {
     }
 
     /// Does what the route says.
-    async fn act(mut self, routed: Routed<'_>, mut parts: http::request::Parts, body: Body) -> Result<Response<Body>, Abort> {
-        let Routed { http, host, route } = routed;
+    async fn act(mut self, routed: Routed<'_>, mut parts: http::request::Parts, mut body: Body) -> Result<Response<Body>, Abort> {
+        let Routed { http, route } = routed;
+        if http.changes_answers {
+            self.route = Some(Arc::clone(route));
+            body = trailers::of_request(body, route.first_filters.iter().chain(&route.filters));
+        }
         let is_grpc = self.is_grpc;
         let record = self.recording.record();
         record.is_grpc = is_grpc;
@@ -434,11 +448,12 @@ impl Run {
             record.grpc_messages = Some(telemetry::record::GrpcMessages::default());
         }
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
+            self.route = Some(Arc::clone(route));
             return Ok(self.reply(LocalReply::upgrade_refused()));
         }
         let reply = match &route.action {
             RouteAction::Forward(forward) => {
-                return attempt::forward(self, parts, body, &attempt::Forwarding { route, host, http, forward }).await;
+                return attempt::forward(self, parts, body, &attempt::Forwarding { route, http, forward }).await;
             }
             RouteAction::Direct(direct) => {
                 let location = has_location(direct.status).then(|| location(None, &head_of(&parts)));
@@ -455,34 +470,48 @@ impl Run {
                 LocalReply::redirect(redirect.status).leading_to(Some(location))
             }
         };
-        Ok(self.reply_edited(reply, &[&route.response_headers, &host.response_headers, &http.routes.response_headers]))
+        Ok(self.reply_edited(reply, &route.response_headers))
     }
 
-    /// Answers here.
+    /// Answers here, in place of the route, if one is known whose answers are another's: its changes to answers are made to this one as
+    /// well, as Envoy does.
     fn reply(self, reply: LocalReply) -> Response<Body> {
-        self.reply_edited(reply, &[])
+        let route = self.route.clone().filter(|route| matches!(route.action, RouteAction::Forward(_)));
+        self.reply_edited(reply, route.as_ref().map_or(&[], |route| &route.response_headers))
     }
 
     /// Answers here, with a route's changes to the answer.
-    fn reply_edited(mut self, reply: LocalReply, levels: &[&HeaderEdits]) -> Response<Body> {
-        let server = match &self.served.chain.kind {
-            ChainKind::Http(http) => Some(http.options.server_name.clone()),
-            _ => None,
-        };
-        let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), server);
+    fn reply_edited(mut self, reply: LocalReply, edits: &[Arc<HeaderEdits>]) -> Response<Body> {
+        let mut response = reply.for_grpc(self.is_grpc).response(self.recording.record(), edits);
+        let served = Arc::clone(&self.served);
+        let headers = response.headers_mut();
+        match &served.chain.kind {
+            ChainKind::Http(http) => {
+                self.tell(headers, http);
+                headers.insert(header::SERVER, http.options.server_name.clone());
+            }
+            _ => self.tell_all(headers),
+        }
         if let Some(operation) = self.decorator.take() {
             response.headers_mut().insert(X_ENVOY_DECORATOR_OPERATION, operation);
         }
-        for edits in levels {
-            filters::headers::apply(edits, response.headers_mut(), self.recording.record());
-        }
-        self.tell(response.headers_mut());
         self.recording.answered_here(&response);
         response
     }
 
+    /// Makes the changes of filters to an answer: those nearest to its maker first.
+    fn tell(&mut self, headers: &mut HeaderMap, http: &HttpChain) {
+        if http.changes_answers {
+            self.change_answer(headers, http, false);
+        }
+        self.tell_all(headers);
+        if http.changes_answers {
+            self.change_answer(headers, http, true);
+        }
+    }
+
     /// Sets what filters set on an answer.
-    fn tell(&mut self, headers: &mut HeaderMap) {
+    fn tell_all(&mut self, headers: &mut HeaderMap) {
         if !self.told.is_empty() {
             let limits = route_filters::take_limits(&mut self.told);
             headers.extend(std::mem::take(&mut self.told));

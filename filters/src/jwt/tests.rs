@@ -122,14 +122,7 @@ fn requires(n_providers: usize) -> Requirement {
 }
 
 fn authn(providers: Vec<Provider>) -> JwtAuthn {
-    let matches = RouteMatch {
-        path: PathMatcher::Prefix("/".into()),
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc_only: false,
-        claims: Vec::new(),
-    };
+    let matches = RouteMatch::of(PathMatcher::Prefix("/".into()));
     let rules = vec![Rule { matches, requires: Some(requires(providers.len())) }];
     JwtAuthn { providers, rules, bypass_cors_preflight: true, own_headers: vec!["x-sub".parse().unwrap()] }
 }

@@ -57,14 +57,7 @@ fn authn(key: Key) -> JwtAuthn {
         list_claims: vec!["scope".into()],
         clear_route_cache: true,
     };
-    let matches = RouteMatch {
-        path: PathMatcher::Prefix("/".into()),
-        case_sensitive: true,
-        headers: Vec::new(),
-        query: Vec::new(),
-        grpc_only: false,
-        claims: Vec::new(),
-    };
+    let matches = RouteMatch::of(PathMatcher::Prefix("/".into()));
     let rules = vec![Rule { matches, requires: Some(Requirement::Provider { provider: 0, audiences: None }) }];
     JwtAuthn { providers: vec![provider], rules, bypass_cors_preflight: false, own_headers: Vec::new() }
 }

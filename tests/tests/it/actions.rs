@@ -2,6 +2,7 @@
 
 mod filters;
 mod mirrors;
+mod mutations;
 mod rate_limits;
 mod redirects;
 mod remote_keys;
@@ -10,10 +11,15 @@ mod tokens;
 
 use std::time::Duration;
 
-use anyhow::Result;
-use http::{Method, Request, StatusCode};
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
+use tests::fake_istiod::Kind;
 use tests::peer::{Answer, Http, RequestBody, empty};
 use tests::process::Lines;
 use tests::scenario::{Mesh, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};

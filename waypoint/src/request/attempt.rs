@@ -16,10 +16,8 @@ use http_body::Body as _;
 use model::chain::{HttpChain, ServerHeader};
 use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
-use model::headers::HeaderEdits;
 use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
-use model::route_table::VirtualHost;
 use smallvec::SmallVec;
 use tokio::time::Interval;
 
@@ -29,6 +27,7 @@ use super::mirror;
 use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
+use super::trailers;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
 use crate::call::{grpc_status, verdict_of};
 use crate::http::body::{Body, BodyError};
@@ -50,7 +49,6 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// What the filters decided.
 pub(super) struct Forwarding<'a> {
     pub(super) route: &'a Arc<Route>,
-    pub(super) host: &'a VirtualHost,
     pub(super) http: &'a HttpChain,
     pub(super) forward: &'a Forward,
 }
@@ -138,8 +136,7 @@ async fn counting<T>(recording: &mut Recording, mut reports: Box<Interval>, answ
 fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retried: bool) -> Response<Body> {
     run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
     let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
-    // The route was chosen, so that its changes to answers are made to this one as well, as Envoy does.
-    run.reply_edited(reply, &[&to.route.response_headers, &to.host.response_headers, &to.http.routes.response_headers])
+    run.reply_edited(reply, &to.route.response_headers)
 }
 
 /// The request's hash, where it is what chooses the endpoint.
@@ -437,22 +434,20 @@ fn pass_on(
     if let Ok(milliseconds) = u64::try_from(now.saturating_duration_since(sent_at).as_millis()) {
         parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(milliseconds));
     }
-    let levels: [Option<&HeaderEdits>; 4] = [
-        share.map(|share| &share.response_headers),
-        Some(&to.route.response_headers),
-        Some(&to.host.response_headers),
-        Some(&to.http.routes.response_headers),
-    ];
-    for edits in levels.into_iter().flatten().filter(|edits| !edits.is_empty()) {
-        filters::headers::apply(edits, &mut parts.headers, run.recording.record());
+    for edits in share.map_or(&to.route.response_headers, |share| &share.response_headers) {
+        edits::edit_answer(run.recording.record(), edits, &mut parts.headers);
     }
-    run.tell(&mut parts.headers);
+    run.tell(&mut parts.headers, to.http);
     set_server(&mut parts.headers, to.http);
     if let Some(operation) = run.decorator.take() {
         parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);
     }
     run.recording.answered(parts.status, &parts.headers);
     let mut response = Response::from_parts(parts, body);
+    if to.http.changes_answers {
+        let filters = to.route.first_filters.iter().chain(&to.route.filters).rev();
+        response = response.map(|body| trailers::of_answer(body, filters));
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         join(&mut response, run.recording, active, expiry);
         return response;

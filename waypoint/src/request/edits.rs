@@ -2,12 +2,14 @@
 //!
 //! Not for: responses. Invariant: what is recorded as the request's head is what goes upstream.
 
-use http::header::{self, HeaderName, HeaderValue};
+use filters::headers::rendered;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{self, PathAndQuery, Uri};
-use model::headers::HeaderEdits;
+use model::headers::{HeaderEdits, Mutations};
 use model::rewrite::Rewrites;
 use model::route::{PathMatcher, WeightedCluster};
+use telemetry::record::RequestRecord;
 
 use super::Run;
 use super::attempt::Forwarding;
@@ -18,20 +20,18 @@ const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-origi
 
 /// What a route made of a path is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoPath;
+pub struct NoPath;
 
-/// All of it; edits of the most specific level first, as Envoy does them.
+/// All of it.
 pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) -> Result<(), NoPath> {
-    let mut is_edited = false;
-    if let Some(share) = share {
-        is_edited |= apply(run, parts, &share.request_headers);
-        if let Some(host) = &share.host {
-            parts.headers.insert(header::HOST, host.clone());
-            is_edited = true;
-        }
+    let edits = share.map_or(&to.route.request_headers, |share| &share.request_headers);
+    let mut is_edited = !edits.is_empty();
+    for edits in edits {
+        edit_request(run.recording.record(), edits, &mut parts.headers);
     }
-    for edits in [&to.route.request_headers, &to.host.request_headers, &to.http.routes.request_headers] {
-        is_edited |= apply(run, parts, edits);
+    if let Some(host) = share.and_then(|share| share.host.as_ref()) {
+        parts.headers.insert(header::HOST, host.clone());
+        is_edited = true;
     }
     is_edited |= rewrite(parts, &to.forward.rewrites, &to.route.matches.path)?;
     if is_edited {
@@ -40,12 +40,31 @@ pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_
     Ok(())
 }
 
-/// One level of edits; whether there were any.
-fn apply(run: &mut Run, parts: &mut request::Parts, edits: &HeaderEdits) -> bool {
-    if !edits.is_empty() {
-        filters::headers::apply(edits, &mut parts.headers, run.recording.record());
+/// A filter's changes to a request.
+///
+/// # Errors
+/// What it makes of the path is none.
+pub fn change_request(record: &mut RequestRecord, mutations: &Mutations, parts: &mut request::Parts) -> Result<(), NoPath> {
+    filters::headers::change(&mutations.request, &mut parts.headers, &|format, headers| rendered(format, &record.seeing_request(headers)));
+    if !mutations.parameters.is_empty() {
+        let path = filters::parameters::change(&mutations.parameters, path_of(parts), |format| {
+            let mut value = Vec::new();
+            format.render(&record.seeing_request(&parts.headers), &mut value);
+            value
+        });
+        set_path(parts, path.as_bytes())?;
     }
-    !edits.is_empty()
+    Ok(())
+}
+
+/// One level of edits to a request.
+pub(super) fn edit_request(record: &RequestRecord, edits: &HeaderEdits, headers: &mut HeaderMap) {
+    filters::headers::apply(edits, headers, &|format, headers| rendered(format, &record.seeing_request(headers)));
+}
+
+/// One level of edits to an answer.
+pub(super) fn edit_answer(record: &RequestRecord, edits: &HeaderEdits, headers: &mut HeaderMap) {
+    filters::headers::apply(edits, headers, &|format, headers| rendered(format, &record.seeing_response(headers)));
 }
 
 fn rewrite(parts: &mut request::Parts, rewrites: &Rewrites, matched: &PathMatcher) -> Result<bool, NoPath> {

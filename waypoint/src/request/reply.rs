@@ -3,6 +3,7 @@
 //! Not for: when to make them. Invariants: nothing internal reaches the client; a gRPC client gets a gRPC answer.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use filters::ext_authz::Refusal;
@@ -10,11 +11,13 @@ use filters::jwt::TokenProblem;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use model::flags::ResponseFlag;
+use model::headers::HeaderEdits;
 use model::rate_limit::RateLimit;
 use model::route::{Abort, DirectResponse};
 use telemetry::grpc::GrpcStatus;
 use telemetry::record::RequestRecord;
 
+use super::edits::edit_answer;
 use crate::http::body::Body;
 use crate::upstream::failure::UpstreamFailure;
 
@@ -25,6 +28,17 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 const STATUS_DENIED: u16 = 403;
 const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Where a route's changes to answers come, as in Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Before what is said of a refusal or a failure.
+    Before,
+    /// Behind what the route itself says.
+    Behind,
+    /// They do not: a filter makes the whole answer.
+    Nowhere,
+}
 
 /// An answer to be made.
 #[derive(Debug)]
@@ -42,6 +56,8 @@ pub(super) struct LocalReply {
     is_grpc: bool,
     /// Whether it was not even tried, since a circuit breaker is open.
     is_overload: bool,
+    /// What a route's changes to answers do to it.
+    place: Place,
 }
 
 impl LocalReply {
@@ -57,6 +73,7 @@ impl LocalReply {
             is_plain: false,
             is_grpc: false,
             is_overload: false,
+            place: Place::Before,
         }
     }
 
@@ -149,12 +166,13 @@ impl LocalReply {
     }
 
     pub(super) fn direct(direct: &DirectResponse) -> Self {
-        Self { bytes: Some(Bytes::copy_from_slice(&direct.body)), ..Self::new(direct.status, "", "direct_response") }
+        let bytes = Some(Bytes::copy_from_slice(&direct.body));
+        Self { bytes, place: Place::Behind, ..Self::new(direct.status, "", "direct_response") }
     }
 
     /// A redirect; where to is said by [`Self::leading_to`].
     pub(super) fn redirect(status: u16) -> Self {
-        Self::new(status, "", "direct_response")
+        Self { place: Place::Behind, ..Self::new(status, "", "direct_response") }
     }
 
     /// Says where to go. Parts of a request and of a checked configuration are a header's value.
@@ -182,7 +200,7 @@ impl LocalReply {
 
     /// The answer to a preflight of CORS.
     pub(super) fn preflight(headers: HeaderMap) -> Self {
-        Self { headers, is_plain: true, ..Self::new(200, "", "cors_response") }
+        Self { headers, is_plain: true, place: Place::Nowhere, ..Self::new(200, "", "cors_response") }
     }
 
     /// A failure of the upstream. `was_retried`: after more than one try.
@@ -200,24 +218,31 @@ impl LocalReply {
         &self.details
     }
 
-    /// Makes the answer, and notes why in the record.
-    pub(super) fn response(self, record: &mut RequestRecord, server: Option<HeaderValue>) -> Response<Body> {
+    /// Makes the answer, with these changes of a route, and notes why in the record.
+    pub(super) fn response(mut self, record: &mut RequestRecord, edits: &[Arc<HeaderEdits>]) -> Response<Body> {
         if let Some(flag) = self.flag {
             record.stream.flags.insert(flag);
         }
-        record.stream.details = Some(self.details);
+        record.stream.details = Some(std::mem::take(&mut self.details));
+        let mut headers = std::mem::take(&mut self.headers);
+        if self.place == Place::Before {
+            let mut first = HeaderMap::new();
+            edits.iter().for_each(|edits| edit_answer(record, edits, &mut first));
+            first.extend(headers);
+            headers = first;
+        }
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = if self.is_grpc {
-            grpc(status, self.grpc_status, &self.body, self.headers)
+            grpc(status, self.grpc_status, &self.body, headers)
         } else {
             let is_head = record.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
-            plain(status, self.bytes, self.body, is_head, self.headers)
+            plain(status, self.bytes, self.body, is_head, headers)
         };
         if self.is_overload {
             response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
-        if let Some(server) = server {
-            response.headers_mut().insert(header::SERVER, server);
+        if self.place == Place::Behind {
+            edits.iter().for_each(|edits| edit_answer(record, edits, response.headers_mut()));
         }
         response
     }

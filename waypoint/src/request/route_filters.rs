@@ -1,4 +1,4 @@
-//! The filters of a chain that routes configure: faults, CORS, rate limits.
+//! The filters of a chain that routes configure: faults, CORS, rate limits, changes to headers; and policies that stand behind them.
 //!
 //! Not for: deciding, which `filters` and the model do. Invariant: what one of them answers is counted for the route's destination.
 
@@ -6,78 +6,124 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use filters::cors::CorsOutcome;
-use filters::fault::Injected;
-use http::HeaderMap;
+use filters::headers::rendered;
+use filters::rbac::{Decisions, RbacVerdict};
 use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, request};
+use model::chain::HttpChain;
+use model::claims::TokenMetadata;
 use model::flags::ResponseFlag;
+use model::headers::Mutations;
 use model::rate_limit::{RateLimit, Taken};
+use model::rbac::Rbac;
 use model::route::{Route, RouteFilter};
 use smallvec::SmallVec;
 
 use super::reply::LocalReply;
-use super::{Run, head_of};
+use super::{Run, edits, head_of, policy_input};
+use crate::policies;
 
 const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 impl Run {
-    /// Passes the filters that come before policies and tokens; an answer if one of them makes it.
-    pub(super) fn filter_first(&mut self, route: &Arc<Route>, parts: &mut http::request::Parts) -> Option<LocalReply> {
-        for filter in &route.first_filters {
-            if let RouteFilter::RateLimit(limit) = filter
-                && let Some(reply) = self.limit(limit, parts)
-            {
-                self.note_route(route);
+    /// Passes filters in their order; an answer if one of them makes it. `of`: the route, if there is one, and what tokens say.
+    pub(super) async fn filter(
+        &mut self,
+        filters: &[RouteFilter],
+        of: (Option<&Arc<Route>>, Option<&TokenMetadata>),
+        parts: &mut request::Parts,
+    ) -> Option<LocalReply> {
+        for filter in filters {
+            if let Some(reply) = self.filter_by(filter, of, parts).await {
+                if let (Some(route), _) = of {
+                    self.note_route(route);
+                }
                 return Some(reply);
             }
         }
         None
     }
 
-    /// Passes the filters that a route configures; an answer if one of them makes it.
-    pub(super) async fn filter(&mut self, route: &Arc<Route>, parts: &mut http::request::Parts) -> Option<LocalReply> {
-        for filter in &route.filters {
-            match filter {
-                RouteFilter::Fault(fault) => {
-                    let injected = filters::fault::draw(fault, &head_of(parts), || self.worker.draw());
-                    if injected != Injected::default() {
+    async fn filter_by(
+        &mut self,
+        filter: &RouteFilter,
+        (route, claims): (Option<&Arc<Route>>, Option<&TokenMetadata>),
+        parts: &mut request::Parts,
+    ) -> Option<LocalReply> {
+        match filter {
+            RouteFilter::Fault(fault) => {
+                let injected = filters::fault::draw(fault, &head_of(parts), || self.worker.draw());
+                if let Some(delay) = injected.delay {
+                    if let Some(route) = route {
                         self.note_destination(route);
                     }
-                    if let Some(delay) = injected.delay {
-                        self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
-                        tokio::time::sleep(delay).await;
-                    }
-                    if let Some(abort) = injected.abort {
-                        return Some(LocalReply::fault(abort));
-                    }
+                    self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
+                    tokio::time::sleep(delay).await;
                 }
-                RouteFilter::Cors(policy) => match filters::cors::decide(policy, &parts.method, &parts.headers, self.worker.draw()) {
-                    CorsOutcome::Pass => {}
-                    CorsOutcome::Tell(headers) => self.told.extend(headers),
-                    CorsOutcome::Preflight(headers) => {
-                        self.note_destination(route);
-                        return Some(LocalReply::preflight(headers));
-                    }
-                },
-                RouteFilter::RateLimit(limit) => {
-                    if let Some(reply) = self.limit(limit, parts) {
-                        self.note_destination(route);
-                        return Some(reply);
-                    }
-                }
+                injected.abort.map(LocalReply::fault)
             }
+            RouteFilter::Cors(policy) => match filters::cors::decide(policy, &parts.method, &parts.headers, self.worker.draw()) {
+                CorsOutcome::Pass => None,
+                CorsOutcome::Tell(headers) => {
+                    self.told.extend(headers);
+                    None
+                }
+                CorsOutcome::Preflight(headers) => Some(LocalReply::preflight(headers)),
+            },
+            RouteFilter::RateLimit(limit) => self.limit(limit, parts),
+            RouteFilter::Mutate(mutations) => self.change_request(mutations, parts),
+            RouteFilter::Rbac(rbac) => self.judge(rbac, claims, parts),
+        }
+    }
+
+    /// A policy behind other filters.
+    fn judge(&mut self, rbac: &Rbac, claims: Option<&TokenMetadata>, parts: &request::Parts) -> Option<LocalReply> {
+        let input = policy_input(&self.tunnel, parts, claims);
+        let mut decisions = Decisions::new();
+        let verdict = filters::rbac::decide(rbac, &input, &mut decisions);
+        policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);
+        match verdict {
+            RbacVerdict::Pass => None,
+            RbacVerdict::Deny(by) => Some(LocalReply::denied(by.policy())),
+        }
+    }
+
+    /// Makes a filter's changes to a request.
+    fn change_request(&mut self, mutations: &Mutations, parts: &mut request::Parts) -> Option<LocalReply> {
+        let record = self.recording.record();
+        if edits::change_request(record, mutations, parts).is_err() {
+            return Some(LocalReply::no_path());
+        }
+        record.capture_request(&parts.headers);
+        if let Some(head) = &mut record.head {
+            head.path = parts.uri.path_and_query().cloned();
         }
         None
     }
 
-    /// Asks limits of a request that has no route.
-    pub(super) fn limit_all(&mut self, limits: &[Arc<RateLimit>], parts: &mut http::request::Parts) -> Option<LocalReply> {
-        limits.iter().find_map(|limit| self.limit(limit, parts))
+    /// Makes the changes of filters to an answer, the last filter's first: of those that see all of it, or of the others.
+    pub(super) fn change_answer(&mut self, headers: &mut HeaderMap, http: &HttpChain, see_all: bool) {
+        let route = self.route.clone();
+        let filters = match &route {
+            Some(route) => [&route.first_filters, &route.filters],
+            None => [&http.routeless[0], &http.routeless[1]],
+        };
+        for filter in filters.into_iter().flatten().rev() {
+            if let RouteFilter::Mutate(mutations) = filter
+                && mutations.sees_all_of_answers == see_all
+            {
+                let record = self.recording.record();
+                filters::headers::change(&mutations.response, headers, &|format, headers| {
+                    rendered(format, &record.seeing_response(headers))
+                });
+            }
+        }
     }
 
     /// Asks a limit; an answer if the request is above it.
-    fn limit(&mut self, limit: &RateLimit, parts: &mut http::request::Parts) -> Option<LocalReply> {
+    fn limit(&mut self, limit: &RateLimit, parts: &mut request::Parts) -> Option<LocalReply> {
         if !limit.enabled.includes(self.worker.draw()) {
             return None;
         }
@@ -90,11 +136,11 @@ impl Run {
         }
         let record = self.recording.record();
         if !limit.enforced.includes(self.worker.draw()) {
-            filters::headers::apply(&limit.request_headers, &mut parts.headers, record);
+            edits::edit_request(record, &limit.request_headers, &mut parts.headers);
             return None;
         }
         let mut headers = HeaderMap::new();
-        filters::headers::apply(&limit.refusal_headers, &mut headers, record);
+        edits::edit_answer(record, &limit.refusal_headers, &mut headers);
         Some(LocalReply::rate_limited(limit, headers))
     }
 }

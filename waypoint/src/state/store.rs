@@ -93,6 +93,10 @@ impl Store {
             known.filter(|known| Arc::ptr_eq(&known.chain, chain)).map(Arc::clone).unwrap_or_else(|| {
                 let measured =
                     self.telemetry.chain(Arc::clone(&chain.name), chain.stats.clone(), chain.access_logs.clone(), chain.tracing.clone());
+                let measured = match &chain.kind {
+                    ChainKind::Http(http) => measured.reading(&http.read_by_answers),
+                    _ => measured,
+                };
                 Arc::new(ServedChain { chain: Arc::clone(chain), telemetry: measured, speaks_first: false.into() })
             })
         };

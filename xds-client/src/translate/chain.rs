@@ -13,12 +13,17 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
 use model::chain::{Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
+use model::format::HeaderUse;
+use model::headers::{HeaderChange, HeaderEdits};
+use model::jwt::JwtAuthn;
 use model::metrics::Stats;
 use model::rbac::Rbac;
+use model::route::{ClusterChoice, RouteAction, RouteFilter};
+use model::route_table::RouteTable;
 use xds_proto::istio::stats::PluginConfig;
 
-use super::judges::Judges;
-use super::mutation::{self, HEADER_MUTATION};
+use super::judges::{self, Judges};
+use super::mutation::HEADER_MUTATION;
 use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
 use super::{
     PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, required, route, stats, timeout,
@@ -168,55 +173,74 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
 
-fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
-    use hcm::http_connection_manager::RouteSpecifier;
-    let (mut judges, mut slots) = (Judges::default(), Slots::default());
-    let (mut jwt, mut request_edits) = (None, Vec::new());
-    let (mut chain_stats, mut count_grpc_messages) = (None, false);
-    for (at, filter) in value.http_filters.iter().enumerate() {
-        let path = format!("{path}.http_filters[{at}]");
+/// The HTTP filters of a chain that were read so far.
+#[derive(Default)]
+struct HttpFilters {
+    judges: Judges,
+    slots: Slots,
+    jwt: Option<Box<JwtAuthn>>,
+    stats: Option<Stats>,
+    count_grpc_messages: bool,
+}
+
+impl HttpFilters {
+    fn add(&mut self, filter: &hcm::HttpFilter, path: &str) -> Translated<()> {
         let Some(hcm::http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
             return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
         };
         match extension_type(config)?.as_str() {
-            HTTP_RBAC | HTTP_EXT_AUTHZ | JWT_AUTHN if slots.has_late() => {
-                return Err(Problem::new(path, "a policy behind the filters for faults, CORS or rate limits is not supported"));
+            HTTP_RBAC => self.add_rbac(&filter.name, &open(config, path)?, path)?,
+            HTTP_EXT_AUTHZ | JWT_AUTHN if !self.slots.judge() => {
+                return Err(Problem::new(path, "tokens or a service between which and policies another filter stands are not supported"));
             }
-            HTTP_RBAC => {
-                let value: HttpRbac = open(config, &path)?;
-                let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
-                judges.add_rbac(value.rules.as_ref(), shadow, &path)?;
-            }
-            HEADER_MUTATION if jwt.is_some() || !judges.is_empty() || slots.has_late() => {
-                return Err(Problem::new(path, "headers can only be changed before all other filters"));
-            }
-            HEADER_MUTATION => request_edits.extend(mutation::request_edits(&open(config, &path)?, &path)?),
-            HTTP_EXT_AUTHZ if jwt.is_some() => {
+            HTTP_EXT_AUTHZ if self.jwt.is_some() => {
                 return Err(Problem::new(path, "external authorization behind the verification of tokens is not supported"));
             }
             HTTP_EXT_AUTHZ => {
-                judges.add_external(ext_authz::http(&open::<HttpExtAuthz>(config, &path)?, &filter.name, &path)?);
-                slots.add_external(&filter.name);
+                self.judges.add_external(ext_authz::http(&open::<HttpExtAuthz>(config, path)?, &filter.name, path)?);
+                self.slots.add_external(&filter.name);
             }
-            JWT_AUTHN if jwt.is_some() => return Err(Problem::new(path, "tokens can only be verified once")),
+            JWT_AUTHN if self.jwt.is_some() => return Err(Problem::new(path, "tokens can only be verified once")),
             JWT_AUTHN => {
-                judges.settle();
-                jwt = Some(Box::new(jwt::jwt_authn(&open(config, &path)?, &path)?));
+                self.judges.settle();
+                self.jwt = Some(Box::new(jwt::jwt_authn(&open(config, path)?, path)?));
             }
-            STATS => chain_stats = Some(stats::stats(&open::<PluginConfig>(config, &path)?, &path)?),
-            GRPC_STATS => count_grpc_messages = open::<GrpcStats>(config, &path)?.emit_filter_state,
+            STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
+            GRPC_STATS => self.count_grpc_messages = open::<GrpcStats>(config, path)?.emit_filter_state,
             known if PLUMBING.contains(&known) => {}
-            FAULT => slots.add_fault(&filter.name, config, &path)?,
-            CORS => slots.add_cors(&filter.name),
-            RATE_LIMIT => slots.add_rate_limit(&filter.name, config, jwt.is_none() && judges.is_empty(), &path)?,
+            FAULT => self.slots.add_fault(&filter.name, config, path)?,
+            CORS => self.slots.add_cors(&filter.name),
+            RATE_LIMIT => self.slots.add_rate_limit(&filter.name, config, path)?,
+            HEADER_MUTATION => self.slots.add_mutation(&filter.name, config, path)?,
             ROUTER | DYNAMIC_FORWARD_PROXY => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
+        Ok(())
     }
+
+    fn add_rbac(&mut self, name: &str, value: &HttpRbac, path: &str) -> Translated<()> {
+        let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
+        if self.slots.judge() {
+            return self.judges.add_rbac(value.rules.as_ref(), shadow, path);
+        }
+        let late = judges::last_rbac(value.rules.as_ref(), shadow, path)?;
+        late.into_iter().for_each(|rbac| self.slots.add_rbac(name, rbac));
+        Ok(())
+    }
+}
+
+fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
+    use hcm::http_connection_manager::RouteSpecifier;
+    let mut met = HttpFilters::default();
+    for (at, filter) in value.http_filters.iter().enumerate() {
+        met.add(filter, &format!("{path}.http_filters[{at}]"))?;
+    }
+    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages } = met;
     let routes = match required(value.route_specifier.as_ref(), path)? {
         RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
         _ => return Err(Problem::new(path, "routes have to be inline")),
     };
+    let routeless = slots.routeless(path)?;
     let (early, policies) = judges.finish();
     let filters = policies.into_iter().map(HttpFilter::Rbac).collect();
     let request_id = tracing::request_id(value.request_id_extension.as_ref(), &format!("{path}.request_id_extension"))?;
@@ -224,9 +248,10 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
     Ok(HttpParts {
         chain: HttpChain {
             options: options(value, path)?,
-            request_edits: request_edits.into(),
             has_first_filters: slots.has_first(),
-            routeless_limits: slots.routeless_limits(),
+            changes_answers: slots.changes_answers(),
+            read_by_answers: read_by_answers(&routes, &routeless),
+            routeless,
             early,
             jwt,
             filters,
@@ -235,8 +260,40 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
         },
         access_logs: access_log::all(&value.access_log, path)?,
         tracing,
-        stats: chain_stats,
+        stats,
     })
+}
+
+/// Headers of requests that changes to answers read, so that they are kept until then.
+fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> HeaderUse {
+    let mut used = HeaderUse::default();
+    let edits = |edits: &HeaderEdits, used: &mut HeaderUse| edits.add.iter().for_each(|add| add.value.uses(used));
+    let of_filters = |filters: &[RouteFilter], used: &mut HeaderUse| {
+        for filter in filters {
+            match filter {
+                RouteFilter::Mutate(mutations) => {
+                    for change in &mutations.response {
+                        if let HeaderChange::Add(add) = change {
+                            add.value.uses(used);
+                        }
+                    }
+                }
+                RouteFilter::RateLimit(limit) => edits(&limit.refusal_headers, used),
+                RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) => {}
+            }
+        }
+    };
+    routeless.iter().for_each(|filters| of_filters(filters, &mut used));
+    for route in routes.virtual_hosts.iter().flat_map(|host| host.routes.iter()) {
+        route.response_headers.iter().for_each(|one| edits(one, &mut used));
+        if let RouteAction::Forward(forward) = &route.action
+            && let ClusterChoice::Weighted(shares, _) = &forward.clusters
+        {
+            shares.iter().flat_map(|share| share.response_headers.iter()).for_each(|one| edits(one, &mut used));
+        }
+        [&route.first_filters, &route.filters].into_iter().for_each(|filters| of_filters(filters, &mut used));
+    }
+    used
 }
 
 fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOptions> {

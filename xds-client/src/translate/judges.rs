@@ -24,27 +24,9 @@ impl Judges {
         self.early.is_empty() && self.pending.is_empty()
     }
 
-    /// An RBAC filter. Its shadow rules are heard before its rules: with the prefix of external authorization they count where they may
-    /// let a service be asked, with any other they are a dry run.
-    pub(super) fn add_rbac(
-        &mut self,
-        enforced: Option<&proto::Rbac>,
-        (shadow, prefix): (Option<&proto::Rbac>, &str),
-        path: &str,
-    ) -> Translated<()> {
-        if let Some(shadow) = shadow {
-            let rules = rules(shadow, &format!("{path}.shadow_rules"))?;
-            self.pending.push(match prefix {
-                SHADOW_PREFIX => EarlyFilter::Shadow(rules),
-                unknown if unknown.starts_with(SHADOW_PREFIX) => {
-                    return Err(Problem::new(format!("{path}.shadow_rules_stat_prefix"), format!("{prefix:?} is not known")));
-                }
-                _ => EarlyFilter::Rbac(rules.as_dry_run()),
-            });
-        }
-        if let Some(enforced) = enforced {
-            self.pending.push(EarlyFilter::Rbac(rules(enforced, path)?));
-        }
+    /// An RBAC filter.
+    pub(super) fn add_rbac(&mut self, enforced: Option<&proto::Rbac>, shadow: (Option<&proto::Rbac>, &str), path: &str) -> Translated<()> {
+        self.pending.extend(read(enforced, shadow, path)?);
         Ok(())
     }
 
@@ -61,11 +43,39 @@ impl Judges {
 
     /// The early part, and the policies after it; shadow rules that nobody listens to any more are left out.
     pub(super) fn finish(self) -> (Box<[EarlyFilter]>, Vec<Rbac>) {
-        let policies = self.pending.into_iter().filter_map(|filter| match filter {
-            EarlyFilter::Rbac(policies) => Some(policies),
-            EarlyFilter::Shadow(_) | EarlyFilter::External(_) => None,
+        (self.early.into(), self.pending.into_iter().filter_map(policies).collect())
+    }
+}
+
+/// An RBAC filter, in the order in which its parts are judged. Its shadow rules are heard before its rules: with the prefix of external
+/// authorization they count where they may let a service be asked, with any other they are a dry run.
+fn read(enforced: Option<&proto::Rbac>, (shadow, prefix): (Option<&proto::Rbac>, &str), path: &str) -> Translated<Vec<EarlyFilter>> {
+    let mut parts = Vec::new();
+    if let Some(shadow) = shadow {
+        let rules = rules(shadow, &format!("{path}.shadow_rules"))?;
+        parts.push(match prefix {
+            SHADOW_PREFIX => EarlyFilter::Shadow(rules),
+            unknown if unknown.starts_with(SHADOW_PREFIX) => {
+                return Err(Problem::new(format!("{path}.shadow_rules_stat_prefix"), format!("{prefix:?} is not known")));
+            }
+            _ => EarlyFilter::Rbac(rules.as_dry_run()),
         });
-        (self.early.into(), policies.collect())
+    }
+    if let Some(enforced) = enforced {
+        parts.push(EarlyFilter::Rbac(rules(enforced, path)?));
+    }
+    Ok(parts)
+}
+
+/// An RBAC filter behind which no service is asked any more.
+pub(super) fn last_rbac(enforced: Option<&proto::Rbac>, shadow: (Option<&proto::Rbac>, &str), path: &str) -> Translated<Vec<Rbac>> {
+    Ok(read(enforced, shadow, path)?.into_iter().filter_map(policies).collect())
+}
+
+fn policies(filter: EarlyFilter) -> Option<Rbac> {
+    match filter {
+        EarlyFilter::Rbac(policies) => Some(policies),
+        EarlyFilter::Shadow(_) | EarlyFilter::External(_) => None,
     }
 }
 

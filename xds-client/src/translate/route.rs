@@ -27,20 +27,58 @@ struct Outer<'a> {
     slots: &'a Slots,
     configs: Vec<&'a Configs>,
     mirrors: [&'a [RequestMirrorPolicy]; 2],
+    headers: Levels,
+}
+
+/// Changes to requests and answers, of what is nearest first.
+#[derive(Clone, Debug, Default)]
+struct Levels {
+    request: Vec<Arc<HeaderEdits>>,
+    response: Vec<Arc<HeaderEdits>>,
+    /// `most_specific_header_mutations_wins`: what is nearest is changed last.
+    nearest_last: bool,
+}
+
+type Edits = Box<[Arc<HeaderEdits>]>;
+
+impl Levels {
+    /// What stands within what these are of.
+    fn within(&self, request: HeaderEdits, response: HeaderEdits) -> Self {
+        let before = |own: HeaderEdits, outer: &[Arc<HeaderEdits>]| {
+            let own = Some(own).filter(|own| !own.is_empty()).map(Arc::new);
+            own.into_iter().chain(outer.iter().cloned()).collect()
+        };
+        Self { request: before(request, &self.request), response: before(response, &self.response), nearest_last: self.nearest_last }
+    }
+
+    /// In the order in which they are made.
+    fn finish(self) -> (Edits, Edits) {
+        let ordered = |mut levels: Vec<Arc<HeaderEdits>>| {
+            if self.nearest_last {
+                levels.reverse();
+            }
+            levels.into()
+        };
+        (ordered(self.request), ordered(self.response))
+    }
 }
 
 pub(super) fn table(value: &proto::RouteConfiguration, slots: &Slots, path: &str) -> Translated<RouteTable> {
+    let all = Levels { nearest_last: value.most_specific_header_mutations_wins, ..Levels::default() }.within(
+        edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
+        edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+    );
     let hosts = value.virtual_hosts.iter().map(|host| {
+        let path = format!("{path}.virtual_hosts[{}]", host.name);
         let configs = vec![&host.typed_per_filter_config, &value.typed_per_filter_config];
-        let outer = Outer { slots, configs, mirrors: [&host.request_mirror_policies, &value.request_mirror_policies] };
-        virtual_host(host, &outer, &format!("{path}.virtual_hosts[{}]", host.name))
+        let headers = all.within(
+            edits(&host.request_headers_to_add, &host.request_headers_to_remove, &path)?,
+            edits(&host.response_headers_to_add, &host.response_headers_to_remove, &path)?,
+        );
+        let outer = Outer { slots, configs, mirrors: [&host.request_mirror_policies, &value.request_mirror_policies], headers };
+        virtual_host(host, &outer, &path)
     });
-    Ok(RouteTable {
-        name: value.name.as_str().into(),
-        virtual_hosts: hosts.collect::<Translated<_>>()?,
-        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
-        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
-    })
+    Ok(RouteTable { name: value.name.as_str().into(), virtual_hosts: hosts.collect::<Translated<_>>()? })
 }
 
 fn virtual_host(value: &proto::VirtualHost, outer: &Outer<'_>, path: &str) -> Translated<VirtualHost> {
@@ -52,8 +90,6 @@ fn virtual_host(value: &proto::VirtualHost, outer: &Outer<'_>, path: &str) -> Tr
         name: value.name.as_str().into(),
         domains: value.domains.iter().map(|text| domain(text)).collect(),
         routes: routes.collect::<Translated<_>>()?,
-        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
-        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
     })
 }
 
@@ -69,14 +105,19 @@ fn domain(text: &str) -> Domain {
 
 fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Route> {
     use proto::route::Action;
+    let headers = outer.headers.within(
+        edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
+        edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+    );
     let action = match required(value.action.as_ref(), &format!("{path}.action"))? {
-        Action::Route(action) => RouteAction::Forward(Box::new(forward(action, outer, path)?)),
+        Action::Route(action) => RouteAction::Forward(Box::new(forward(action, (outer, &headers), path)?)),
         Action::DirectResponse(direct) => RouteAction::Direct(direct_response(direct, path)?),
         Action::Redirect(redirect) => RouteAction::Redirect(Box::new(rewrite::redirect(redirect, &format!("{path}.redirect"))?)),
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
     };
     let levels: Vec<_> = std::iter::once(&value.typed_per_filter_config).chain(outer.configs.iter().copied()).collect();
     let (first_filters, filters) = outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?;
+    let (request_headers, response_headers) = headers.finish();
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
         matches: route_match(required(value.r#match.as_ref(), &format!("{path}.match"))?, &format!("{path}.match"))?,
@@ -84,8 +125,8 @@ fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Rout
         first_filters,
         filters,
         action,
-        request_headers: edits(&value.request_headers_to_add, &value.request_headers_to_remove, path)?,
-        response_headers: edits(&value.response_headers_to_add, &value.response_headers_to_remove, path)?,
+        request_headers,
+        response_headers,
         operation: value.decorator.as_ref().map(|decorator| operation(decorator, path)).transpose()?.flatten(),
     })
 }
@@ -145,11 +186,11 @@ fn query(value: &proto::QueryParameterMatcher, path: &str) -> Translated<QueryMa
     Ok(QueryMatcher { name: value.name.as_str().into(), value: test })
 }
 
-fn forward(value: &proto::RouteAction, outer: &Outer<'_>, path: &str) -> Translated<Forward> {
+fn forward(value: &proto::RouteAction, (outer, headers): (&Outer<'_>, &Levels), path: &str) -> Translated<Forward> {
     use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier};
     let clusters = match required(value.cluster_specifier.as_ref(), &format!("{path}.route"))? {
         ClusterSpecifier::Cluster(name) => ClusterChoice::One(name.as_str().into()),
-        ClusterSpecifier::WeightedClusters(weighted) => weighted_clusters(weighted, &format!("{path}.weighted_clusters"))?,
+        ClusterSpecifier::WeightedClusters(weighted) => weighted_clusters(weighted, headers, &format!("{path}.weighted_clusters"))?,
         _ => return Err(Problem::new(format!("{path}.route"), "only cluster and weighted_clusters are supported")),
     };
     let status = match ClusterNotFoundResponseCode::try_from(value.cluster_not_found_response_code) {
@@ -172,7 +213,7 @@ fn forward(value: &proto::RouteAction, outer: &Outer<'_>, path: &str) -> Transla
     Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash })
 }
 
-fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<ClusterChoice> {
+fn weighted_clusters(value: &proto::WeightedCluster, route: &Levels, path: &str) -> Translated<ClusterChoice> {
     use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let shares = value.clusters.iter().map(|one| {
         let path = format!("{path}[{}]", one.name);
@@ -183,12 +224,17 @@ fn weighted_clusters(value: &proto::WeightedCluster, path: &str) -> Translated<C
             None => None,
             Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(rewrite::literal_host(text, &path)?),
         };
+        let headers = route.within(
+            edits(&one.request_headers_to_add, &one.request_headers_to_remove, &path)?,
+            edits(&one.response_headers_to_add, &one.response_headers_to_remove, &path)?,
+        );
+        let (request_headers, response_headers) = headers.finish();
         Ok(WeightedCluster {
             name: one.name.as_str().into(),
             weight: one.weight.as_ref().map_or(0, |weight| weight.value),
             host,
-            request_headers: edits(&one.request_headers_to_add, &one.request_headers_to_remove, &path)?,
-            response_headers: edits(&one.response_headers_to_add, &one.response_headers_to_remove, &path)?,
+            request_headers,
+            response_headers,
         })
     });
     let shares: Vec<_> = shares.collect::<Translated<_>>()?;
@@ -270,7 +316,7 @@ pub(super) fn header_add(value: &core::HeaderValueOption, path: &str) -> Transla
     let text = if header.value.is_empty() { String::from_utf8(header.raw_value.clone()) } else { Ok(header.value.clone()) };
     let text = text.map_err(|_| Problem::new(path, "the value is no text"))?;
     let mut unknown = Vec::new();
-    let format = TextFormat::parse(&text, &mut unknown);
+    let format = TextFormat::parse(&text, &mut unknown).omitting_missing();
     if let Some(operator) = unknown.first() {
         return Err(Problem::new(path, operator.to_string()));
     }

@@ -1,5 +1,6 @@
-//! What routes say of filters of their chain: faults, CORS, rate limits, external authorization.
+//! What routes say of filters of their chain: faults, CORS, rate limits, changes of headers, external authorization.
 //!
+//! Filters before all policies and tokens are met first; those behind any of them are met last, and so are the policies behind those.
 //! Invariant: a filter that is not in the chain does nothing, whatever routes say of it (Envoy).
 
 use std::cell::RefCell;
@@ -16,9 +17,12 @@ use http::HeaderValue;
 use model::cors::{CorsList, CorsPolicy};
 use model::ext_authz::RouteExternal;
 use model::fraction::Fraction;
+use model::headers::Mutations;
 use model::rate_limit::RateLimit;
+use model::rbac::Rbac;
 use model::route::{Abort, Fault, RouteFilter};
 
+use super::mutation::{HEADER_MUTATION_PER_ROUTE, Mutating, Parts};
 use super::{Problem, Translated, ext_authz, matcher, open, positive_duration, rate_limit, type_name};
 
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
@@ -39,6 +43,9 @@ enum Kind {
     Cors,
     /// With the limit of routes that say nothing.
     RateLimit(Option<Arc<RateLimit>>),
+    /// With the changes on routes that say nothing.
+    Mutate(Mutating, Arc<Mutations>),
+    Rbac(Arc<Rbac>),
 }
 
 #[derive(Debug)]
@@ -56,19 +63,21 @@ pub(super) struct Slots {
     /// Limits that several routes have from what holds them, by where that is: each is one bucket.
     shared: RefCell<HashMap<*const Any, Arc<RateLimit>>>,
     external: Vec<Arc<str>>,
+    /// A policy or token was met.
+    is_judged: bool,
 }
 
 impl Slots {
     /// The chain has a fault filter of this name, with this configuration.
     pub(super) fn add_fault(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
         let own = fault(&open(config, path)?, path)?;
-        self.add(name, Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some())), false);
+        self.add(name, Kind::Fault(Some(own).filter(|own| own.delay.is_some() || own.abort.is_some())));
         Ok(())
     }
 
     /// The chain has a CORS filter of this name.
     pub(super) fn add_cors(&mut self, name: &str) {
-        self.add(name, Kind::Cors, false);
+        self.add(name, Kind::Cors);
     }
 
     /// The chain has an external authorization of this name.
@@ -91,31 +100,49 @@ impl Slots {
         said.collect()
     }
 
-    /// The chain has a rate limit of this name, with this configuration. `is_first`: before policies and tokens.
-    pub(super) fn add_rate_limit(&mut self, name: &str, config: &Any, is_first: bool, path: &str) -> Translated<()> {
+    /// The chain has a rate limit of this name, with this configuration.
+    pub(super) fn add_rate_limit(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
         let own = rate_limit::rate_limit(&open(config, path)?, path)?;
-        self.add(name, Kind::RateLimit(own.map(Arc::new)), is_first && !self.has_late());
+        self.add(name, Kind::RateLimit(own.map(Arc::new)));
         Ok(())
     }
 
-    fn add(&mut self, name: &str, kind: Kind, is_first: bool) {
-        self.slots.push(Slot { name: name.to_owned(), kind, is_first });
+    /// The chain has a filter of this name that changes headers.
+    pub(super) fn add_mutation(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
+        let tells = self.slots.iter().any(|slot| matches!(slot.kind, Kind::Cors | Kind::RateLimit(_)));
+        let mutating = Mutating::of(&open(config, path)?, !tells, path)?;
+        let own = Arc::new(mutating.on(Vec::new()));
+        self.add(name, Kind::Mutate(mutating, own));
+        Ok(())
     }
 
-    /// Whether no policy may come any more: what stands behind these filters would be asked later than here.
-    pub(super) fn has_late(&self) -> bool {
-        self.slots.iter().any(|slot| !slot.is_first)
+    /// The chain has policies behind one of these filters.
+    pub(super) fn add_rbac(&mut self, name: &str, rbac: Rbac) {
+        self.add(name, Kind::Rbac(Arc::new(rbac)));
     }
 
-    /// The chain's own limits, which requests without a route meet: those before policies, and those behind.
-    pub(super) fn routeless_limits(&self) -> [Box<[Arc<RateLimit>]>; 2] {
-        [true, false].map(|is_first| {
-            let limits = self.slots.iter().filter(|slot| slot.is_first == is_first).filter_map(|slot| match &slot.kind {
-                Kind::RateLimit(own) => own.clone(),
-                Kind::Fault(_) | Kind::Cors => None,
-            });
-            limits.collect()
-        })
+    fn add(&mut self, name: &str, kind: Kind) {
+        self.slots.push(Slot { name: name.to_owned(), kind, is_first: false });
+    }
+
+    /// A policy, or tokens, come next. False: filters of this kind stand between it and others like it, so that it is to be met as one of
+    /// them.
+    pub(super) fn judge(&mut self) -> bool {
+        if !std::mem::replace(&mut self.is_judged, true) {
+            self.slots.iter_mut().for_each(|slot| slot.is_first = true);
+        }
+        self.slots.iter().all(|slot| slot.is_first)
+    }
+
+    /// What requests without a route meet: before policies and tokens, and behind them.
+    pub(super) fn routeless(&self, path: &str) -> Translated<[Filters; 2]> {
+        let (first, late) = self.filters(&[], false, path)?;
+        Ok([first, late])
+    }
+
+    /// Whether filters change answers, on any route.
+    pub(super) fn changes_answers(&self) -> bool {
+        self.slots.iter().any(|slot| matches!(slot.kind, Kind::Mutate(..)))
     }
 
     /// Whether there are filters before policies and tokens.
@@ -144,6 +171,12 @@ impl Slots {
                     let told = configs.next().map(|config| self.shared_limit(config, &path)).transpose()?;
                     told.or_else(|| own.clone()).map(RouteFilter::RateLimit)
                 }
+                Kind::Mutate(mutating, own) => {
+                    let levels = configs.map(|config| Parts::of_level(&typed(config, HEADER_MUTATION_PER_ROUTE, &path)?, &path));
+                    let levels = levels.collect::<Translated<Vec<_>>>()?;
+                    Some(RouteFilter::Mutate(if levels.is_empty() { Arc::clone(own) } else { Arc::new(mutating.on(levels)) }))
+                }
+                Kind::Rbac(rbac) => Some(RouteFilter::Rbac(Arc::clone(rbac))),
             };
             if slot.is_first { &mut first } else { &mut late }.extend(filter);
         }

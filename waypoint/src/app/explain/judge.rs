@@ -22,14 +22,14 @@ use model::dispatch::{Lookup, SniffedProtocol};
 use model::jwt::RemoteKeys;
 use model::rbac::{Mode, Rbac, RbacAction};
 use model::refusal::PolicyRule;
-use model::route::{ClusterChoice, Route, RouteAction};
+use model::route::{ClusterChoice, Route, RouteAction, RouteFilter};
 use serde::Serialize;
 use telemetry::record::RequestRecord;
 
 use super::question::{Question, Spoken};
 use crate::http::normalize::request_in;
 use crate::http::session::Protocol;
-use crate::request::{NoPath, apply_edits, head_of, made_safe, path_options};
+use crate::request::{NoPath, apply_edits, change_request, head_of, made_safe, path_options};
 use crate::state::published::{ClusterEntry, Generation, Published, ServedChain};
 
 /// Policies of one action that are shown; of more, the number.
@@ -238,12 +238,17 @@ fn of_http(
         Ok(parts) => parts,
         Err(verdict) => return Explanation { verdict, ..explanation },
     };
+    let mut record = record(question, served, explanation.destination);
+    let mut behind = Behind { filters: Vec::new(), verdict: None };
     let at_first = select(&http.routes, &head_of(&parts));
-    let chosen = (!http.request_edits.is_empty()).then(|| {
-        let record = record(question, served, explanation.destination);
-        http.request_edits.iter().for_each(|edits| filters::headers::apply(edits, &mut parts.headers, &record));
+    let chosen = http.has_first_filters.then(|| {
+        let met = at_first.map_or(&http.routeless[0], |(_, route)| &route.first_filters);
+        behind.pass(met, (question, explanation.destination, None), (&mut record, &mut parts));
         at_first
     });
+    if let Some(verdict) = behind.verdict {
+        return Explanation { verdict, filters: behind.filters, ..explanation };
+    }
     let Early { mut filters, asked, refused: refused_early } =
         early(&http.early, at_first.map(|(_, route)| &**route), &input(question, explanation.destination, Some((&parts, None))));
     if let Some(verdict) = refused_early {
@@ -256,17 +261,60 @@ fn of_http(
             return Explanation { verdict, tokens: Some(problem.to_string()), filters, asked, ..explanation };
         }
     };
-    let input = input(question, explanation.destination, Some((&parts, claims.as_ref())));
-    filters.extend(http.filters.iter().map(|HttpFilter::Rbac(rbac)| filter(rbac, &input)));
-    let (verdict, taken) = match judge(&served.chain, &input, chosen, &mut Decisions::new()) {
-        Outcome::Route(_, route) => (passed("all policies let it pass"), Some(route)),
-        Outcome::NoRoute => (refused(404, "no route matches"), None),
-        Outcome::Denied { by, route } => (denied(&by, &input), route),
-        Outcome::Rejected => (refused(503, "config_rejected"), None),
+    let (mut verdict, taken, is_over) = {
+        let input = input(question, explanation.destination, Some((&parts, claims.as_ref())));
+        filters.extend(http.filters.iter().map(|HttpFilter::Rbac(rbac)| filter(rbac, &input)));
+        match judge(&served.chain, &input, chosen, &mut Decisions::new()) {
+            Outcome::Route(_, route) => (passed("all policies let it pass"), Some(route), false),
+            Outcome::NoRoute => (refused(404, "no route matches"), None, false),
+            Outcome::Denied { by, route } => (denied(&by, &input), route, true),
+            Outcome::Rejected => (refused(503, "config_rejected"), None, true),
+        }
     };
+    if !is_over {
+        let met = taken.map_or(&http.routeless[1], |route| &route.filters);
+        behind.pass(met, (question, explanation.destination, claims.as_ref()), (&mut record, &mut parts));
+        filters.extend(behind.filters);
+        verdict = behind.verdict.unwrap_or(verdict);
+    }
     let path = parts.uri.path_and_query().map(ToString::to_string);
     let clusters = taken.map_or_else(Vec::new, |route| clusters(published, route));
     Explanation { verdict, path, tokens, filters, asked, route: taken.map(|route| route_of(route)), clusters, ..explanation }
+}
+
+/// Policies that stand behind other filters, and what those change before.
+struct Behind {
+    filters: Vec<Filter>,
+    verdict: Option<Verdict>,
+}
+
+impl Behind {
+    /// Passes filters as a request does; faults, limits and CORS are taken to let it pass.
+    fn pass(
+        &mut self,
+        met: &[RouteFilter],
+        (question, destination, claims): (&Question, Option<SocketAddr>, Option<&TokenMetadata>),
+        (record, parts): (&mut RequestRecord, &mut request::Parts),
+    ) {
+        for one in met {
+            match one {
+                RouteFilter::Mutate(mutations) if change_request(record, mutations, parts).is_err() => {
+                    self.verdict = Some(refused(503, "a change of its parameters gives the request no valid path"));
+                }
+                RouteFilter::Rbac(rbac) => {
+                    let input = input(question, destination, Some((parts, claims)));
+                    self.filters.push(filter(rbac, &input));
+                    if let RbacVerdict::Deny(by) = decide(rbac, &input, &mut Decisions::new()) {
+                        self.verdict = Some(denied(&by, &input));
+                    }
+                }
+                RouteFilter::Mutate(_) | RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::RateLimit(_) => {}
+            }
+            if self.verdict.is_some() {
+                return;
+            }
+        }
+    }
 }
 
 /// What is judged before tokens.

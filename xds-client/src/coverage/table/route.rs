@@ -15,7 +15,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("request_headers_to_remove", Honoured),
             ("response_headers_to_add", Honoured),
             ("response_headers_to_remove", Honoured),
-            ("most_specific_header_mutations_wins", Refused("edits of headers would be done in another order")),
+            ("most_specific_header_mutations_wins", Honoured),
             ("validate_clusters", Unused("a cluster that is missing is answered when it is asked for")),
             ("max_direct_response_body_size_bytes", Unused("istiod sends no larger body")),
             ("typed_per_filter_config", Extension(PER_ROUTE)),
@@ -313,6 +313,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 const PER_ROUTE: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.http.fault.v3.HTTPFault"),
     walked("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
+    walked("envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"),
     walked("envoy.extensions.filters.http.cors.v3.CorsPolicy"),
     walked("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"),
     listed("envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "a waypoint's chain has no such filter"),
