@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use model::hash::{HashPolicy, HashSource, NewCookie};
 use model::rewrite::Substitution;
 use model::stream_view::RequestHead;
@@ -20,7 +20,7 @@ pub struct Hashed {
     /// None: nothing that is hashed is there.
     pub hash: Option<u64>,
     /// Values of `set-cookie`.
-    pub cookies: SmallVec<[String; 1]>,
+    pub cookies: SmallVec<[HeaderValue; 1]>,
 }
 
 /// Hashes a text; `seed` is the hash before, or zero.
@@ -75,7 +75,7 @@ fn of_cookie(
     head: &RequestHead<'_>,
     name: &str,
     new: Option<&NewCookie>,
-    (new_value, cookies): (u64, &mut SmallVec<[String; 1]>),
+    (new_value, cookies): (u64, &mut SmallVec<[HeaderValue; 1]>),
 ) -> Option<u64> {
     if let Some(value) = cookie(head, name).filter(|value| !value.is_empty()) {
         return Some(of_bytes(value, 0));
@@ -98,7 +98,7 @@ fn cookie<'a>(head: &RequestHead<'a>, name: &str) -> Option<&'a [u8]> {
     })
 }
 
-fn set_cookie(name: &str, value: &str, new: &NewCookie) -> String {
+fn set_cookie(name: &str, value: &str, new: &NewCookie) -> HeaderValue {
     let mut text = format!("{name}=\"{value}\"");
     if new.seconds > 0 {
         text.push_str(&format!("; Max-Age={}", new.seconds));
@@ -113,7 +113,7 @@ fn set_cookie(name: &str, value: &str, new: &NewCookie) -> String {
         }
     }
     text.push_str("; HttpOnly");
-    text
+    HeaderValue::try_from(text).expect("its texts are checked when they are configured, its value is hexadecimal")
 }
 
 #[cfg(test)]

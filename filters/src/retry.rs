@@ -4,7 +4,11 @@
 
 use std::time::Duration;
 
-use model::retry::RetryPolicy;
+use http::HeaderMap;
+use model::retry::{ResetFormat, RetryPolicy};
+use model::stream_view::RequestHead;
+
+use crate::header_match;
 
 /// How a try ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,8 @@ pub enum TryResult {
         grpc_status: Option<u32>,
         /// Whether a proxy behind it says that it was limited: `x-envoy-ratelimited`.
         is_rate_limited: bool,
+        /// Whether it has a header that the policy names.
+        has_header: bool,
     },
     /// No connection: nothing was sent.
     NoConnection,
@@ -39,7 +45,9 @@ pub fn wants_retry(policy: &RetryPolicy, result: TryResult) -> bool {
     match result {
         // Asking again what was limited makes it worse, unless the policy says so.
         TryResult::Answer { is_rate_limited: true, .. } => on.envoy_rate_limited,
-        TryResult::Answer { status, grpc_status, .. } => status_wants_retry(policy, status) || grpc_wants_retry(policy, grpc_status),
+        TryResult::Answer { status, grpc_status, has_header, .. } => {
+            (has_header && on.retriable_headers) || status_wants_retry(policy, status) || grpc_wants_retry(policy, grpc_status)
+        }
         TryResult::NoConnection => on.connect_failure || on.reset_before_request || any_reset,
         TryResult::Refused => on.refused_stream || on.reset_before_request || any_reset,
         TryResult::Reset { request_sent } => any_reset || (on.reset_before_request && !request_sent),
@@ -67,6 +75,34 @@ fn grpc_wants_retry(policy: &RetryPolicy, grpc_status: Option<u32>) -> bool {
     }
 }
 
+/// Whether the policy is for such a request.
+#[must_use]
+pub fn is_meant(policy: &RetryPolicy, head: &RequestHead<'_>) -> bool {
+    policy.request_headers.is_empty() || policy.request_headers.iter().any(|wanted| header_match::matches(wanted, head))
+}
+
+/// Whether an answer has a header that the policy names.
+#[must_use]
+pub fn has_header(policy: &RetryPolicy, answer: &HeaderMap) -> bool {
+    let head = RequestHead { method: "", path: "", authority: None, scheme: "", headers: answer };
+    policy.headers.iter().any(|wanted| header_match::matches(wanted, &head))
+}
+
+/// How long an answer asks to wait, and up to half of it more, as Envoy does; none if it does not, or asks for too much. `now`: since 1970.
+#[must_use]
+pub fn told_back_off(policy: &RetryPolicy, answer: &HeaderMap, now: Duration, draw: u64) -> Option<Duration> {
+    let told = policy.reset_headers.iter().find_map(|header| {
+        let seconds = answer.get(&header.name)?.to_str().ok()?.parse::<u64>().ok()?;
+        let told = match header.format {
+            ResetFormat::Seconds => Duration::from_secs(seconds),
+            ResetFormat::UnixTime => Duration::from_secs(seconds).checked_sub(Duration::from_secs(now.as_secs()))?,
+        };
+        Some(told).filter(|told| !told.is_zero() && *told <= policy.reset_max)
+    })?;
+    let millis = u64::try_from(told.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+    Some(told + Duration::from_millis(draw % millis))
+}
+
 /// How long to wait before retry number `retry` (from 1): full jitter over a doubling interval, as Envoy's.
 #[must_use]
 pub fn back_off(policy: &RetryPolicy, retry: u32, draw: u64) -> Duration {
@@ -78,7 +114,8 @@ pub fn back_off(policy: &RetryPolicy, retry: u32, draw: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn};
+    use http::{HeaderName, HeaderValue};
+    use model::retry::{BACK_OFF_BASE_DEFAULT, RESET_LONGEST_DEFAULT, ResetHeader, RetryOn};
 
     use super::*;
 
@@ -91,9 +128,14 @@ mod tests {
             on,
             retries_max: 2,
             status_codes: vec![500],
+            headers: Vec::new(),
+            request_headers: Vec::new(),
             per_try_timeout: None,
+            per_try_idle_timeout: None,
             back_off_base: BACK_OFF_BASE_DEFAULT,
             back_off_max: BACK_OFF_BASE_DEFAULT * 10,
+            reset_headers: Vec::new(),
+            reset_max: RESET_LONGEST_DEFAULT,
             avoid_previous_hosts: true,
             avoid_previous_priorities_every: None,
             host_attempts_max: 5,
@@ -108,9 +150,9 @@ mod tests {
         let policy = policy("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes");
         assert!(wants_retry(&policy, TryResult::NoConnection) && wants_retry(&policy, TryResult::Refused));
         assert!(!wants_retry(&policy, SENT) && !wants_retry(&policy, TryResult::TryTimeout));
-        assert!(wants_retry(&policy, TryResult::Answer { status: 200, grpc_status: Some(14), is_rate_limited: false }));
-        assert!(!wants_retry(&policy, TryResult::Answer { status: 503, grpc_status: None, is_rate_limited: false }));
-        assert!(wants_retry(&policy, TryResult::Answer { status: 500, grpc_status: None, is_rate_limited: false }));
+        assert!(wants_retry(&policy, TryResult::Answer { status: 200, grpc_status: Some(14), is_rate_limited: false, has_header: false }));
+        assert!(!wants_retry(&policy, TryResult::Answer { status: 503, grpc_status: None, is_rate_limited: false, has_header: false }));
+        assert!(wants_retry(&policy, TryResult::Answer { status: 500, grpc_status: None, is_rate_limited: false, has_header: false }));
     }
 
     #[test]
@@ -129,7 +171,7 @@ mod tests {
             ("gateway-error", 500, false),
             ("retriable-4xx", 409, true),
         ] {
-            let answer = TryResult::Answer { status, grpc_status: None, is_rate_limited: false };
+            let answer = TryResult::Answer { status, grpc_status: None, is_rate_limited: false, has_header: false };
             assert_eq!(wants_retry(&policy(words), answer), wanted, "{words} {status}");
         }
         assert!(wants_retry(&policy("5xx"), SENT) && wants_retry(&policy("gateway-error"), TryResult::TryTimeout));
@@ -138,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_was_rate_limited_is_retried_only_by_its_own_word() {
-        let limited = TryResult::Answer { status: 503, grpc_status: Some(14), is_rate_limited: true };
+        let limited = TryResult::Answer { status: 503, grpc_status: Some(14), is_rate_limited: true, has_header: true };
         assert!(!wants_retry(&policy("5xx,unavailable"), limited));
         assert!(wants_retry(&policy("envoy-ratelimited"), limited));
     }
@@ -149,5 +191,29 @@ mod tests {
         let longest = |retry| (0..1000).map(|draw| back_off(&policy, retry, draw)).max();
         let millis = |value| Some(Duration::from_millis(value));
         assert_eq!((longest(1), longest(2), longest(9)), (millis(24), millis(74), millis(249)));
+    }
+
+    #[test]
+    fn an_answer_says_when_to_come_again_within_a_bound() {
+        let (after, at) = (HeaderName::from_static("retry-after"), HeaderName::from_static("x-reset"));
+        let policy = RetryPolicy {
+            reset_headers: vec![
+                ResetHeader { name: after, format: ResetFormat::Seconds },
+                ResetHeader { name: at, format: ResetFormat::UnixTime },
+            ],
+            ..policy("5xx")
+        };
+        let told = |name, value| {
+            let answer = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+            told_back_off(&policy, &answer, Duration::from_millis(1_000_900), 999)
+        };
+        let millis = |millis| Some(Duration::from_millis(millis));
+        assert_eq!(
+            [told("retry-after", "2"), told("retry-after", "300"), told("x-reset", "1002")],
+            [millis(2999), millis(300_999), millis(2999)]
+        );
+        for (name, value) in [("retry-after", "0"), ("retry-after", "301"), ("retry-after", "soon"), ("x-reset", "999"), ("x-other", "1")] {
+            assert_eq!(told(name, value), None, "{name}: {value}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Matching of single texts: what `envoy.type.matcher.v3.StringMatcher` means, compiled once.
+//! Matching of single texts and of headers: what `envoy.type.matcher.v3.StringMatcher` means, compiled once.
 //!
 //! Not for: which text is matched; routes and policies decide that.
 //! Invariant: a regular expression matches the whole text (RE2 full match) and means what RE2 means by it; its compiled size is bounded.
@@ -7,6 +7,7 @@ mod glob;
 mod re2;
 mod uri_template;
 
+use http::HeaderName;
 use regex::bytes::{Regex, RegexBuilder};
 
 pub use self::glob::{Globs, Identities};
@@ -113,6 +114,43 @@ fn built(translated: &str) -> Result<Regex, String> {
 
 fn contains(text: &[u8], wanted: &[u8], equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
     wanted.is_empty() || text.windows(wanted.len()).any(|window| equal(window, wanted))
+}
+
+/// What a header or pseudo-header must look like.
+#[derive(Clone, Debug)]
+pub enum HeaderTest {
+    /// It is there (or, false, it is not).
+    Present(bool),
+    /// Its value matches; several lines are joined by commas, as Envoy does.
+    Text(StringMatcher),
+}
+
+/// A header's name in a match, pseudo-headers included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MatchedHeader {
+    /// `:method`.
+    Method,
+    /// `:authority`, or `host`.
+    Authority,
+    /// `:path`.
+    Path,
+    /// `:scheme`.
+    Scheme,
+    /// Any other.
+    Name(HeaderName),
+}
+
+/// One header condition.
+#[derive(Clone, Debug)]
+pub struct HeaderMatcher {
+    /// Which header.
+    pub name: MatchedHeader,
+    /// The condition.
+    pub test: HeaderTest,
+    /// The opposite of it.
+    pub invert: bool,
+    /// A missing header counts as an empty one.
+    pub missing_as_empty: bool,
 }
 
 #[cfg(test)]

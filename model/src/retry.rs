@@ -4,6 +4,10 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
+
+use crate::matcher::HeaderMatcher;
+
 /// Tries whose results are retried. Each is one word of Envoy's `retry_on`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a set of independent words, each asked for by name")]
@@ -24,6 +28,8 @@ pub struct RetryOn {
     pub retriable_4xx: bool,
     /// `retriable-status-codes`: the codes listed beside.
     pub retriable_status_codes: bool,
+    /// `retriable-headers`: answers with headers listed beside.
+    pub retriable_headers: bool,
     /// `envoy-ratelimited`: answers with `x-envoy-ratelimited`, which are not retried otherwise.
     pub envoy_rate_limited: bool,
     /// `cancelled` (gRPC status 1 in the response headers).
@@ -51,8 +57,9 @@ impl RetryOn {
             "retriable-4xx" => &mut self.retriable_4xx,
             "retriable-status-codes" => &mut self.retriable_status_codes,
             "envoy-ratelimited" => &mut self.envoy_rate_limited,
-            // Nothing to do: `retriable_headers` beside it is refused by name, and no upstream is spoken to in HTTP/3.
-            "retriable-headers" | "http3-post-connect-failure" => return true,
+            "retriable-headers" => &mut self.retriable_headers,
+            // Nothing to do: no upstream is spoken to in HTTP/3.
+            "http3-post-connect-failure" => return true,
             "cancelled" => &mut self.grpc_cancelled,
             "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
             "internal" => &mut self.grpc_internal,
@@ -68,8 +75,29 @@ impl RetryOn {
 /// Envoy's back-off when a policy names none.
 pub const BACK_OFF_BASE_DEFAULT: Duration = Duration::from_millis(25);
 
-/// A route's retry policy.
+/// How long what an answer says may be, if a policy does not say.
+pub const RESET_LONGEST_DEFAULT: Duration = Duration::from_secs(300);
+
+/// A header that says when to come again.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// What its number is.
+    pub format: ResetFormat,
+}
+
+/// What a number means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetFormat {
+    /// Seconds from now.
+    Seconds,
+    /// Seconds since 1970.
+    UnixTime,
+}
+
+/// A route's retry policy.
+#[derive(Clone, Debug)]
 pub struct RetryPolicy {
     /// Which results.
     pub on: RetryOn,
@@ -77,12 +105,22 @@ pub struct RetryPolicy {
     pub retries_max: u32,
     /// Codes for `retriable-status-codes`.
     pub status_codes: Vec<u16>,
+    /// For `retriable-headers`: answers that meet one of these.
+    pub headers: Vec<HeaderMatcher>,
+    /// Only requests that meet one of these are tried again, if there are any.
+    pub request_headers: Vec<HeaderMatcher>,
     /// How long one try may take; none means as long as the request.
     pub per_try_timeout: Option<Duration>,
+    /// How long a try may be silent; none is for ever.
+    pub per_try_idle_timeout: Option<Duration>,
     /// First back-off; doubles, jittered.
     pub back_off_base: Duration,
     /// Longest back-off.
     pub back_off_max: Duration,
+    /// Headers of an answer that say when to come again, before the back-off above; the first that can be read counts.
+    pub reset_headers: Vec<ResetHeader>,
+    /// What they say beyond this does not count.
+    pub reset_max: Duration,
     /// `previous_hosts`: choose again, up to `host_attempts_max` times, when a tried endpoint comes up.
     pub avoid_previous_hosts: bool,
     /// `previous_priorities`: from every so many tries on, priorities that were tried get no more.

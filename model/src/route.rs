@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use crate::claims::ClaimMatcher;
 use crate::cors::CorsPolicy;
@@ -14,6 +14,7 @@ use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
 use crate::headers::{HeaderEdits, Mutations};
 use crate::matcher::StringMatcher;
+pub use crate::matcher::{HeaderMatcher, HeaderTest, MatchedHeader};
 use crate::rate_limit::RateLimit;
 use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
@@ -32,43 +33,6 @@ pub enum PathMatcher {
     Exact(Box<str>),
     /// `safe_regex`.
     Regex(StringMatcher),
-}
-
-/// What a header or pseudo-header must look like.
-#[derive(Clone, Debug)]
-pub enum HeaderTest {
-    /// It is there (or, false, it is not).
-    Present(bool),
-    /// Its value matches; several lines are joined by commas, as Envoy does.
-    Text(StringMatcher),
-}
-
-/// A header's name in a match, pseudo-headers included.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MatchedHeader {
-    /// `:method`.
-    Method,
-    /// `:authority`, or `host`.
-    Authority,
-    /// `:path`.
-    Path,
-    /// `:scheme`.
-    Scheme,
-    /// Any other.
-    Name(HeaderName),
-}
-
-/// One header condition.
-#[derive(Clone, Debug)]
-pub struct HeaderMatcher {
-    /// Which header.
-    pub name: MatchedHeader,
-    /// The condition.
-    pub test: HeaderTest,
-    /// The opposite of it.
-    pub invert: bool,
-    /// A missing header counts as an empty one.
-    pub missing_as_empty: bool,
 }
 
 /// One query parameter condition; the first of equal names counts.

@@ -6,6 +6,7 @@ mod mutations;
 mod rate_limits;
 mod redirects;
 mod remote_keys;
+mod retries;
 mod rewrites;
 mod tokens;
 

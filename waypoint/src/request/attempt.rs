@@ -5,10 +5,10 @@
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use filters::hash::Hashed;
-use filters::retry::{TryResult, back_off, wants_retry};
+use filters::retry::{TryResult, back_off, has_header, is_meant, told_back_off, wants_retry};
 use filters::timeout::{self, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, request};
@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use tokio::time::Interval;
 
 use super::edits;
-use super::limits::{self, Expired, Expiry};
+use super::limits::{self, Activity, Expired, Expiry};
 use super::mirror;
 use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
@@ -81,18 +81,23 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Err(none) => return Ok(fail(run, &none.into(), to, false)),
     };
     let mut limits = time_limits(&parts, to, run.is_grpc);
+    // It began with the request, whatever was asked of others since.
+    limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
     if parts.extensions.get::<UpgradeRequested>().is_some() {
         // Its client says no end, after which they would count (Envoy).
         limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
     }
-    let activity = limits.idle.map(|_| run.recording.watch_activity());
+    let try_idle = to.forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout);
+    let activity = limits.idle.or(try_idle).map(|_| run.recording.watch_activity());
+    let try_idle = try_idle.zip(activity.clone());
     let body = mirror::start(&run, &parts, body, to.forward, limits.request);
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
-    let policy = Policy { retry: to.forward.retry.as_ref(), limits, priority: to.forward.priority, hash: hashed.hash, known_host };
+    let retry = to.forward.retry.as_ref().filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
+    let policy = Policy { retry, limits, try_idle: try_idle.clone(), priority: to.forward.priority, hash: hashed.hash, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -109,10 +114,10 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let was_retried = tries.retries > 0;
     match outcome {
         Ok(mut answered) => {
-            for cookie in hashed.cookies.iter().filter_map(|cookie| HeaderValue::from_str(cookie).ok()) {
+            for cookie in hashed.cookies {
                 answered.response.headers_mut().append(http::header::SET_COOKIE, cookie);
             }
-            Ok(pass_on(run, answered, to, share, expiry))
+            Ok(pass_on(run, answered, to, share, limits::with_try(expiry, try_idle)))
         }
         // HTTP/2 has a way to say it; in HTTP/1.1 an answer is the only one (RFC 9112 §7.1).
         Err(failure @ UpstreamFailure::RequestBody(BodyError::Malformed)) if is_http1 => Ok(fail(run, &failure, to, was_retried)),
@@ -168,6 +173,8 @@ fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) 
 struct Policy<'a> {
     retry: Option<&'a RetryPolicy>,
     limits: TimeLimits,
+    /// How long a try may be silent.
+    try_idle: Option<(Duration, Arc<Activity>)>,
     priority: Priority,
     hash: Option<u64>,
     known_host: Option<Arc<KnownHost>>,
@@ -231,14 +238,14 @@ impl<'a> Tries<'a> {
 
     async fn run(&mut self) -> Result<Answered, UpstreamFailure> {
         loop {
-            let outcome = match self.policy.limits.per_try {
-                None => self.once().await,
-                Some(limit) => {
-                    let expiry = limits::after_upload(self.run.recording.upload(), limit);
+            let outcome = match (self.policy.limits.per_try, self.policy.try_idle.clone()) {
+                (None, None) => self.once().await,
+                (limit, idle) => {
+                    let expiry = limits::of_try(limit.map(|limit| (limit, self.run.recording.upload())), idle);
                     tokio::select! {
                         biased;
                         outcome = self.once() => outcome,
-                        () = expiry => Err(UpstreamFailure::TryTimeout),
+                        failure = expiry => Err(failure),
                     }
                 }
             };
@@ -247,7 +254,7 @@ impl<'a> Tries<'a> {
                 Err(failure) => failure.verdict(),
             });
             let result = match &outcome {
-                Ok(answered) => Some(answer_of(&answered.response)),
+                Ok(answered) => Some(answer_of(&answered.response, self.policy.retry)),
                 Err(failure) => failure.try_result(),
             };
             let Some(policy) = self.policy.retry.filter(|policy| result.is_some_and(|result| wants_retry(policy, result))) else {
@@ -267,10 +274,19 @@ impl<'a> Tries<'a> {
                 return outcome;
             };
             self.retry_permit = permit;
-            drop(outcome);
+            let told = outcome.ok().and_then(|answered| self.told_back_off(policy, answered.response.headers()));
             self.retries += 1;
-            tokio::time::sleep(back_off(policy, self.retries, self.run.worker.draw())).await;
+            tokio::time::sleep(told.unwrap_or_else(|| back_off(policy, self.retries, self.run.worker.draw()))).await;
         }
+    }
+
+    /// How long an answer asks to wait, where the policy listens.
+    fn told_back_off(&self, policy: &RetryPolicy, answer: &HeaderMap) -> Option<Duration> {
+        if policy.reset_headers.is_empty() {
+            return None;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        told_back_off(policy, answer, now, self.run.worker.draw())
     }
 
     fn can_repeat(&self) -> bool {
@@ -393,6 +409,7 @@ impl<'a> Tries<'a> {
                 || on.reset
                 || on.retriable_4xx
                 || on.envoy_rate_limited
+                || on.retriable_headers
                 || on_codes
         })
     }
@@ -408,8 +425,9 @@ impl<'a> Tries<'a> {
     }
 }
 
-fn answer_of(response: &Response<Body>) -> TryResult {
+fn answer_of(response: &Response<Body>, policy: Option<&RetryPolicy>) -> TryResult {
     TryResult::Answer {
+        has_header: policy.is_some_and(|policy| policy.on.retriable_headers && has_header(policy, response.headers())),
         status: response.status().as_u16(),
         grpc_status: grpc_status(response),
         is_rate_limited: response.headers().contains_key(X_ENVOY_RATE_LIMITED),

@@ -12,9 +12,9 @@ use bytes::{Bytes, BytesMut};
 use filters::chain::Selected;
 use filters::ext_authz::{Allowed, Answer, Facts, HttpFacts, Peer, Progress, Shown, Step, apply};
 use filters::timeout::TimeLimits;
-use http::header::{HeaderMap, HeaderName};
-use http::request;
+use http::header::{self, HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
+use http::{StatusCode, request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use model::chain::HttpChain;
@@ -129,7 +129,7 @@ impl Run {
     }
 
     async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
-        let answer = match self.show(filter, asking).await? {
+        let answer = match self.show(filter, asking, parts).await? {
             true => self.answer_of(filter, (asking.of_route(filter), asking.shown.as_ref()), parts).await,
             false => Answer::Overloaded,
         };
@@ -160,7 +160,7 @@ impl Run {
     }
 
     /// Reads of the body what the service is to see. False: there is no room to keep it.
-    async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>) -> Result<bool, Box<LocalReply>> {
+    async fn show(&self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &request::Parts) -> Result<bool, Box<LocalReply>> {
         asking.shown = None;
         let route = asking.of_route(filter);
         let wanted = route.and_then(|route| route.body).or(filter.told.body).filter(|_| !route.is_some_and(|route| route.hides_body));
@@ -168,6 +168,10 @@ impl Run {
         // So it is of an upgrade, too: what follows that is no body.
         if asking.body.is_end_stream() {
             return Ok(true);
+        }
+        // Nobody upstream will ask for the body before it is read.
+        if parts.headers.contains_key(header::EXPECT) {
+            self.interim.send(StatusCode::CONTINUE, &HeaderMap::new());
         }
         let mut read = Read::of(std::mem::take(&mut asking.body));
         match read.until(wanted, &self.worker.check_bodies).await {

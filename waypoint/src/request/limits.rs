@@ -25,6 +25,8 @@ pub(super) enum Expired {
     Idle,
     /// The request did not come to its end.
     Upload,
+    /// Nothing was heard of the try whose answer has begun.
+    TryIdle,
 }
 
 impl Expired {
@@ -35,6 +37,7 @@ impl Expired {
             Self::Stream => UpstreamFailure::StreamTimeout { request_ended },
             Self::Idle => UpstreamFailure::StreamIdle { request_ended },
             Self::Upload => UpstreamFailure::UploadTimeout,
+            Self::TryIdle => UpstreamFailure::TryIdle,
         }
     }
 
@@ -46,6 +49,7 @@ impl Expired {
             Self::Stream => (None, "max_duration_timeout"),
             Self::Idle => (Some(ResponseFlag::StreamIdleTimeout), "stream_idle_timeout"),
             Self::Upload => (None, "request_overall_timeout"),
+            Self::TryIdle => (Some(ResponseFlag::UpstreamRequestTimeout), "upstream_per_try_idle_timeout"),
         }
     }
 }
@@ -102,6 +106,46 @@ pub(super) fn expiry(limits: &TimeLimits, upload: Option<Arc<Upload>>, activity:
             }
         })),
     }
+}
+
+/// What ends one try: its limit, from the end of the request on, or silence. At least one of them is there.
+pub(super) async fn of_try(limit: Option<(Duration, Option<Arc<Upload>>)>, idle: Option<(Duration, Arc<Activity>)>) -> UpstreamFailure {
+    let late = async {
+        match limit {
+            Some((limit, upload)) => after_upload(upload, limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let silent = async {
+        match idle {
+            Some((limit, activity)) => {
+                activity.touch();
+                activity.silence(limit).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = late => UpstreamFailure::TryTimeout,
+        () = silent => UpstreamFailure::TryIdle,
+    }
+}
+
+/// The limits of a request whose answer has begun: a try may not be silent then either.
+pub(super) fn with_try(expiry: Option<Expiry>, idle: Option<(Duration, Arc<Activity>)>) -> Option<Expiry> {
+    let Some((limit, activity)) = idle else { return expiry };
+    Some(Box::pin(async move {
+        let others = async {
+            match expiry {
+                Some(expiry) => expiry.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            expired = others => expired,
+            () = activity.silence(limit) => Expired::TryIdle,
+        }
+    }))
 }
 
 /// Waits until the whole request has come, then for the limit: what Envoy's route timeout measures.

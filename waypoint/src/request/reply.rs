@@ -175,12 +175,16 @@ impl LocalReply {
         Self { place: Place::Behind, ..Self::new(status, "", "direct_response") }
     }
 
-    /// Says where to go. Parts of a request and of a checked configuration are a header's value.
+    /// Says where to go; what cannot be said is another answer.
     pub(super) fn leading_to(mut self, location: Option<String>) -> Self {
-        if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
-            self.headers.insert(header::LOCATION, location);
+        let Some(location) = location else { return self };
+        match HeaderValue::try_from(location) {
+            Ok(location) => {
+                self.headers.insert(header::LOCATION, location);
+                self
+            }
+            Err(_) => Self::no_path(),
         }
-        self
     }
 
     /// A fault that the route injects.

@@ -48,6 +48,8 @@ pub enum UpstreamFailure {
     Protocol,
     /// The time for one try passed.
     TryTimeout,
+    /// Nothing was heard of a try for its idle time.
+    TryIdle,
     /// The route's time passed.
     RequestTimeout,
     /// Nothing was heard from either side for the stream's idle time.
@@ -92,6 +94,7 @@ impl UpstreamFailure {
             Self::Protocol | Self::Unsupported => 502,
             Self::StreamIdle { request_ended: false } | Self::StreamTimeout { request_ended: false } | Self::UploadTimeout => 408,
             Self::TryTimeout
+            | Self::TryIdle
             | Self::RequestTimeout
             | Self::StreamIdle { request_ended: true }
             | Self::StreamTimeout { request_ended: true } => 504,
@@ -120,7 +123,7 @@ impl UpstreamFailure {
             Self::Closed { .. } => ResponseFlag::UpstreamConnectionTermination,
             Self::Reset(_) | Self::Refused => ResponseFlag::UpstreamRemoteReset,
             Self::Protocol | Self::Unsupported => ResponseFlag::UpstreamProtocolError,
-            Self::TryTimeout | Self::RequestTimeout => ResponseFlag::UpstreamRequestTimeout,
+            Self::TryTimeout | Self::TryIdle | Self::RequestTimeout => ResponseFlag::UpstreamRequestTimeout,
             Self::StreamIdle { .. } => ResponseFlag::StreamIdleTimeout,
             Self::RequestBody(BodyError::Malformed) => ResponseFlag::DownstreamProtocolError,
             Self::RequestBody(_) => ResponseFlag::DownstreamConnectionTermination,
@@ -149,6 +152,7 @@ impl UpstreamFailure {
             Self::Refused => format!("{BEFORE}{{remote_refused_stream_reset}}").into(),
             Self::Protocol => format!("{BEFORE}{{protocol_error}}").into(),
             Self::TryTimeout => "upstream_per_try_timeout".into(),
+            Self::TryIdle => "upstream_per_try_idle_timeout".into(),
             Self::RequestTimeout => "response_timeout".into(),
             Self::StreamIdle { .. } => "stream_idle_timeout".into(),
             Self::StreamTimeout { .. } => "max_duration_timeout".into(),
@@ -169,7 +173,7 @@ impl UpstreamFailure {
             Self::Unresolved(_) => return "DNS resolution failure".into(),
             Self::TooManyHosts => return "DNS cache overflow".into(),
             Self::TooManyLookups => return "Dynamic forward proxy pending request overflow".into(),
-            Self::TryTimeout | Self::RequestTimeout => return "upstream request timeout".into(),
+            Self::TryTimeout | Self::TryIdle | Self::RequestTimeout => return "upstream request timeout".into(),
             Self::StreamIdle { .. } => return "stream timeout".into(),
             Self::StreamTimeout { .. } => return "downstream duration timeout".into(),
             Self::UploadTimeout => return "request timeout".into(),
@@ -199,7 +203,7 @@ impl UpstreamFailure {
     pub fn verdict(&self) -> Option<Verdict> {
         match self {
             Self::Connect(_) | Self::Closed { .. } | Self::Reset(_) | Self::Refused | Self::Protocol => Some(Verdict::NoAnswer),
-            Self::TryTimeout | Self::RequestTimeout => Some(Verdict::TimedOut),
+            Self::TryTimeout | Self::TryIdle | Self::RequestTimeout => Some(Verdict::TimedOut),
             Self::ClusterNotFound
             | Self::ClusterRejected
             | Self::NoEndpoint
@@ -223,7 +227,7 @@ impl UpstreamFailure {
             Self::Refused => Some(TryResult::Refused),
             Self::Closed { request_sent } => Some(TryResult::Reset { request_sent: *request_sent }),
             Self::Reset(_) | Self::Protocol => Some(TryResult::Reset { request_sent: true }),
-            Self::TryTimeout => Some(TryResult::TryTimeout),
+            Self::TryTimeout | Self::TryIdle => Some(TryResult::TryTimeout),
             Self::ClusterNotFound
             | Self::ClusterRejected
             | Self::NoEndpoint

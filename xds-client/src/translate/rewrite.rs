@@ -58,8 +58,9 @@ pub(super) fn redirect(value: &proto::RedirectAction, path: &str) -> Translated<
         }
         Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(Problem::new(format!("{path}.path_rewrite"), "is not supported")),
     };
-    for text in [scheme.unwrap_or_default(), &value.host_redirect] {
-        HeaderValue::from_str(text).map_err(|_| Problem::new(path, format!("{text:?} cannot be part of a location")))?;
+    let whole_path = if let RedirectPath::Full { path, .. } = &to_path { path } else { "" };
+    for text in [scheme.unwrap_or_default(), &value.host_redirect, whole_path] {
+        HeaderValue::from_bytes(text.as_bytes()).map_err(|_| Problem::new(path, format!("{text:?} cannot be part of a location")))?;
     }
     let port = u16::try_from(value.port_redirect).map_err(|_| Problem::new(path, format!("{} is no port", value.port_redirect)))?;
     let set = |text: &str| Some(text).filter(|text| !text.is_empty()).map(Box::from);

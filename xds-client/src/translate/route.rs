@@ -1,6 +1,7 @@
 //! Inline routes: matches, clusters, time limits, retries, header changes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as proto;
@@ -10,7 +11,7 @@ use http::{HeaderName, HeaderValue};
 use model::format::TextFormat;
 use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
-use model::retry::{BACK_OFF_BASE_DEFAULT, RetryOn, RetryPolicy};
+use model::retry::{BACK_OFF_BASE_DEFAULT, RESET_LONGEST_DEFAULT, ResetFormat, ResetHeader, RetryOn, RetryPolicy};
 use model::route::{
     ClusterChoice, DirectResponse, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch, WeightedCluster,
 };
@@ -27,6 +28,7 @@ struct Outer<'a> {
     slots: &'a Slots,
     configs: Vec<&'a Configs>,
     mirrors: [&'a [RequestMirrorPolicy]; 2],
+    retry: Option<&'a proto::RetryPolicy>,
     headers: Levels,
 }
 
@@ -75,7 +77,8 @@ pub(super) fn table(value: &proto::RouteConfiguration, slots: &Slots, path: &str
             edits(&host.request_headers_to_add, &host.request_headers_to_remove, &path)?,
             edits(&host.response_headers_to_add, &host.response_headers_to_remove, &path)?,
         );
-        let outer = Outer { slots, configs, mirrors: [&host.request_mirror_policies, &value.request_mirror_policies], headers };
+        let mirrors: [&[_]; 2] = [&host.request_mirror_policies, &value.request_mirror_policies];
+        let outer = Outer { slots, configs, mirrors, retry: host.retry_policy.as_ref(), headers };
         virtual_host(host, &outer, &path)
     });
     Ok(RouteTable { name: value.name.as_str().into(), virtual_hosts: hosts.collect::<Translated<_>>()? })
@@ -199,7 +202,8 @@ fn forward(value: &proto::RouteAction, (outer, headers): (&Outer<'_>, &Levels), 
         Ok(ClusterNotFoundResponseCode::InternalServerError) => 500,
         Err(_) => return Err(Problem::new(path, "the cluster_not_found_response_code is not known")),
     };
-    let retry = value.retry_policy.as_ref().map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
+    let retry = value.retry_policy.as_ref().or(outer.retry);
+    let retry = retry.map(|policy| retry_policy(policy, &format!("{path}.retry_policy"))).transpose()?;
     // The nearest level that has any counts (Envoy).
     let mirrors = std::iter::once(&value.request_mirror_policies[..]).chain(outer.mirrors).find(|policies| !policies.is_empty());
     let mirrors = mirror::mirrors(mirrors.unwrap_or_default(), path)?;
@@ -252,6 +256,21 @@ fn retry_priority(value: &proto::retry_policy::RetryPriority, path: &str) -> Tra
         .ok_or_else(|| Problem::new(format!("{path}.update_frequency"), "has to be positive"))
 }
 
+fn reset_headers(value: Option<&proto::retry_policy::RateLimitedRetryBackOff>, path: &str) -> Translated<(Vec<ResetHeader>, Duration)> {
+    let Some(value) = value else { return Ok((Vec::new(), RESET_LONGEST_DEFAULT)) };
+    let path = format!("{path}.rate_limited_retry_back_off");
+    let headers = value.reset_headers.iter().map(|header| {
+        let format = match proto::retry_policy::ResetHeaderFormat::try_from(header.format) {
+            Ok(proto::retry_policy::ResetHeaderFormat::Seconds) => ResetFormat::Seconds,
+            Ok(proto::retry_policy::ResetHeaderFormat::UnixTimestamp) => ResetFormat::UnixTime,
+            Err(_) => return Err(Problem::new(format!("{path}.reset_headers"), format!("the format {} is not known", header.format))),
+        };
+        Ok(ResetHeader { name: matcher::header_name(&header.name.to_ascii_lowercase(), &format!("{path}.reset_headers"))?, format })
+    });
+    let longest = positive_duration(value.max_interval.as_ref(), &format!("{path}.max_interval"))?;
+    Ok((headers.collect::<Translated<_>>()?, longest.unwrap_or(RESET_LONGEST_DEFAULT)))
+}
+
 fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolicy> {
     let mut on = RetryOn::default();
     for word in value.retry_on.split(',').map(str::trim).filter(|word| !word.is_empty()) {
@@ -270,8 +289,18 @@ fn retry_policy(value: &proto::RetryPolicy, path: &str) -> Translated<RetryPolic
         return Err(Problem::new(format!("{path}.retry_back_off.max_interval"), "is below base_interval"));
     }
     let attempts = u32::try_from(value.host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX);
+    let headers = |list: &[proto::HeaderMatcher], name: &str| {
+        let read = list.iter().enumerate().map(|(at, one)| matcher::header(one, &format!("{path}.{name}[{at}]")));
+        read.collect::<Translated<Vec<_>>>()
+    };
+    let (reset_headers, reset_max) = reset_headers(value.rate_limited_retry_back_off.as_ref(), path)?;
     Ok(RetryPolicy {
         on,
+        headers: headers(&value.retriable_headers, "retriable_headers")?,
+        request_headers: headers(&value.retriable_request_headers, "retriable_request_headers")?,
+        per_try_idle_timeout: positive_duration(value.per_try_idle_timeout.as_ref(), &format!("{path}.per_try_idle_timeout"))?,
+        reset_headers,
+        reset_max,
         retries_max: value.num_retries.as_ref().map_or(1, |retries| retries.value),
         status_codes: codes.collect::<Translated<_>>()?,
         per_try_timeout: positive_duration(value.per_try_timeout.as_ref(), &format!("{path}.per_try_timeout"))?,
