@@ -27,6 +27,7 @@ mod parity;
 mod policy;
 mod policy_oracle;
 mod proxy_protocol;
+mod releases;
 mod requests;
 mod retries;
 mod routes;

@@ -163,6 +163,7 @@ fn every_recorded_scenario_loads_and_what_is_not_obeyed_is_named() {
         "istiod-1.31/08-egress",
         "istiod-1.31/09-tcp",
         "istiod-1.28/default-chain",
+        "istiod-1.29/default-chain",
     ] {
         assert_eq!(refused_chains(&apply(scenario).listeners), [""; 0], "{scenario}");
     }
