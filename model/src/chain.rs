@@ -137,12 +137,14 @@ pub struct TcpChain {
     pub hashes_source: bool,
     /// Whether some policy wants to know the name in the connection's ClientHello.
     pub reads_server_name: bool,
+    /// The server that a client's TLS names is the one that it reaches, at this port, where its cluster looks hosts up.
+    pub server_name_port: Option<u16>,
 }
 
 impl TcpChain {
     /// The same, refusing every connection by a policy of this name.
     fn denying(&self, policy: &str) -> Self {
-        Self { early: Box::default(), rbac: vec![Rbac::denying(policy)], reads_server_name: false, ..self.clone() }
+        Self { early: Box::default(), rbac: vec![Rbac::denying(policy)], reads_server_name: false, server_name_port: None, ..self.clone() }
     }
 }
 

@@ -35,8 +35,10 @@ pub enum Family {
 pub struct Refresh {
     /// After an answer.
     pub every: Duration,
-    /// An answer's own lifetime counts instead.
+    /// An answer's own lifetime counts instead, …
     pub respects_lifetime: bool,
+    /// … and is at least this.
+    pub lifetime_min: Duration,
     /// Up to this much is added, drawn by chance.
     pub jitter: Duration,
     /// After the first failure, doubled with each.
@@ -54,7 +56,7 @@ impl Refresh {
     #[must_use]
     pub fn wait(&self, lifetime: Option<Duration>, failures: u32, share: f64) -> Duration {
         let wait = match lifetime {
-            Some(lifetime) if self.respects_lifetime => lifetime,
+            Some(lifetime) if self.respects_lifetime => lifetime.max(self.lifetime_min),
             Some(_) => self.every,
             None => self.after_failure.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.after_failure_max),
         };
@@ -84,8 +86,6 @@ pub struct ByHost {
     pub family: Family,
     /// When a host is looked up again.
     pub refresh: Refresh,
-    /// The shortest time that an answer counts.
-    pub lifetime_min: Duration,
     /// How long a host is kept that nobody asks for.
     pub unused_max: Duration,
     /// Hosts at a time.
@@ -113,12 +113,6 @@ impl ByHost {
         let is_host = (is_name && !host.is_empty() && host.len() <= NAME_BYTES_MAX) || host.parse::<IpAddr>().is_ok();
         let lower = if host.bytes().any(|byte| byte.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() };
         is_host.then_some((lower, port))
-    }
-
-    /// How long until a host is looked up again; see [`Refresh::wait`].
-    #[must_use]
-    pub fn wait(&self, lifetime: Option<Duration>, failures: u32, share: f64) -> Duration {
-        self.refresh.wait(lifetime.map(|lifetime| lifetime.max(self.lifetime_min)), failures, share)
     }
 }
 
@@ -178,6 +172,7 @@ mod tests {
     const REFRESH: Refresh = Refresh {
         every: Duration::from_secs(60),
         respects_lifetime: true,
+        lifetime_min: Duration::ZERO,
         jitter: Duration::from_millis(100),
         after_failure: Duration::from_secs(2),
         after_failure_max: Duration::from_secs(10),
@@ -226,6 +221,7 @@ mod tests {
         assert_eq!(REFRESH.wait(Some(Duration::ZERO), 0, 0.0), Refresh::MIN, "no name server is asked without a pause");
         assert_eq!(REFRESH.wait(Some(seconds(7)), 0, 0.5), seconds(7) + Duration::from_millis(50));
         assert_eq!(Refresh { respects_lifetime: false, ..REFRESH }.wait(Some(seconds(7)), 0, 0.0), seconds(60));
+        assert_eq!(Refresh { lifetime_min: seconds(9), ..REFRESH }.wait(Some(seconds(7)), 0, 0.0), seconds(9));
         let after = |failures| REFRESH.wait(None, failures, 0.0);
         assert_eq!([after(1), after(2), after(3), after(4), after(40)], [2, 4, 8, 10, 10].map(seconds));
     }
@@ -235,7 +231,6 @@ mod tests {
         let by_host = ByHost {
             family: Family::default(),
             refresh: REFRESH,
-            lifetime_min: Duration::from_secs(5),
             unused_max: Duration::from_secs(300),
             hosts_max: 1024,
             waiting_max: 1024,
@@ -258,6 +253,5 @@ mod tests {
             assert_eq!(read(authority), None, "{authority:?}");
         }
         assert_eq!(read(&"a".repeat(NAME_BYTES_MAX + 1)), None);
-        assert_eq!(by_host.wait(Some(Duration::from_secs(2)), 0, 0.0), Duration::from_secs(5));
     }
 }

@@ -62,6 +62,8 @@ pub struct Endpoint {
     pub socket_labels: SocketLabels,
     /// What `%UPSTREAM_HOST%` prints: `envoy://connect_originate/10.244.1.1:8080`, or the address.
     pub host: Arc<str>,
+    /// What it is known by where requests are hashed; none: its address.
+    pub hash_key: Option<Arc<str>>,
     /// Its share.
     pub weight: u32,
     /// Lower is preferred.
@@ -80,6 +82,7 @@ impl Endpoint {
         Self {
             address,
             remote: None,
+            hash_key: None,
             socket_labels: SocketLabels::default(),
             host,
             weight: 1,

@@ -25,11 +25,13 @@ use crate::policies;
 use crate::request::{Inspection, TunnelContext};
 use crate::sniff::{Hello, HelloReader, Replay};
 use crate::state::breaker::Resource;
+use crate::state::by_host::KnownHost;
 use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::tls::originate::Inside;
 use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, UpstreamIo, dial};
+use crate::upstream::failure::UpstreamFailure;
 use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
 
@@ -152,7 +154,9 @@ async fn connect(
     match entry {
         Some(ClusterEntry::Served(served)) => {
             let hash = chain.hashes_source.then(|| filters::hash::of_address(tunnel.connection.peer_address.ip()));
-            let wish = Wish { attempts_max: chain.connect_attempts_max, hash, destination: tunnel.target.address(), ..Wish::default() };
+            let host = named_host(tunnel, chain, &served, record).await?;
+            let (attempts_max, destination) = (chain.connect_attempts_max, tunnel.target.address());
+            let wish = Wish { attempts_max, hash, destination, host: host.as_deref(), ..Wish::default() };
             dial_any(&served, (&wish, tunnel.proxied()), worker, record).await
         }
         Some(ClusterEntry::Refused(_)) => {
@@ -164,6 +168,33 @@ async fn connect(
             Err(StatusCode::SERVICE_UNAVAILABLE)
         }
     }
+}
+
+/// The host that the client's TLS names, where that is where it is to go.
+async fn named_host(
+    tunnel: &TunnelContext,
+    chain: &TcpChain,
+    cluster: &ServedCluster,
+    record: &mut ConnectionRecord,
+) -> Result<Option<Arc<KnownHost>>, StatusCode> {
+    let (Some(port), Inspection::Done(Hello::Name(name))) = (chain.server_name_port, &tunnel.inspection) else { return Ok(None) };
+    if name.is_empty() {
+        return Ok(None);
+    }
+    // Otherwise a wildcard would lead anywhere.
+    let wildcard = cluster.cluster.service.as_ref().and_then(|service| service.host.strip_prefix('*'));
+    if wildcard.is_some_and(|suffix| !name.ends_with(suffix)) {
+        record.stream.flags.insert(ResponseFlag::NoRouteFound);
+        record.stream.termination_details = Some("server_name_not_of_service".into());
+        return Err(StatusCode::NOT_FOUND);
+    }
+    let found = balance::host_of(cluster, Some(&format!("{name}:{port}"))).await;
+    found.map_err(|none| {
+        let failure = UpstreamFailure::from(none);
+        failure.flag().into_iter().for_each(|flag| record.stream.flags.insert(flag));
+        record.stream.details = Some(failure.details());
+        StatusCode::SERVICE_UNAVAILABLE
+    })
 }
 
 fn denied(by: &Denial<'_>, record: &mut ConnectionRecord) -> StatusCode {

@@ -76,10 +76,12 @@ struct Led {
 }
 
 impl Led {
-    /// Whether the server name is read, and when. None: first of all, since a policy wants to know it.
+    /// Whether the server name is read, and when. None: first of all, since a policy wants to know it, or it says where to go.
     fn inspection(&self) -> Option<Inspection> {
         match &self.served.chain.kind {
-            ChainKind::Tcp(chain) if self.inspects_tls => (!chain.reads_server_name).then_some(Inspection::InPassing),
+            ChainKind::Tcp(chain) if self.inspects_tls => {
+                (!chain.reads_server_name && chain.server_name_port.is_none()).then_some(Inspection::InPassing)
+            }
             _ => Some(Inspection::Off),
         }
     }

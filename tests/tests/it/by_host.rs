@@ -1,16 +1,18 @@
 //! A wildcard service: requests reach the host that they name, which is looked up when it is asked for.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use http::{Request, StatusCode};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 use tests::dns::{Entry, NameServer};
 use tests::fake_istiod::Kind;
-use tests::peer::{Answer, Connection, full, plain_get};
+use tests::peer::{Answer, Connection, exchange_raw, full, plain_get};
 use tests::pki::Pki;
-use tests::scenario::{Mesh, MeshBuilder};
+use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder};
 use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
@@ -211,5 +213,58 @@ async fn tls_asks_for_the_host_of_the_request_and_verifies_it() -> Result<()> {
     assert_eq!(get(&connection, ONE).await?.json()["pod"], "wild-1");
     assert_eq!(get(&connection, TWO).await?.status, StatusCode::SERVICE_UNAVAILABLE, "its certificate is of another host");
     assert_eq!(app.record().handshakes()[0].server_name.as_deref(), Some(ONE));
+    Ok(())
+}
+
+/// The first bytes of a TLS client.
+fn hello(name: &str) -> Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_that_is_passed_through_reaches_the_server_that_it_names() -> Result<()> {
+    let (builder, names) = wild(json!({})).await?;
+    // A wildcard of TLS hosts, in place of `db`.
+    let builder = builder.edit(|scenario| {
+        let mut cluster = scenario.resource(Kind::Cluster, WILD_CHAIN)?.clone();
+        cluster["name"] = DB_CHAIN.into();
+        *scenario.resource(Kind::Cluster, DB_CHAIN)? = cluster;
+        let listener = scenario.resource(Kind::Listener, "main_internal")?;
+        for filter in listener["listener_filters"].as_array_mut().into_iter().flatten() {
+            if filter["name"] == "envoy.filters.listener.tls_inspector" {
+                drop(filter.as_object_mut().map(|filter| filter.remove("filter_disabled")));
+            }
+        }
+        let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("no filters")?;
+        let sni = json!({"name": "envoy.filters.network.sni_dynamic_forward_proxy", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+            "dns_cache_config": {"name": "*.wild.example.com_dfp_dns_cache", "dns_lookup_family": "V4_ONLY"},
+            "port_value": PORT,
+        }});
+        filters.insert(0, sni);
+        Ok(())
+    })?;
+    let mesh = builder.start().await?;
+    let address = mesh.net.pod(70, 1);
+    let _one = Workload::plain("wild-1", SocketAddr::new(address.into(), PORT), App::Tcp { greets: false }).await?;
+    names.set(ONE, Entry::Addresses(vec![address.into()], 60));
+    names.set("other.example.org", Entry::Addresses(vec![address.into()], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    let first = hello(ONE)?;
+    let heard = exchange_raw(connection.tunnel(DB).await?, &first, true).await?;
+    assert_eq!(heard, [b"echo:", &first[..]].concat());
+    // Nothing in DNS, not of this service, no name at all, no TLS at all.
+    for begin in [hello(TWO)?, hello("other.example.org")?, hello("192.0.2.1")?, b"SSH-2.0-client\r\n".to_vec()] {
+        assert_eq!(exchange_raw(connection.tunnel(DB).await?, &begin, true).await.unwrap_or_default(), b"");
+    }
+    assert_eq!((names.questions(ONE), names.questions("other.example.org")), (1, 0));
     Ok(())
 }

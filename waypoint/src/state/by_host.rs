@@ -289,11 +289,11 @@ mod tests {
             refresh: Refresh {
                 every: second,
                 respects_lifetime: true,
+                lifetime_min: second,
                 jitter: Duration::ZERO,
                 after_failure: second,
                 after_failure_max: second,
             },
-            lifetime_min: second,
             unused_max: Duration::ZERO,
             hosts_max,
             waiting_max,

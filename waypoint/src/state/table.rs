@@ -74,7 +74,10 @@ impl Hashed {
             weights.extend(group.entries.iter().map(|entry| part * f64::from(entry.endpoint.weight) / sum));
             entries.extend_from_slice(&group.entries);
         }
-        let hosts = entries.iter().zip(weights).map(|(entry, weight)| Weighed { key: &entry.endpoint.host, weight });
+        let hosts = entries
+            .iter()
+            .zip(weights)
+            .map(|(entry, weight)| Weighed { key: entry.endpoint.hash_key.as_ref().unwrap_or(&entry.endpoint.host), weight });
         let table = HashTable::new(cluster.balance, &hosts.collect::<Vec<_>>())?;
         Some(Self { table, entries })
     }
@@ -274,7 +277,7 @@ fn effective_weight(weight: u32, (eligible, all): (usize, usize), overprovisioni
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use model::cluster::Discovery;
+    use model::cluster::{Balance, Discovery};
     use model::endpoint::EndpointAddress;
 
     use super::*;
@@ -353,5 +356,21 @@ mod tests {
         let table = table(&cluster(), vec![endpoint(1, 0, Health::Healthy, 0), endpoint(2, 1, Health::Healthy, 0)], Vec::new());
         let pool = table.pool(&mut || panic!("nothing to draw"), &[]).unwrap();
         assert_eq!(pool.group(&mut || panic!("nothing to draw")).unwrap().entries.len(), 1);
+    }
+
+    #[test]
+    fn an_endpoint_is_hashed_by_its_key_whatever_its_address() {
+        let cluster = Cluster { balance: Balance::RingHash { size_min: 64, size_max: 1024 }, ..cluster() };
+        let known = |last, key: &str| Arc::new(Endpoint { hash_key: Some(key.into()), ..(*endpoint(last, 0, Health::Healthy, 0)).clone() });
+        let (one, other) = (
+            table(&cluster, vec![known(1, "a"), known(2, "b")], Vec::new()),
+            table(&cluster, vec![known(7, "a"), known(8, "b")], Vec::new()),
+        );
+        let keys = |table: &EndpointTable| -> Vec<_> {
+            let pool = table.pool(&mut || 0, &[]).unwrap();
+            (0..64_u64).map(|part| pool.hashed(part << 58, 0).unwrap().endpoint.hash_key.clone()).collect()
+        };
+        assert_eq!(keys(&one), keys(&other));
+        assert!(keys(&one).contains(&Some("a".into())) && keys(&one).contains(&Some("b".into())));
     }
 }

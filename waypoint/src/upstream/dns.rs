@@ -279,7 +279,7 @@ async fn keep_host(table: &HostTable, host: &Arc<KnownHost>, resolver: &Resolver
         } else {
             let lifetime = look_up(table, host, resolver).await;
             failures = if lifetime.is_some() { 0 } else { failures + 1 };
-            rules.wait(lifetime, failures, fastrand::f64())
+            rules.refresh.wait(lifetime, failures, fastrand::f64())
         };
         tokio::time::sleep(wait.min(rules.unused_max)).await;
         if table.forget_unused(host) {

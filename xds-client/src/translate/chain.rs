@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRba
 use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz as NetworkExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
@@ -31,6 +32,7 @@ use super::{
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const SNI_DYNAMIC_FORWARD_PROXY: &str = "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
@@ -86,6 +88,7 @@ fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain
         Some(Last::Http(_)) => return Err(Problem::new("filters", "policies before the HTTP connection manager are not supported")),
         Some(Last::Tcp(mut chain, logs)) => {
             (chain.early, chain.rbac) = network.judges.finish();
+            chain.server_name_port = network.server_name_port;
             chain.reads_server_name =
                 chain.early.iter().any(EarlyFilter::reads_server_name) || chain.rbac.iter().any(Rbac::reads_server_name);
             (ChainKind::Tcp(chain), logs, None, None)
@@ -111,6 +114,7 @@ enum Last {
 struct Network {
     judges: Judges,
     stats: Option<Stats>,
+    server_name_port: Option<u16>,
     last: Option<Last>,
 }
 
@@ -134,11 +138,19 @@ impl Network {
                 self.judges.add_external(ext_authz::network(&open::<NetworkExtAuthz>(config, path)?, &filter.name, path)?);
             }
             STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
+            SNI_DYNAMIC_FORWARD_PROXY => self.server_name_port = Some(server_name_port(&open(config, path)?, path)?),
             known if PLUMBING.contains(&known) => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
         Ok(())
     }
+}
+
+/// Where the server that a ClientHello names is reached; 443 where it is not said (Envoy).
+fn server_name_port(value: &sni::FilterConfig, path: &str) -> Translated<u16> {
+    let sni::filter_config::PortSpecifier::PortValue(port) =
+        value.port_specifier.unwrap_or(sni::filter_config::PortSpecifier::PortValue(443));
+    u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| Problem::new(format!("{path}.port_value"), "is no port"))
 }
 
 fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<model::access_log::AccessLog>)> {
@@ -169,6 +181,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         connect_attempts_max: attempts,
         hashes_source,
         reads_server_name: false,
+        server_name_port: None,
     };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }

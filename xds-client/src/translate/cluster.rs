@@ -23,6 +23,7 @@ pub const PLUMBING: [&str; 4] = ["main_internal", "connect_originate", "inner_co
 /// Envoy's retry budget where it is not said: a fifth of the requests, and three at least.
 const BUDGET_PERCENT_DEFAULT: f64 = 20.0;
 const BUDGET_RETRIES_MIN_DEFAULT: u32 = 3;
+const DNS: &str = "envoy.extensions.clusters.dns.v3.DnsCluster";
 const DYNAMIC_FORWARD_PROXY: &str = "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -80,6 +81,7 @@ fn discovery(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOpti
             let config = required(custom.typed_config.as_ref(), "cluster_type.typed_config")?;
             return match type_name(config) {
                 DYNAMIC_FORWARD_PROXY => by_host(value, &open(config, "cluster_type.typed_config")?, options, sockets),
+                DNS => named(value, dns::Lookups::of_extension(&open(config, "cluster_type.typed_config")?)?),
                 other => Err(Problem::new("cluster_type", format!("{:?} ({other}) is not supported", custom.name))),
             };
         }
@@ -97,10 +99,14 @@ fn discovery(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOpti
             }
             Ok(Discovery::Static(Arc::new(endpoint::assignment(assignment, |_, _| Vec::new()))))
         }
-        DiscoveryType::StrictDns => Ok(Discovery::Named(Arc::new(dns::named(value, false)?))),
-        DiscoveryType::LogicalDns => Ok(Discovery::Named(Arc::new(dns::named(value, true)?))),
+        DiscoveryType::StrictDns => named(value, dns::Lookups::of_cluster(value, false)?),
+        DiscoveryType::LogicalDns => named(value, dns::Lookups::of_cluster(value, true)?),
         DiscoveryType::OriginalDst => passthrough(value).map(Discovery::Passthrough),
     }
+}
+
+fn named(value: &proto::Cluster, lookups: dns::Lookups) -> Translated<Discovery> {
+    Ok(Discovery::Named(Arc::new(dns::named(value, lookups)?)))
 }
 
 /// A dynamic forward proxy.

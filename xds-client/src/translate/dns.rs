@@ -10,6 +10,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
+use envoy_types::pb::envoy::extensions::clusters::common::dns::v3 as common;
+use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 use model::dns::{ByHost, Family, NAME_BYTES_MAX, Named, Refresh, is_placeholder, placeholder};
@@ -30,8 +32,48 @@ const HOST_LOOKUP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Where a cache asks for no limit at all.
 const HOST_LOOKUP_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
+/// How the names of a cluster are looked up.
+pub(super) struct Lookups {
+    first_only: bool,
+    family: Family,
+    refresh: Refresh,
+}
+
+impl Lookups {
+    /// STRICT_DNS, or LOGICAL_DNS, which has the first address only.
+    pub(super) fn of_cluster(value: &proto::Cluster, first_only: bool) -> Translated<Self> {
+        Ok(Self { first_only, family: family(value.dns_lookup_family)?, refresh: refresh(value)? })
+    }
+
+    /// The cluster type that replaces both.
+    pub(super) fn of_extension(value: &DnsCluster) -> Translated<Self> {
+        use common::DnsLookupFamily;
+        let family = match DnsLookupFamily::try_from(value.dns_lookup_family) {
+            Ok(DnsLookupFamily::Unspecified | DnsLookupFamily::Auto) => Family::Ipv6ElseIpv4,
+            Ok(DnsLookupFamily::V4Only) => Family::Ipv4,
+            Ok(DnsLookupFamily::V6Only) => Family::Ipv6,
+            Ok(DnsLookupFamily::V4Preferred) => Family::Ipv4ElseIpv6,
+            Ok(DnsLookupFamily::All) => Family::Both,
+            Err(_) => return Err(Problem::new("dns_lookup_family", format!("{} is not known", value.dns_lookup_family))),
+        };
+        let every = read(value.dns_refresh_rate.as_ref(), "dns_refresh_rate")?.unwrap_or(REFRESH_DEFAULT);
+        let failure = value.dns_failure_refresh_rate.as_ref();
+        let (base, max) = (failure.and_then(|rate| rate.base_interval.as_ref()), failure.and_then(|rate| rate.max_interval.as_ref()));
+        let (after_failure, after_failure_max) = after_failure(base, max, every)?;
+        let refresh = Refresh {
+            every,
+            respects_lifetime: value.respect_dns_ttl,
+            lifetime_min: read(value.dns_min_refresh_rate.as_ref(), "dns_min_refresh_rate")?.unwrap_or_default(),
+            jitter: read(value.dns_jitter.as_ref(), "dns_jitter")?.unwrap_or_default(),
+            after_failure,
+            after_failure_max,
+        };
+        Ok(Self { first_only: value.all_addresses_in_single_endpoint, family, refresh })
+    }
+}
+
 /// The endpoints of a cluster of this kind.
-pub(super) fn named(value: &proto::Cluster, first_only: bool) -> Translated<Named> {
+pub(super) fn named(value: &proto::Cluster, lookups: Lookups) -> Translated<Named> {
     let mut assignment = required(value.load_assignment.as_ref(), "load_assignment")?.clone();
     let mut hosts: Vec<Box<str>> = Vec::new();
     let mut n_endpoints = 0;
@@ -54,12 +96,13 @@ pub(super) fn named(value: &proto::Cluster, first_only: bool) -> Translated<Name
         let stands_in = placeholder(position).ok_or_else(|| Problem::new("load_assignment", "names too many hosts"))?;
         address.address = stands_in.to_string();
     }
+    let Lookups { first_only, family, refresh } = lookups;
     if first_only && n_endpoints != 1 {
         return Err(Problem::new("load_assignment", format!("LOGICAL_DNS has one endpoint, not {n_endpoints}")));
     }
     // It was walked with its cluster.
     let endpoints = Arc::new(endpoint::assignment(&assignment, |_, _| Vec::new()));
-    Ok(Named { endpoints, hosts: hosts.into(), first_only, family: family(value.dns_lookup_family)?, refresh: refresh(value)? })
+    Ok(Named { endpoints, hosts: hosts.into(), first_only, family, refresh })
 }
 
 fn socket_address(value: &mut endpoint_proto::LbEndpoint) -> Option<&mut core::SocketAddress> {
@@ -86,19 +129,23 @@ pub(super) fn family(number: i32) -> Translated<Family> {
 #[expect(deprecated, reason = "istiod does not use the cluster type that replaces the fields")]
 fn refresh(value: &proto::Cluster) -> Translated<Refresh> {
     let every = read(value.dns_refresh_rate.as_ref(), "dns_refresh_rate")?.unwrap_or(REFRESH_DEFAULT);
-    let (after_failure, after_failure_max) = after_failure(value.dns_failure_refresh_rate.as_ref(), every)?;
+    let (after_failure, after_failure_max) = after_failure_of(value.dns_failure_refresh_rate.as_ref(), every)?;
     let jitter = read(value.dns_jitter.as_ref(), "dns_jitter")?.unwrap_or_default();
-    Ok(Refresh { every, respects_lifetime: value.respect_dns_ttl, jitter, after_failure, after_failure_max })
+    Ok(Refresh { every, respects_lifetime: value.respect_dns_ttl, lifetime_min: Duration::ZERO, jitter, after_failure, after_failure_max })
 }
 
 fn read(value: Option<&ProtoDuration>, path: &str) -> Translated<Option<Duration>> {
     value.map(|value| duration(value, path)).transpose()
 }
 
+fn after_failure_of(value: Option<&proto::cluster::RefreshRate>, every: Duration) -> Translated<(Duration, Duration)> {
+    after_failure(value.and_then(|rate| rate.base_interval.as_ref()), value.and_then(|rate| rate.max_interval.as_ref()), every)
+}
+
 /// The first wait after a failure, and the longest.
-fn after_failure(value: Option<&proto::cluster::RefreshRate>, every: Duration) -> Translated<(Duration, Duration)> {
-    let base = read(value.and_then(|rate| rate.base_interval.as_ref()), "dns_failure_refresh_rate.base_interval")?;
-    let max = read(value.and_then(|rate| rate.max_interval.as_ref()), "dns_failure_refresh_rate.max_interval")?;
+fn after_failure(base: Option<&ProtoDuration>, max: Option<&ProtoDuration>, every: Duration) -> Translated<(Duration, Duration)> {
+    let base = read(base, "dns_failure_refresh_rate.base_interval")?;
+    let max = read(max, "dns_failure_refresh_rate.max_interval")?;
     let first = base.unwrap_or(AFTER_FAILURE_DEFAULT.min(every));
     // Envoy: ten times the base where only that is given.
     Ok((first, max.unwrap_or(base.map_or(every, |base| base * 10)).max(first)))
@@ -112,7 +159,8 @@ pub(super) fn by_host(value: &DnsCacheConfig, port: u16) -> Translated<ByHost> {
     };
     let number = |value: Option<&UInt32Value>, default| value.map_or(default, |value| value.value);
     let every = positive(value.dns_refresh_rate.as_ref(), "dns_refresh_rate", HOSTS_REFRESH_DEFAULT)?;
-    let (after_failure, after_failure_max) = after_failure(value.dns_failure_refresh_rate.as_ref(), every)?;
+    let (after_failure, after_failure_max) = after_failure_of(value.dns_failure_refresh_rate.as_ref(), every)?;
+    let lifetime_min = positive(value.dns_min_refresh_rate.as_ref(), "dns_min_refresh_rate", HOSTS_LIFETIME_MIN_DEFAULT)?;
     let breaker = value.dns_cache_circuit_breaker.as_ref();
     let lookup_timeout = read(value.dns_query_timeout.as_ref(), "dns_query_timeout")?.unwrap_or(HOST_LOOKUP_TIMEOUT_DEFAULT);
     let hosts_max = number(value.max_hosts.as_ref(), HOSTS_MAX_DEFAULT);
@@ -121,8 +169,7 @@ pub(super) fn by_host(value: &DnsCacheConfig, port: u16) -> Translated<ByHost> {
     }
     Ok(ByHost {
         family: family(value.dns_lookup_family)?,
-        refresh: Refresh { every, respects_lifetime: true, jitter: Duration::ZERO, after_failure, after_failure_max },
-        lifetime_min: positive(value.dns_min_refresh_rate.as_ref(), "dns_min_refresh_rate", HOSTS_LIFETIME_MIN_DEFAULT)?,
+        refresh: Refresh { every, respects_lifetime: true, lifetime_min, jitter: Duration::ZERO, after_failure, after_failure_max },
         unused_max: positive(value.host_ttl.as_ref(), "host_ttl", HOST_UNUSED_MAX_DEFAULT)?,
         hosts_max: usize::try_from(hosts_max).unwrap_or(usize::MAX),
         waiting_max: number(breaker.and_then(|breaker| breaker.max_pending_requests.as_ref()), HOSTS_WAITING_MAX_DEFAULT),
@@ -170,6 +217,7 @@ mod tests {
         let refresh = Refresh {
             every: Duration::from_secs(60),
             respects_lifetime: true,
+            lifetime_min: Duration::ZERO,
             jitter: Duration::from_millis(100),
             after_failure: Duration::from_secs(1),
             after_failure_max: Duration::from_secs(60),
@@ -203,7 +251,7 @@ mod tests {
         let by_host = read(wild).unwrap();
         let seconds = Duration::from_secs;
         assert_eq!((by_host.family, by_host.hosts_max, by_host.waiting_max, by_host.port), (Family::Ipv4, 1024, 1024, 80));
-        assert_eq!((by_host.unused_max, by_host.lifetime_min, by_host.lookup_timeout), (seconds(300), seconds(5), seconds(5)));
+        assert_eq!((by_host.unused_max, by_host.refresh.lifetime_min, by_host.lookup_timeout), (seconds(300), seconds(5), seconds(5)));
         let mut secure = wild.clone();
         secure["transport_socket"] = tls.clone();
         assert_eq!(read(&secure).unwrap().port, 443);
@@ -223,6 +271,36 @@ mod tests {
         assert!(read(&none).is_err());
         none["lb_policy"] = "ROUND_ROBIN".into();
         assert!(read(&none).is_err());
+    }
+
+    #[test]
+    fn the_cluster_type_for_dns_means_what_the_older_fields_mean() {
+        let as_extension = |fields: Value, hosts: &[&str]| {
+            let mut json = with_hosts("STATIC", hosts);
+            json.as_object_mut().unwrap().remove("type");
+            let mut config = fields;
+            config["@type"] = "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster".into();
+            json["cluster_type"] = json!({"name": "envoy.cluster.dns", "typed_config": config});
+            read(&json)
+        };
+        let hosts = ["a.example.com", "b.example.com"];
+        assert_eq!(as_extension(json!({}), &hosts), read(&with_hosts("STRICT_DNS", &hosts)));
+        assert!(as_extension(json!({"all_addresses_in_single_endpoint": true}), &hosts).is_err(), "of LOGICAL_DNS there is one");
+        let fields = json!({
+            "all_addresses_in_single_endpoint": true, "dns_lookup_family": "V4_PREFERRED", "respect_dns_ttl": true,
+            "dns_refresh_rate": "30s", "dns_min_refresh_rate": "9s", "dns_jitter": "1s", "dns_failure_refresh_rate": {"base_interval": "2s"},
+        });
+        let named = as_extension(fields, &hosts[..1]).unwrap();
+        let seconds = Duration::from_secs;
+        let refresh = Refresh {
+            every: seconds(30),
+            respects_lifetime: true,
+            lifetime_min: seconds(9),
+            jitter: seconds(1),
+            after_failure: seconds(2),
+            after_failure_max: seconds(20),
+        };
+        assert_eq!((named.first_only, named.family, named.refresh), (true, Family::Ipv4ElseIpv6, refresh));
     }
 
     #[test]

@@ -117,7 +117,8 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
     let weight = value.load_balancing_weight.as_ref().map_or(1, |weight| weight.value);
     let labels = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
     let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
-    Ok(Endpoint { address, remote, socket_labels, host: host.into(), weight, priority, health, locality })
+    let hash_key = metadata("envoy.lb", "hash_key").map(Into::into);
+    Ok(Endpoint { address, remote, hash_key, socket_labels, host: host.into(), weight, priority, health, locality })
 }
 
 /// What is asked for behind the gateway of another network.
@@ -163,5 +164,13 @@ mod tests {
         assert_eq!((read(&json).endpoints.len(), read(&json).refused.len()), (0, 1));
         json["endpoint"]["address"]["envoy_internal_address"]["server_listener_name"] = "forward_inner_connect".into();
         assert_eq!(read(&json).refused.len(), 1, "what a gateway does is not ours");
+    }
+
+    #[test]
+    fn what_an_endpoint_is_hashed_by_is_read() {
+        let mut json = json!({"endpoint": {"address": {"socket_address": {"address": "192.0.2.1", "port_value": 80}}}});
+        assert_eq!(read(&json).endpoints[0].hash_key, None);
+        json["metadata"] = json!({"filter_metadata": {"envoy.lb": {"hash_key": "shard-1"}}});
+        assert_eq!(read(&json).endpoints[0].hash_key.as_deref(), Some("shard-1"));
     }
 }

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Part, Routing, Security, Tuning};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
+use super::super::rule::{Entry, entry, listed, walked, when, whole_when};
 
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
@@ -289,6 +289,20 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Routing,
+        "envoy.extensions.clusters.dns.v3.DnsCluster",
+        &[
+            ("dns_refresh_rate", Whole),
+            ("dns_failure_refresh_rate", Whole),
+            ("respect_dns_ttl", Honoured),
+            ("dns_jitter", Whole),
+            ("typed_dns_resolver_config", Extension(DNS_RESOLVERS)),
+            ("dns_lookup_family", Honoured),
+            ("all_addresses_in_single_endpoint", Honoured),
+            ("dns_min_refresh_rate", Whole),
+        ],
+    ),
+    entry(
+        Routing,
         "envoy.extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig",
         &[
             ("name", Whole),
@@ -361,10 +375,8 @@ pub(super) const ENTRIES: &[Entry] = &[
 
 const DNS_RESOLVERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig")];
 
-const CLUSTER_TYPES: &[super::super::rule::Extension] = &[
-    walked("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"),
-    refused("envoy.extensions.clusters.dns.v3.DnsCluster", "endpoints would be found by DNS"),
-];
+const CLUSTER_TYPES: &[super::super::rule::Extension] =
+    &[walked("envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"), walked("envoy.extensions.clusters.dns.v3.DnsCluster")];
 
 const TRANSPORT_SOCKETS: &[super::super::rule::Extension] = &[walked(INTERNAL), walked(RAW), walked(TLS), walked(PROXY_PROTOCOL)];
 

@@ -294,6 +294,11 @@ pub(super) const ENTRIES: &[Entry] = &[
     // TCP.
     entry(
         Routing,
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+        &[("dns_cache_config", Honoured), ("port_value", Honoured), ("save_upstream_address", Unused("nothing reads it"))],
+    ),
+    entry(
+        Routing,
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         &[
             ("stat_prefix", Unused("names Envoy's own statistics")),

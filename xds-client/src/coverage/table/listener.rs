@@ -190,7 +190,7 @@ const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
     walked("stats.PluginConfig"),
     walked("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
     refused("envoy.extensions.filters.network.wasm.v3.Wasm", "an extension would look at connections"),
-    refused("envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig", "the host would be resolved when asked for"),
+    walked("envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig"),
     refused("envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "connections would be limited"),
     refused("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", "connections would be limited"),
     listed("envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy", "MongoDB is forwarded as TCP, without its statistics"),
