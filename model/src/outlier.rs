@@ -13,6 +13,48 @@ pub struct Consecutive {
     pub enforcing_percent: u32,
 }
 
+/// Endpoints that succeed less often than the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuccessRate {
+    /// In how many of a hundred cases one that answers badly is then ejected.
+    pub enforcing_percent: u32,
+    /// The same for local failures, with [`OutlierDetection::split_local`] only.
+    pub local_enforcing_percent: u32,
+    /// Endpoints that have to be compared at least.
+    pub hosts_min: u32,
+    /// Requests of an interval without which an endpoint is not compared.
+    pub requests_min: u32,
+    /// How many standard deviations below the average are too many, in thousandths.
+    pub deviation_thousandths: u32,
+}
+
+impl Default for SuccessRate {
+    fn default() -> Self {
+        Self { enforcing_percent: 100, local_enforcing_percent: 100, hosts_min: 5, requests_min: 100, deviation_thousandths: 1900 }
+    }
+}
+
+/// Endpoints that fail too often whatever the others do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureShare {
+    /// In how many of a hundred cases one that answers badly is then ejected.
+    pub enforcing_percent: u32,
+    /// The same for local failures, with [`OutlierDetection::split_local`] only.
+    pub local_enforcing_percent: u32,
+    /// Endpoints that have to be judged at least.
+    pub hosts_min: u32,
+    /// Requests of an interval without which an endpoint is not judged.
+    pub requests_min: u32,
+    /// Of a hundred requests so many failures are too many.
+    pub threshold_percent: u32,
+}
+
+impl Default for FailureShare {
+    fn default() -> Self {
+        Self { enforcing_percent: 0, local_enforcing_percent: 0, hosts_min: 5, requests_min: 50, threshold_percent: 85 }
+    }
+}
+
 /// When and for how long endpoints of a cluster are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutlierDetection {
@@ -24,6 +66,10 @@ pub struct OutlierDetection {
     pub local_failures: Consecutive,
     /// Local failures are counted on their own.
     pub split_local: bool,
+    /// After each interval: who falls behind the others.
+    pub success_rate: SuccessRate,
+    /// After each interval: who fails too often.
+    pub failure_share: FailureShare,
     /// How often it is looked whether an endpoint comes back.
     pub interval: Duration,
     /// An endpoint is left out this long times the number of its ejections …
@@ -38,6 +84,16 @@ pub struct OutlierDetection {
     pub always_eject_one: bool,
 }
 
+impl OutlierDetection {
+    /// Whether successes have to be counted, beside rows of failures.
+    #[must_use]
+    pub fn compares(&self) -> bool {
+        let SuccessRate { enforcing_percent: rate, local_enforcing_percent: local_rate, .. } = self.success_rate;
+        let FailureShare { enforcing_percent: share, local_enforcing_percent: local_share, .. } = self.failure_share;
+        rate | share > 0 || (self.split_local && local_rate | local_share > 0)
+    }
+}
+
 impl Default for OutlierDetection {
     fn default() -> Self {
         let five = |enforcing_percent| Consecutive { failures: 5, enforcing_percent };
@@ -46,6 +102,8 @@ impl Default for OutlierDetection {
             gateway_errors: five(0),
             local_failures: five(100),
             split_local: false,
+            success_rate: SuccessRate::default(),
+            failure_share: FailureShare::default(),
             interval: Duration::from_secs(10),
             ejection_time_base: Duration::from_secs(30),
             ejection_time_max: Duration::from_secs(300),

@@ -3,6 +3,7 @@
 //! Not for: protobuf; changes arrive compiled. Invariant: workers never wait for the owner, nor free what it retires.
 
 pub mod breaker;
+mod rates;
 pub mod health;
 mod loads;
 mod hashing;

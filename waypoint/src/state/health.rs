@@ -11,6 +11,7 @@ use model::outlier::OutlierDetection;
 use parking_lot::Mutex;
 
 use super::breaker::Permit;
+use super::rates::Tally;
 
 /// Failures in a row that an endpoint may be ejected for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,10 @@ pub struct EndpointState {
     server_errors: AtomicU32,
     gateway_errors: AtomicU32,
     local_failures: AtomicU32,
+    /// What it answered, where endpoints are compared; without a row of their own local failures too.
+    pub(super) answers: Tally,
+    /// Whether it could be reached, where that is counted on its own.
+    pub(super) connections: Tally,
     /// Faults that the control thread is to look at.
     suspected: AtomicU8,
     is_ejected: AtomicBool,
@@ -79,6 +84,8 @@ impl Default for EndpointState {
             server_errors: AtomicU32::new(0),
             gateway_errors: AtomicU32::new(0),
             local_failures: AtomicU32::new(0),
+            answers: Tally::default(),
+            connections: Tally::default(),
             suspected: AtomicU8::new(0),
             is_ejected: AtomicBool::new(false),
             ejections: Mutex::default(),
@@ -120,6 +127,16 @@ impl EndpointState {
 
     /// Counts a verdict. True: the control thread has to look at this endpoint.
     pub(super) fn note(&self, verdict: Verdict, rules: &OutlierDetection) -> bool {
+        if rules.compares() {
+            match (verdict, rules.split_local) {
+                (Verdict::Answered(status), _) => self.answers.count(status < 500),
+                (Verdict::Reached, false) => self.answers.count(true),
+                (Verdict::NoAnswer | Verdict::TimedOut, false) => self.answers.count(false),
+                (Verdict::Connected, false) => {}
+                (Verdict::Connected | Verdict::Reached, true) => self.connections.count(true),
+                (Verdict::NoAnswer | Verdict::TimedOut, true) => self.connections.count(false),
+            }
+        }
         match (verdict, rules.split_local) {
             (Verdict::Answered(status), _) => self.note_status(status, rules),
             (Verdict::Connected, false) => false,

@@ -10,6 +10,7 @@ use model::outlier::OutlierDetection;
 
 use super::health::{EndpointState, Fault};
 use super::published::{ClusterEntry, Published};
+use super::rates::{self, Tally};
 
 /// When there is no cluster to look at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -79,6 +80,35 @@ pub(super) fn eject(rules: &OutlierDetection, states: &[Arc<EndpointState>], now
     n_ejected != before
 }
 
+/// Ejects who falls behind in an interval that has ended, as far as may be. True: there was one.
+pub(super) fn compare(rules: &OutlierDetection, states: &[Arc<EndpointState>], now: Instant, draw: &mut impl FnMut() -> u64) -> bool {
+    if !rules.compares() {
+        return false;
+    }
+    // Who is left out already is no measure for the others, nor judged when it comes back by what was before.
+    let of = |state: &EndpointState, tally: &Tally| Some(tally.take()).filter(|_| !state.is_ejected()).unwrap_or_default();
+    let answers: Vec<_> = states.iter().map(|state| of(state, &state.answers)).collect();
+    let connections: Vec<_> = states.iter().map(|state| of(state, &state.connections)).collect();
+    let (rate, share) = (&rules.success_rate, &rules.failure_share);
+    let local = |enforcing_percent| if rules.split_local { enforcing_percent } else { 0 };
+    let found = [
+        (rates::behind(rate, &answers), rate.enforcing_percent),
+        (rates::behind(rate, &connections), local(rate.local_enforcing_percent)),
+        (rates::failing(share, &answers), share.enforcing_percent),
+        (rates::failing(share, &connections), local(share.local_enforcing_percent)),
+    ];
+    let mut n_ejected = states.iter().filter(|state| state.is_ejected()).count();
+    let before = n_ejected;
+    for (at, enforcing_percent) in found.into_iter().flat_map(|(found, percent)| found.into_iter().map(move |at| (at, percent))) {
+        let state = &states[at];
+        if !state.is_ejected() && may_eject(rules, n_ejected, states.len()) && is_drawn(enforcing_percent, draw) {
+            note_ejection(rules, state, now, draw);
+            n_ejected += 1;
+        }
+    }
+    n_ejected != before
+}
+
 fn may_eject(rules: &OutlierDetection, n_ejected: usize, n_all: usize) -> bool {
     let within = 100_usize.saturating_mul(n_ejected + 1) <= n_all.saturating_mul(usize::try_from(rules.ejected_percent_max).unwrap_or(100));
     within || (rules.always_eject_one && n_ejected == 0)
@@ -90,7 +120,11 @@ fn is_enforced(rules: &OutlierDetection, fault: Fault, draw: &mut impl FnMut() -
         Fault::GatewayErrors => rules.gateway_errors,
         Fault::LocalFailures => rules.local_failures,
     };
-    rule.enforcing_percent >= 100 || draw() % 100 < u64::from(rule.enforcing_percent)
+    is_drawn(rule.enforcing_percent, draw)
+}
+
+fn is_drawn(percent: u32, draw: &mut impl FnMut() -> u64) -> bool {
+    percent >= 100 || draw() % 100 < u64::from(percent)
 }
 
 fn note_ejection(rules: &OutlierDetection, state: &EndpointState, now: Instant, draw: &mut impl FnMut() -> u64) {
@@ -107,7 +141,7 @@ fn note_ejection(rules: &OutlierDetection, state: &EndpointState, now: Instant, 
 
 #[cfg(test)]
 mod tests {
-    use model::outlier::Consecutive;
+    use model::outlier::{Consecutive, FailureShare, SuccessRate};
 
     use super::super::health::Verdict;
     use super::*;
@@ -196,5 +230,46 @@ mod tests {
         assert!(take_back(&rules, &states, now + Duration::from_secs(30)));
         assert!(!states[0].note(Verdict::Answered(500), &rules));
         assert!(states[0].note(Verdict::Answered(500), &rules));
+    }
+
+    #[test]
+    fn who_falls_behind_in_an_interval_is_ejected_and_counted_anew() {
+        let rules = OutlierDetection { ejected_percent_max: 100, ..OutlierDetection::default() };
+        let states = states(0, 5, &rules);
+        let ask = |bad: usize, verdict: Verdict| {
+            for (at, state) in states.iter().enumerate() {
+                for _ in 0..100 {
+                    state.note(if at == bad { verdict } else { Verdict::Answered(200) }, &rules);
+                }
+            }
+        };
+        let now = Instant::now();
+        ask(5, Verdict::Answered(500));
+        assert!(!compare(&rules, &states, now, &mut || 0), "all are alike");
+        ask(2, Verdict::TimedOut);
+        assert!(compare(&rules, &states, now, &mut || 0) && states[2].is_ejected() && n_ejected(&states) == 1);
+        assert!(!compare(&rules, &states, now, &mut || 0), "nobody was asked since");
+        let never = SuccessRate { enforcing_percent: 0, ..SuccessRate::default() };
+        assert!(!OutlierDetection { success_rate: never, ..rules }.compares(), "as istiod says");
+        let take_back_at = now + rules.ejection_time_base;
+        assert!(take_back(&rules, &states, take_back_at));
+        // Whatever the others do, with a share that is set.
+        let failure_share = FailureShare { enforcing_percent: 100, hosts_min: 1, ..FailureShare::default() };
+        let rules = OutlierDetection { success_rate: never, failure_share, ..rules };
+        ask(0, Verdict::Answered(502));
+        assert!(compare(&rules, &states, take_back_at, &mut || 0) && states[0].is_ejected() && n_ejected(&states) == 1);
+    }
+
+    #[test]
+    fn local_failures_are_compared_on_their_own_where_they_are_split() {
+        let rules = OutlierDetection { split_local: true, ejected_percent_max: 100, ..OutlierDetection::default() };
+        let states = states(0, 5, &rules);
+        for (at, state) in states.iter().enumerate() {
+            for _ in 0..100 {
+                state.note(if at == 1 { Verdict::NoAnswer } else { Verdict::Connected }, &rules);
+                state.note(Verdict::Answered(200), &rules);
+            }
+        }
+        assert!(compare(&rules, &states, Instant::now(), &mut || 0) && states[1].is_ejected() && n_ejected(&states) == 1);
     }
 }

@@ -154,6 +154,7 @@ impl ServedCluster {
         let look_at = *hosts.look_at.get_or_insert(now + rules.interval);
         if now >= look_at {
             is_changed |= outlier::take_back(rules, &states, now);
+            is_changed |= outlier::compare(rules, &states, now, draw);
             hosts.look_at = Some(now + rules.interval);
         }
         if is_changed {

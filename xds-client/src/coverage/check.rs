@@ -101,11 +101,6 @@ pub(super) fn is_first(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0])
 }
 
-/// A number, or a wrapped one.
-pub(super) fn is_zero(value: &Value, _: &Site<'_>) -> bool {
-    unwrapped(value).as_u32() == Some(0)
-}
-
 /// A text that is read as an expression.
 pub(super) fn is_expression(value: &Value, _: &Site<'_>) -> bool {
     value.as_str().is_some_and(|text| model::format::Expression::parse(text).is_ok())

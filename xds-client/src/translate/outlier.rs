@@ -2,7 +2,7 @@
 
 use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection as Proto;
 use envoy_types::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
-use model::outlier::{Consecutive, OutlierDetection};
+use model::outlier::{Consecutive, FailureShare, OutlierDetection, SuccessRate};
 
 use super::{Problem, Translated, duration};
 
@@ -27,6 +27,8 @@ pub(super) fn outlier(value: &Proto) -> Translated<OutlierDetection> {
             "consecutive_local_origin_failure",
         )?,
         split_local: value.split_external_local_origin_errors,
+        success_rate: success_rate(value)?,
+        failure_share: failure_share(value)?,
         interval: positive(value.interval.as_ref(), "interval")?.unwrap_or(default.interval),
         ejection_time_base: base,
         ejection_time_max: longest.unwrap_or(default.ejection_time_max.max(base)),
@@ -46,6 +48,34 @@ fn consecutive(
         failures: failures.map_or(default.failures, |failures| failures.value),
         enforcing_percent: percent(enforcing, default.enforcing_percent, &format!("enforcing_{field}"))?,
     })
+}
+
+fn success_rate(value: &Proto) -> Translated<SuccessRate> {
+    let default = SuccessRate::default();
+    let local = value.enforcing_local_origin_success_rate;
+    Ok(SuccessRate {
+        enforcing_percent: percent(value.enforcing_success_rate, default.enforcing_percent, "enforcing_success_rate")?,
+        local_enforcing_percent: percent(local, default.local_enforcing_percent, "enforcing_local_origin_success_rate")?,
+        hosts_min: number(value.success_rate_minimum_hosts, default.hosts_min),
+        requests_min: number(value.success_rate_request_volume, default.requests_min),
+        deviation_thousandths: number(value.success_rate_stdev_factor, default.deviation_thousandths),
+    })
+}
+
+fn failure_share(value: &Proto) -> Translated<FailureShare> {
+    let default = FailureShare::default();
+    let local = value.enforcing_failure_percentage_local_origin;
+    Ok(FailureShare {
+        enforcing_percent: percent(value.enforcing_failure_percentage, default.enforcing_percent, "enforcing_failure_percentage")?,
+        local_enforcing_percent: percent(local, default.local_enforcing_percent, "enforcing_failure_percentage_local_origin")?,
+        hosts_min: number(value.failure_percentage_minimum_hosts, default.hosts_min),
+        requests_min: number(value.failure_percentage_request_volume, default.requests_min),
+        threshold_percent: percent(value.failure_percentage_threshold, default.threshold_percent, "failure_percentage_threshold")?,
+    })
+}
+
+fn number(value: Option<UInt32Value>, default: u32) -> u32 {
+    value.map_or(default, |value| value.value)
 }
 
 fn percent(value: Option<UInt32Value>, default: u32, field: &str) -> Translated<u32> {
@@ -85,6 +115,8 @@ mod tests {
         assert_eq!(outlier(&more).map_err(|problem| problem.path), Err("outlier_detection.max_ejection_percent".to_owned()));
         let more = Proto { enforcing_consecutive_5xx: Some(UInt32Value { value: 101 }), ..Proto::default() };
         assert_eq!(outlier(&more).map_err(|problem| problem.path), Err("outlier_detection.enforcing_consecutive_5xx".to_owned()));
+        let more = Proto { failure_percentage_threshold: Some(UInt32Value { value: 101 }), ..Proto::default() };
+        assert_eq!(outlier(&more).map_err(|problem| problem.path), Err("outlier_detection.failure_percentage_threshold".to_owned()));
         let short = Proto { max_ejection_time: Some(ProtoDuration { seconds: 29, nanos: 0 }), ..Proto::default() };
         assert_eq!(outlier(&short).map_err(|problem| problem.path), Err("outlier_detection.max_ejection_time".to_owned()));
     }

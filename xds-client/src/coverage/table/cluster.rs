@@ -8,8 +8,6 @@ const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const PROXY_PROTOCOL: &str = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
-const NO_RATES: &str = "endpoints are not compared with each other";
-const OF_RATES: &str = "belongs to comparisons of endpoints, which are listed";
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -146,16 +144,16 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("max_ejection_time_jitter", Honoured),
             ("max_ejection_percent", Honoured),
             ("always_eject_one_host", Honoured),
-            ("enforcing_success_rate", when("0", check::is_zero, NO_RATES)),
-            ("enforcing_local_origin_success_rate", when("0", check::is_zero, NO_RATES)),
-            ("enforcing_failure_percentage", when("0", check::is_zero, NO_RATES)),
-            ("enforcing_failure_percentage_local_origin", when("0", check::is_zero, NO_RATES)),
-            ("success_rate_minimum_hosts", Unused(OF_RATES)),
-            ("success_rate_request_volume", Unused(OF_RATES)),
-            ("success_rate_stdev_factor", Unused(OF_RATES)),
-            ("failure_percentage_threshold", Unused(OF_RATES)),
-            ("failure_percentage_minimum_hosts", Unused(OF_RATES)),
-            ("failure_percentage_request_volume", Unused(OF_RATES)),
+            ("enforcing_success_rate", Honoured),
+            ("enforcing_local_origin_success_rate", Honoured),
+            ("enforcing_failure_percentage", Honoured),
+            ("enforcing_failure_percentage_local_origin", Honoured),
+            ("success_rate_minimum_hosts", Honoured),
+            ("success_rate_request_volume", Honoured),
+            ("success_rate_stdev_factor", Honoured),
+            ("failure_percentage_threshold", Honoured),
+            ("failure_percentage_minimum_hosts", Honoured),
+            ("failure_percentage_request_volume", Honoured),
             ("successful_active_health_check_uneject_host", Unused("belongs to health checks, which are refused")),
         ],
     ),
