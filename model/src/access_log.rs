@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::collector::Collector;
 use crate::flags::ResponseFlag;
 use crate::format::{Expression, HeaderUse, JsonFormat, TextFormat};
-use crate::stream_view::{Field, StreamView, Value};
+use crate::stream_view::{Field, Side, StreamView, Value};
 
 /// How a line looks.
 #[derive(Clone, Debug)]
@@ -22,7 +24,59 @@ pub enum LogFormat {
         body: Option<RecordValue>,
         /// Its attributes, in their order.
         attributes: Vec<(Arc<str>, RecordValue)>,
+        /// Whether it says why a request was refused, in attributes of our own.
+        adds_refusal: bool,
     },
+    /// An entry of Envoy's access log service.
+    Entry(Box<EntryFields>),
+}
+
+/// What kind of entry is logged, whatever the stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EntryKind {
+    /// `HTTPAccessLogEntry`.
+    Http,
+    /// `TCPAccessLogEntry`.
+    Tcp,
+}
+
+/// What an entry says beside what all say.
+#[derive(Clone, Debug)]
+pub struct EntryFields {
+    /// Its kind.
+    pub kind: EntryKind,
+    /// Peers, by the name of the filter state that they are in.
+    pub peers: Vec<(Arc<str>, Side)>,
+    /// Headers of the request.
+    pub request_headers: Vec<HeaderName>,
+    /// Headers of the answer.
+    pub response_headers: Vec<HeaderName>,
+    /// Trailers of the answer.
+    pub response_trailers: Vec<HeaderName>,
+    /// Whether it says why a request was refused, in custom tags of our own.
+    pub adds_refusal: bool,
+}
+
+impl EntryFields {
+    /// Request headers that every entry of HTTP has a field for.
+    pub const STANDARD: [HeaderName; 5] = [
+        http::header::USER_AGENT,
+        http::header::REFERER,
+        HeaderName::from_static("x-forwarded-for"),
+        HeaderName::from_static("x-request-id"),
+        HeaderName::from_static("x-envoy-original-path"),
+    ];
+
+    fn uses(&self, headers: &mut HeaderUse) {
+        if self.kind == EntryKind::Http {
+            Self::STANDARD.iter().chain(&self.request_headers).for_each(|name| headers.add_request(name));
+            for (names, kept) in [(&self.response_headers, &mut headers.response), (&self.response_trailers, &mut headers.trailers)] {
+                for name in names.iter().filter(|name| !kept.contains(name)).cloned().collect::<Vec<_>>() {
+                    kept.push(name);
+                }
+            }
+        }
+    }
 }
 
 /// A value in a log record. Whatever an operator yields is a text.
@@ -97,15 +151,32 @@ pub enum LogTarget {
     Collector(Arc<LogCollector>),
 }
 
-/// A collector of log records, and what it is told of their origin.
+/// A collector of logs, and what it is told of their origin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LogCollector {
     /// Who takes them.
     pub collector: Collector,
-    /// Attributes of the resource.
-    pub resource: Vec<(Arc<str>, Arc<str>)>,
-    /// The log's name, for the attributes that say where a record is from; none leaves them out.
-    pub builtin_labels: Option<Arc<str>>,
+    /// What it takes.
+    pub origin: LogOrigin,
+}
+
+/// What a collector of logs takes, and what it is told of where they are from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LogOrigin {
+    /// Records of OpenTelemetry.
+    Records {
+        /// Attributes of the resource.
+        resource: Vec<(Arc<str>, Arc<str>)>,
+        /// The log's name, for the attributes that say where a record is from; none leaves them out.
+        builtin_labels: Option<Arc<str>>,
+    },
+    /// Entries of Envoy's access log service.
+    Entries {
+        /// Their kind: a stream has one.
+        kind: EntryKind,
+        /// The log's name.
+        log_name: Arc<str>,
+    },
 }
 
 /// One logger.
@@ -130,10 +201,11 @@ impl AccessLog {
         match &self.format {
             LogFormat::Text(format) => format.uses(headers),
             LogFormat::Json(format) => format.uses(headers),
-            LogFormat::Record { body, attributes } => {
+            LogFormat::Record { body, attributes, .. } => {
                 body.iter().for_each(|body| body.uses(headers));
                 attributes.iter().for_each(|(_, value)| value.uses(headers));
             }
+            LogFormat::Entry(fields) => fields.uses(headers),
         }
     }
 
@@ -142,18 +214,23 @@ impl AccessLog {
         self.filters.iter().all(|filter| filter.passes(view))
     }
 
-    /// Lines of a JSON format say why a request was refused, as one more member, where the format itself prints nothing of it.
-    /// A text has no place for more, and a record has the attributes that its configuration names.
+    /// Lines of a JSON format say why a request was refused, as one more member, where the format itself prints nothing of it;
+    /// records and entries say it in attributes and tags, as spans do. A text has no place for more.
     #[must_use]
     pub fn adding_refusal(self) -> Self {
         let format = match self.format {
             LogFormat::Json(format) => LogFormat::Json(format.adding_refusal()),
-            other @ (LogFormat::Text(_) | LogFormat::Record { .. }) => other,
+            LogFormat::Record { body, attributes, .. } => LogFormat::Record { body, attributes, adds_refusal: true },
+            LogFormat::Entry(mut fields) => {
+                fields.adds_refusal = true;
+                LogFormat::Entry(fields)
+            }
+            text @ LogFormat::Text(_) => text,
         };
         Self { format, ..self }
     }
 
-    /// Appends the request's line to `out`, if it is to be logged; says whether it was. Records are not lines.
+    /// Appends the request's line to `out`, if it is to be logged; says whether it was. Records and entries are not lines.
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) -> bool {
         if !self.passes(view) {
             return false;
@@ -161,7 +238,7 @@ impl AccessLog {
         match &self.format {
             LogFormat::Text(format) => format.render(view, out),
             LogFormat::Json(format) => format.render(view, out),
-            LogFormat::Record { .. } => return false,
+            LogFormat::Record { .. } | LogFormat::Entry(_) => return false,
         }
         true
     }

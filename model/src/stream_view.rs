@@ -23,6 +23,7 @@ pub enum Field {
     ResponseFlags,
     ConnectionTerminationDetails,
     UpstreamTransportFailureReason,
+    UpstreamTransportFailureReasonSpaced,
     BytesReceived,
     BytesSent,
     Duration,

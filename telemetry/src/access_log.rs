@@ -2,6 +2,7 @@
 //!
 //! Not for: what a line says, which is `model::format`. Invariant: logging never waits for a disk, a pipe or a collector.
 
+mod entry;
 mod record;
 mod writer;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use model::access_log::{LogFormat, LogTarget};
 use model::stream_view::StreamView;
 
+use self::entry::EntryWriter;
 use self::record::RecordWriter;
 use crate::export::{Exporters, Queue};
 use crate::record::ChainTelemetry;
@@ -35,11 +37,12 @@ pub(crate) struct WorkerLogs {
     exporters: Arc<Exporters>,
     ways: Vec<(LogTarget, Way)>,
     records: RecordWriter,
+    entries: EntryWriter,
 }
 
 impl WorkerLogs {
     pub(crate) fn new(writers: Arc<Writers>, exporters: Arc<Exporters>) -> Self {
-        Self { writers, exporters, ways: Vec::new(), records: RecordWriter::default() }
+        Self { writers, exporters, ways: Vec::new(), records: RecordWriter::default(), entries: EntryWriter::default() }
     }
 
     /// Writes the lines and records that the chain wants of this request or connection.
@@ -52,7 +55,11 @@ impl WorkerLogs {
             match &self.ways[at].1 {
                 Way::File(outlet) => outlet.write(|line| log.render(view, line)),
                 Way::Collector(queue) if log.passes(view) => match &log.format {
-                    LogFormat::Record { body, attributes } => queue.push(|| self.records.write(body.as_ref(), attributes, view)),
+                    LogFormat::Record { body, attributes, adds_refusal } => {
+                        let refusal = view.refusal().filter(|_| *adds_refusal);
+                        queue.push(|| self.records.write(body.as_ref(), attributes, refusal, view));
+                    }
+                    LogFormat::Entry(fields) => queue.push(|| self.entries.write(fields, view)),
                     LogFormat::Text(_) | LogFormat::Json(_) => {}
                 },
                 Way::Collector(_) => {}
@@ -65,7 +72,7 @@ impl WorkerLogs {
 
     fn way(&self, target: &LogTarget) -> Way {
         match target {
-            LogTarget::Collector(logs) => self.exporters.records(logs).map_or(Way::NoCollector, Way::Collector),
+            LogTarget::Collector(logs) => self.exporters.logs(logs).map_or(Way::NoCollector, Way::Collector),
             LogTarget::Stdout | LogTarget::Stderr | LogTarget::File(_) => self.writers.outlet(target).map_or(Way::NoFile, Way::File),
         }
     }

@@ -1,4 +1,4 @@
-//! What leaves for collectors: a task for each, which empties its queue in calls.
+//! What leaves for collectors: a task for each, which empties its queue in calls, or over a stream.
 //!
 //! Not for: making spans and records, or reaching collectors; the process dials through its own clusters, behind
 //! [`CollectorConnector`]. Invariants: a call ends within [`EXPORT_TIMEOUT`], retries included; what is not taken by then is counted.
@@ -7,6 +7,7 @@ mod call;
 mod payload;
 mod post;
 mod queue;
+mod stream;
 
 use std::future::Future;
 use std::io;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use model::access_log::LogCollector;
+use model::access_log::{EntryKind, LogCollector, LogOrigin};
 use model::collector::{Call, Collector};
 use model::tracing::SpanProvider;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
@@ -27,15 +28,16 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use self::call::Caller;
 pub(crate) use self::payload::Origin;
-use self::payload::{Envelope, Payload};
+use self::payload::{Entries, Envelope, Payload};
 use self::post::Poster;
 use self::queue::Batch;
 pub use self::queue::{BATCH_BYTES, BATCH_ITEMS, QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
-pub(crate) use self::queue::{ExportCounters, Queue};
+pub(crate) use self::queue::{ExportCounters, Framing, Queue};
+use self::stream::Streamer;
 
 /// Collectors at most; what is for others is dropped and counted.
 pub const EXPORTERS_MAX: usize = 16;
@@ -113,6 +115,13 @@ pub(crate) enum Signal {
         /// The resource's attributes.
         resource: Vec<(Arc<str>, Arc<str>)>,
     },
+    /// Entries of Envoy's access log service.
+    Entries {
+        /// Their kind.
+        kind: EntryKind,
+        /// The log's name.
+        log_name: Arc<str>,
+    },
 }
 
 /// What goes to which collector.
@@ -174,16 +183,20 @@ impl Exporters {
         })
     }
 
-    /// The queue of a collector of log records; none if there are too many collectors.
-    pub(crate) fn records(&self, logs: &LogCollector) -> Option<Queue> {
-        let mut resource = Vec::new();
-        if let Some(log_name) = &logs.builtin_labels {
-            let Origin { node_id, node_cluster, zone } = &self.origin;
-            let labels = [("log_name", log_name), ("zone_name", zone), ("cluster_name", node_cluster), ("node_name", node_id)];
-            resource.extend(labels.map(|(key, value)| (Arc::from(key), Arc::clone(value))));
-        }
-        resource.extend_from_slice(&logs.resource);
-        self.queue(Outgoing { collector: logs.collector.clone(), signal: Signal::Records { resource } })
+    /// The queue of a collector of logs; none if there are too many collectors.
+    pub(crate) fn logs(&self, logs: &LogCollector) -> Option<Queue> {
+        let signal = match &logs.origin {
+            LogOrigin::Records { resource, builtin_labels } => {
+                let Origin { node_id, node_cluster, zone, .. } = &self.origin;
+                let builtin = builtin_labels.iter().flat_map(|log_name| {
+                    [("log_name", log_name), ("zone_name", zone), ("cluster_name", node_cluster), ("node_name", node_id)]
+                });
+                let builtin = builtin.map(|(key, value)| (Arc::from(key), Arc::clone(value)));
+                Signal::Records { resource: builtin.chain(resource.iter().cloned()).collect() }
+            }
+            LogOrigin::Entries { kind, log_name } => Signal::Entries { kind: *kind, log_name: Arc::clone(log_name) },
+        };
+        self.queue(Outgoing { collector: logs.collector.clone(), signal })
     }
 
     fn queue(&self, outgoing: Outgoing) -> Option<Queue> {
@@ -195,12 +208,14 @@ impl Exporters {
             tracing::error!(cluster = %outgoing.collector.cluster, "too many collectors: what is for this one is dropped");
             return None;
         }
-        let counters = match &outgoing.signal {
-            Signal::Spans { .. } => &self.counters.spans,
-            Signal::Records { .. } => &self.counters.records,
+        let (counters, framing) = match &outgoing.signal {
+            Signal::Spans { .. } => (&self.counters.spans, Framing::OTLP),
+            Signal::Records { .. } => (&self.counters.records, Framing::OTLP),
+            Signal::Entries { .. } => (&self.counters.records, Framing::ENTRIES),
         };
-        let queue = Queue::new(counters.clone());
-        let task = self.control.spawn(run(outgoing.clone(), Arc::clone(&self.connector), queue.clone(), self.flush_interval));
+        let queue = Queue::new(counters.clone(), framing);
+        let (origin, connector) = (self.origin.clone(), Arc::clone(&self.connector));
+        let task = self.control.spawn(run(outgoing.clone(), origin, connector, queue.clone(), self.flush_interval));
         running.push(Running { outgoing, queue: queue.clone(), task });
         Some(queue)
     }
@@ -236,22 +251,33 @@ impl Exporters {
 }
 
 /// A collector's task.
-async fn run(outgoing: Outgoing, connector: Arc<dyn CollectorConnector>, queue: Queue, flush_interval: Duration) {
-    let cluster = Arc::clone(&outgoing.collector.cluster);
-    let courier = match Courier::new(&outgoing, connector) {
-        Ok(courier) => courier,
+async fn run(outgoing: Outgoing, origin: Origin, connector: Arc<dyn CollectorConnector>, queue: Queue, flush_interval: Duration) {
+    let mut tick = interval(flush_interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let Outgoing { collector, signal } = &outgoing;
+    let built = match signal {
+        Signal::Entries { kind, log_name } => Streamer::new(collector, Entries::new(&origin.node, log_name, *kind), connector)
+            .map(|streamer| Exporter::Stream(Box::new(streamer))),
+        Signal::Spans { .. } | Signal::Records { .. } => {
+            Courier::new(&outgoing, connector).map(|courier| Exporter::Calls(Box::new(courier)))
+        }
+    };
+    match built {
+        Ok(Exporter::Stream(streamer)) => streamer.run(queue, tick).await,
+        Ok(Exporter::Calls(courier)) => call(&courier, &queue, tick, &collector.cluster).await,
         Err(error) => {
-            tracing::error!(%cluster, %error, "nothing is exported");
+            tracing::error!(cluster = %collector.cluster, %error, "nothing is exported");
             queue.close();
             while let Some(batch) = queue.pop(true) {
                 batch.unwanted();
             }
-            return;
         }
-    };
+    }
+}
+
+/// Calls a collector with what its queue holds, until it is asked to stop and empty.
+async fn call(courier: &Courier, queue: &Queue, mut tick: Interval, cluster: &str) {
     let mut calls = FuturesUnordered::new();
-    let mut tick = interval(flush_interval);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complained: Option<Instant> = None;
     // Whether a batch that is not full leaves too.
     let mut is_flushing = false;
@@ -281,6 +307,11 @@ async fn run(outgoing: Outgoing, connector: Arc<dyn CollectorConnector>, queue: 
     }
 }
 
+enum Exporter {
+    Calls(Box<Courier>),
+    Stream(Box<Streamer>),
+}
+
 enum Way {
     Grpc(Caller),
     Http(Poster),
@@ -300,7 +331,7 @@ impl Courier {
             Call::Grpc => {
                 let path = match signal {
                     Signal::Spans { .. } => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-                    Signal::Records { .. } => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+                    Signal::Records { .. } | Signal::Entries { .. } => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
                 };
                 Way::Grpc(Caller::new(collector, path, connector)?)
             }

@@ -45,6 +45,8 @@ pub struct TelemetrySettings {
     pub node_id: Arc<str>,
     /// The node's cluster, `waypoint.emojivoto`.
     pub node_cluster: Arc<str>,
+    /// The whole node, as an encoded `envoy.config.core.v3.Node`; access log services are told of it.
+    pub node: Arc<[u8]>,
     /// The node's zone; empty if unknown.
     pub zone: Arc<str>,
     /// `%HOSTNAME%`.
@@ -70,6 +72,7 @@ impl Default for TelemetrySettings {
         Self {
             node_id: Arc::from(""),
             node_cluster: Arc::from(""),
+            node: Arc::from([]),
             zone: Arc::from(""),
             hostname: None,
             istio_version: Arc::from("unknown"),
@@ -130,7 +133,12 @@ pub struct MirrorCounters {
 }
 
 fn origin(settings: &TelemetrySettings) -> Origin {
-    Origin { node_id: Arc::clone(&settings.node_id), node_cluster: Arc::clone(&settings.node_cluster), zone: Arc::clone(&settings.zone) }
+    Origin {
+        node_id: Arc::clone(&settings.node_id),
+        node_cluster: Arc::clone(&settings.node_cluster),
+        zone: Arc::clone(&settings.zone),
+        node: Arc::clone(&settings.node),
+    }
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {

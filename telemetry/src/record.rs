@@ -234,6 +234,7 @@ impl StreamRecord {
             Field::ResponseCodeDetailsSpaced => text(self.details.as_deref()),
             Field::ResponseCodeDetails => underscored(self.details.as_deref()),
             Field::ConnectionTerminationDetails => underscored(self.termination_details.as_deref()),
+            Field::UpstreamTransportFailureReasonSpaced => text(self.failure_reason.as_deref()),
             Field::UpstreamTransportFailureReason => underscored(self.failure_reason.as_deref()),
             Field::ResponseFlags => Value::Flags(self.flags),
             Field::BytesReceived => Value::Number(self.bytes_received),

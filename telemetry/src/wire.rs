@@ -70,10 +70,10 @@ pub(crate) fn fixed32(out: &mut Vec<u8>, field: u32, value: u32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// An enumeration's number.
-pub(crate) fn number(out: &mut Vec<u8>, field: u32, value: u32) {
+/// An unsigned number, or that of an enumeration.
+pub(crate) fn number(out: &mut Vec<u8>, field: u32, value: impl Into<u64>) {
     tag(out, field, VARINT);
-    encode_varint(u64::from(value), out);
+    encode_varint(value.into(), out);
 }
 
 /// A `KeyValue` whose value is the text that `parts` make together.

@@ -116,7 +116,7 @@ impl Process {
         let network = Arc::new(network_header(&settings.node.network));
         let dialer = collector::dialer(&tls, &accepted, &originator, &network);
         let telemetry = Telemetry::new(
-            telemetry_settings(&settings, node.id()),
+            telemetry_settings(&settings, &node),
             tokio::runtime::Handle::current(),
             collector::connector(&published, &dialer),
         );
@@ -218,10 +218,11 @@ async fn watch_files(keeper: Arc<Mutex<Keeper>>) {
     }
 }
 
-fn telemetry_settings(settings: &Settings, node_id: &str) -> TelemetrySettings {
+fn telemetry_settings(settings: &Settings, node: &Node) -> TelemetrySettings {
     TelemetrySettings {
-        node_id: node_id.into(),
+        node_id: node.id().into(),
         node_cluster: settings.node.service_cluster.as_str().into(),
+        node: node.encoded().into(),
         hostname: Some(settings.node.pod_name.as_str().into()),
         istio_version: settings.node.istio_version.as_str().into(),
         histogram_bounds: settings.histogram_bounds.clone(),

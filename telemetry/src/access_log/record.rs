@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use model::access_log::RecordValue;
+use model::refusal::Refusal;
 use model::stream_view::{Field, StreamView, Value};
 
 use crate::trace::nanoseconds;
@@ -38,8 +39,14 @@ pub(super) struct RecordWriter {
 }
 
 impl RecordWriter {
-    /// The record of a request or connection.
-    pub(super) fn write(&mut self, body: Option<&RecordValue>, attributes: &[(Arc<str>, RecordValue)], view: &dyn StreamView) -> &[u8] {
+    /// The record of a request or connection, and, if it is to say so, of why it was refused.
+    pub(super) fn write(
+        &mut self,
+        body: Option<&RecordValue>,
+        attributes: &[(Arc<str>, RecordValue)],
+        refusal: Option<&Refusal>,
+        view: &dyn StreamView,
+    ) -> &[u8] {
         let Self { record, rendered } = self;
         record.clear();
         if let Value::Time(start) = view.field(Field::StartTime) {
@@ -50,6 +57,9 @@ impl RecordWriter {
         }
         for pair in attributes {
             wire::nested(record, field::ATTRIBUTES, |out| write_pair(out, pair, view, rendered));
+        }
+        for (field, text) in refusal.iter().flat_map(|refusal| refusal.fields()) {
+            wire::attribute(record, field::ATTRIBUTES, field.attribute(), &[&text]);
         }
         if let Value::Hex128(id) = view.field(Field::TraceId) {
             wire::bytes(record, field::TRACE_ID, &id.to_be_bytes());

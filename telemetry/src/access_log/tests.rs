@@ -8,6 +8,7 @@ use http::uri::Scheme;
 use model::access_log::{AccessLog, LogFilter, LogFormat, RecordValue};
 use model::flags::ResponseFlag;
 use model::format::{Expression, JsonFormat, JsonValue, TextFormat};
+use model::refusal::{Refusal, RefusedBy};
 use model::stream_view::StreamView;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
@@ -319,7 +320,7 @@ fn l25_a_record_for_a_collector_has_the_line_texts_as_attributes_and_the_ids_of_
     let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(fixture::tracing())));
     record.trace = begin(Some(&fixture::tracing()), &headers(&[]), true, &mut fastrand::Rng::with_seed(1)).trace;
     let mut writer = super::record::RecordWriter::default();
-    let bytes = writer.write(Some(&text("%REQ(:METHOD)% %RESPONSE_FLAGS%\n")), &attributes, &record);
+    let bytes = writer.write(Some(&text("%REQ(:METHOD)% %RESPONSE_FLAGS%\n")), &attributes, None, &record);
     let read = LogRecord::decode(bytes).unwrap();
     let string = |text: &str| Some(AnyValue { value: Some(Value::StringValue(text.to_owned())) });
     let pair = |key: &str, value| KeyValue { key: key.to_owned(), value, ..KeyValue::default() };
@@ -332,8 +333,18 @@ fn l25_a_record_for_a_collector_has_the_line_texts_as_attributes_and_the_ids_of_
     assert_eq!((read.trace_id, read.span_id), (trace.trace_id.to_be_bytes().to_vec(), trace.span_id.to_be_bytes().to_vec()));
     // Longer than what one byte can say.
     let long = "long ".repeat(100);
-    let read = LogRecord::decode(writer.write(Some(&text(&long)), &[], &record)).unwrap();
+    let read = LogRecord::decode(writer.write(Some(&text(&long)), &[], None, &record)).unwrap();
     assert_eq!(read.body, string(&long));
+}
+
+#[test]
+fn a_record_of_a_refused_request_says_why_in_attributes() {
+    let mut record = fixture::request(&fixture::chain(None, Vec::new(), None));
+    record.stream.refusal = Some(Box::new(Refusal::new(RefusedBy::NoAllowPolicy)));
+    let mut writer = super::record::RecordWriter::default();
+    let read = LogRecord::decode(writer.write(None, &[], record.refusal(), &record)).unwrap();
+    let value = Some(AnyValue { value: Some(Value::StringValue("no_allow_policy".to_owned())) });
+    assert_eq!(read.attributes, [KeyValue { key: "waypoint.refusal.by".to_owned(), value, ..KeyValue::default() }]);
 }
 
 #[test]
@@ -341,8 +352,8 @@ fn l25_a_connections_record_has_no_ids() {
     let connection = fixture::connection(&fixture::chain(None, Vec::new(), None));
     let mut writer = super::record::RecordWriter::default();
     let body = RecordValue::Text(TextFormat::parse("%BYTES_SENT%", &mut Vec::new()));
-    let read = LogRecord::decode(writer.write(Some(&body), &[], &connection)).unwrap();
+    let read = LogRecord::decode(writer.write(Some(&body), &[], None, &connection)).unwrap();
     assert_eq!((read.body.unwrap().value, read.trace_id.len(), read.span_id.len()), (Some(Value::StringValue("0".to_owned())), 0, 0));
-    let read = LogRecord::decode(writer.write(None, &[], &connection)).unwrap();
+    let read = LogRecord::decode(writer.write(None, &[], None, &connection)).unwrap();
     assert_eq!((read.body, read.attributes.len()), (None, 0));
 }

@@ -34,7 +34,7 @@ impl Caller {
     /// Calls `path` of the collector.
     pub(super) fn new(collector: &Collector, path: &'static str, connector: Arc<dyn CollectorConnector>) -> Result<Self, BuildError> {
         let metadata = collector.headers.iter().cloned().collect();
-        let client = Grpc::new(channel(collector, connector)?);
+        let client = Grpc::new(channel(collector, Some(EXPORT_TIMEOUT), connector)?);
         Ok(Self { client, path: PathAndQuery::from_static(path), metadata: MetadataMap::from_headers(metadata) })
     }
 
@@ -105,8 +105,12 @@ impl Decoder for Encoded {
     }
 }
 
-/// A channel that dials through the connector and names the collector's authority, whatever the endpoint's address.
-pub(super) fn channel(collector: &Collector, connector: Arc<dyn CollectorConnector>) -> Result<Channel, BuildError> {
+/// A channel whose calls take so long at most, that dials through the connector and names the collector's authority, whatever the endpoint's address.
+pub(super) fn channel(
+    collector: &Collector,
+    timeout: Option<Duration>,
+    connector: Arc<dyn CollectorConnector>,
+) -> Result<Channel, BuildError> {
     let endpoint = Endpoint::from_shared(format!("http://{}", collector.authority))
         .ok()
         .filter(|endpoint| endpoint.uri().authority().is_some())
@@ -116,10 +120,10 @@ pub(super) fn channel(collector: &Collector, connector: Arc<dyn CollectorConnect
         let connecting = connector.connect(&to);
         async move { connecting.await.map(TokioIo::new) }
     });
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(EXPORT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE);
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE);
+    let endpoint = match timeout {
+        Some(timeout) => endpoint.timeout(timeout),
+        None => endpoint,
+    };
     Ok(endpoint.connect_with_connector_lazy(dial))
 }

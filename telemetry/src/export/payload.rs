@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use model::access_log::EntryKind;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
@@ -55,6 +56,7 @@ impl Envelope {
                     InstrumentationScope { name: "waypoint".to_owned(), version: version.to_owned(), ..InstrumentationScope::default() };
                 (attributes, Some(scope))
             }
+            Signal::Entries { .. } => (Vec::new(), None),
             Signal::Records { resource } => (resource.iter().map(|(key, value)| attribute(key, value)).collect(), None),
         };
         let resource = Resource { attributes, ..Resource::default() };
@@ -74,6 +76,39 @@ impl Envelope {
         for part in [resource, &scoped, scope] {
             head.extend_from_slice(part);
         }
+        Payload { head: head.into(), items: items.into() }
+    }
+}
+
+/// What goes over a stream of Envoy's access log service: `StreamAccessLogsMessage`s.
+#[derive(Debug)]
+pub(super) struct Entries {
+    /// The field `identifier`, which the first message has.
+    identifier: Vec<u8>,
+    /// `http_logs` or `tcp_logs`.
+    field: u32,
+}
+
+impl Entries {
+    /// Of a log that a node, which is encoded already, writes.
+    pub(super) fn new(node: &[u8], log_name: &str, kind: EntryKind) -> Self {
+        let mut identifier = Vec::new();
+        wire::nested(&mut identifier, FIRST, |out| {
+            wire::head(out, 1, node.len());
+            out.extend_from_slice(node);
+            wire::bytes(out, 2, log_name.as_bytes());
+        });
+        let field = match kind {
+            EntryKind::Http => 2,
+            EntryKind::Tcp => 3,
+        };
+        Self { identifier, field }
+    }
+
+    /// A message with these items, which are fields of `HTTPAccessLogEntries` or `TCPAccessLogEntries`.
+    pub(super) fn around(&self, items: Vec<u8>, is_first: bool) -> Payload {
+        let mut head = if is_first { self.identifier.clone() } else { Vec::new() };
+        wire::head(&mut head, self.field, items.len());
         Payload { head: head.into(), items: items.into() }
     }
 }
@@ -98,4 +133,6 @@ pub(crate) struct Origin {
     pub(crate) node_cluster: Arc<str>,
     /// Its zone.
     pub(crate) zone: Arc<str>,
+    /// All of it: an encoded `Node`.
+    pub(crate) node: Arc<[u8]>,
 }

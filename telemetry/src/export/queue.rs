@@ -25,8 +25,19 @@ pub const QUEUE_ITEMS_MAX: usize = 8192;
 /// Their bytes at most: enough for nearly as many of usual size, and a bound for those of huge headers.
 pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// `ScopeSpans.spans` and `ScopeLogs.log_records`.
-const ITEMS_FIELD: u32 = 2;
+/// What stands before an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// The head of a repeated field.
+    Field(u32),
+}
+
+impl Framing {
+    /// `ScopeSpans.spans` and `ScopeLogs.log_records`.
+    pub(crate) const OTLP: Self = Self::Field(2);
+    /// `HTTPAccessLogEntries.log_entry` and `TCPAccessLogEntries.log_entry`.
+    pub(crate) const ENTRIES: Self = Self::Field(1);
+}
 
 /// What became of spans, or of records.
 #[derive(Clone, Debug)]
@@ -111,11 +122,12 @@ struct Shared {
 pub(crate) struct Queue {
     shared: Arc<Shared>,
     counters: ExportCounters,
+    framing: Framing,
 }
 
 impl Queue {
-    pub(crate) fn new(counters: ExportCounters) -> Self {
-        Self { shared: Arc::default(), counters }
+    pub(crate) fn new(counters: ExportCounters, framing: Framing) -> Self {
+        Self { shared: Arc::default(), counters, framing }
     }
 
     /// Hands over the item that `make` makes, if there is room for it: while a collector is down, none is made.
@@ -137,7 +149,9 @@ impl Queue {
         }
         let Waiting { last, bytes, .. } = &mut *waiting;
         let before = last.items.len();
-        wire::head(&mut last.items, ITEMS_FIELD, item.len());
+        match self.framing {
+            Framing::Field(field) => wire::head(&mut last.items, field, item.len()),
+        }
         last.items.extend_from_slice(item);
         last.count += 1;
         *bytes += last.items.len() - before;

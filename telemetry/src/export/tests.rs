@@ -181,7 +181,7 @@ async fn t26_a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
 #[test]
 fn a_full_queue_drops_and_counts_and_never_waits() {
     let counters = counters();
-    let queue = Queue::new(counters.clone());
+    let queue = Queue::new(counters.clone(), Framing::OTLP);
     let span = span();
     (0..QUEUE_ITEMS_MAX).for_each(|_| queue.push(|| &span));
     (0..7).for_each(|_| queue.push(|| panic!("made without room")));
@@ -268,7 +268,7 @@ async fn equal_providers_share_an_exporter_and_exporters_are_limited() {
 #[test]
 fn spans_of_huge_headers_leave_in_small_calls_and_wait_within_a_bound() {
     let counters = counters();
-    let queue = Queue::new(counters.clone());
+    let queue = Queue::new(counters.clone(), Framing::OTLP);
     let agent = "a".repeat(50_000);
     let (bytes, _) = span_of(|record| record.capture_request(&fixture::headers(&[("user-agent", &agent)])));
     let pushed = 2 * QUEUE_BYTES_MAX / bytes.len();
@@ -342,7 +342,8 @@ async fn the_bytes_mean_what_opentelemetrys_own_exporter_sends() {
 
     let (received, mut requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
-    let channel = channel(&fixture::collector(), Arc::new(InProcess { received, asked, answers: Answers::default() })).unwrap();
+    let channel =
+        channel(&fixture::collector(), Some(EXPORT_TIMEOUT), Arc::new(InProcess { received, asked, answers: Answers::default() })).unwrap();
     let theirs = SpanExporter::builder().with_tonic().with_channel(channel).build().unwrap();
     export_with(theirs, span_data(&meant)).await;
     let theirs = requests.recv().await.unwrap().1;

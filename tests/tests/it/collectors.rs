@@ -7,16 +7,21 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http::StatusCode;
+use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry};
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
+use http::{Method, StatusCode};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use prost::Message as _;
 use serde_json::{Value, json};
+use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
+use tests::peer::empty;
 use tests::scenario::{DB, DB_CHAIN, Mesh, WEB, WEB_CHAIN};
-use tests::telemetry_sink::{Speaks, TelemetrySink};
+use tests::telemetry_sink::{Message, Speaks, TelemetrySink};
 use tests::workload::App;
 
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -171,5 +176,132 @@ async fn spans_are_exported_over_http_to_the_path_that_is_configured() -> Result
     assert_eq!((message.path.as_str(), &message.headers["x-tenant"]), ("/v1/traces", &"shop".parse()?));
     let request = ExportTraceServiceRequest::decode(message.body)?;
     assert_eq!(request.resource_spans[0].scope_spans[0].spans[0].name, "web.shop.svc.cluster.local:80/*");
+    Ok(())
+}
+
+/// The logger that istiod makes of the providers `envoyHttpAls` and `envoyTcpAls`.
+fn grpc_logger(kind: &str) -> Value {
+    json!({
+        "name": format!("envoy.access_loggers.{}_grpc", kind.to_lowercase()),
+        "typed_config": {
+            "@type": format!("type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.{kind}GrpcAccessLogConfig"),
+            "common_config": {
+                "log_name": format!("{kind}_envoy_accesslog"), "grpc_service": grpc_service(), "transport_api_version": "V3",
+                "filter_state_objects_to_log": ["upstream_peer", "downstream_peer"],
+            },
+        },
+    })
+}
+
+fn http_entries(message: &Message) -> Vec<HttpAccessLogEntry> {
+    match StreamAccessLogsMessage::decode(&message.body[..]).ok().and_then(|message| message.log_entries) {
+        Some(LogEntries::HttpLogs(entries)) => entries.log_entry,
+        _ => Vec::new(),
+    }
+}
+
+/// What two proxies say alike of a request: without times, ids, ports of clients, sizes of heads, and what only Istio's Envoy knows.
+fn alike(mut entry: HttpAccessLogEntry) -> HttpAccessLogEntry {
+    if let Some(common) = &mut entry.common_properties {
+        let kept = std::mem::take(common);
+        *common = AccessLogCommon {
+            downstream_local_address: kept.downstream_local_address,
+            upstream_remote_address: kept.upstream_remote_address,
+            upstream_local_address: kept.upstream_local_address,
+            upstream_cluster: kept.upstream_cluster,
+            response_flags: kept.response_flags,
+            upstream_transport_failure_reason: kept.upstream_transport_failure_reason,
+            route_name: kept.route_name,
+            upstream_request_attempt_count: kept.upstream_request_attempt_count,
+            connection_termination_details: kept.connection_termination_details,
+            access_log_type: kept.access_log_type,
+            ..AccessLogCommon::default()
+        };
+    }
+    if let Some(request) = &mut entry.request {
+        request.request_id = String::new();
+        (request.request_headers_bytes, request.downstream_header_bytes_received, request.upstream_header_bytes_sent) = (0, 0, 0);
+    }
+    if let Some(response) = &mut entry.response {
+        let bytes = [&mut response.response_headers_bytes, &mut response.downstream_header_bytes_sent];
+        bytes.into_iter().chain([&mut response.upstream_header_bytes_received]).for_each(|bytes| *bytes = 0);
+    }
+    entry
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_log_service_is_told_of_a_request_what_envoy_tells_it() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Grpc).await?;
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            let mut logger = grpc_logger("Http");
+            logger["typed_config"]["additional_request_headers_to_log"] = json!(["X-User"]);
+            scenario.http(WEB_CHAIN)?["access_log"] = json!([logger]);
+            scenario.add_routes(WEB_CHAIN, vec![json!({"match": {"path": "/teapot"}, "direct_response": {"status": 418}, "name": "tea"})])
+        })?
+        .start()
+        .await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for path in ["/ok", "/teapot"] {
+        let mut said = Vec::new();
+        for (proxy, hbone) in [("ours1", mesh.hbone()), ("envoy", envoy.hbone())] {
+            let mut http = peer.connect(hbone).await?.http1(WEB).await?;
+            let request =
+                http.request(Method::GET, path).header("user-agent", proxy).header("x-user", "alice").header("referer", "http://web.shop/");
+            http.send(request.body(empty())?).await?;
+            let is_it = |entry: &HttpAccessLogEntry| entry.request.as_ref().is_some_and(|r| r.user_agent == proxy && r.path == path);
+            let mut entry = sink.wait_for(proxy, DEADLINE, |message| http_entries(message).into_iter().find(is_it)).await?;
+            if let Some(request) = &mut entry.request {
+                request.user_agent = String::new();
+            }
+            said.push(entry);
+        }
+        let envoys = said.pop().context("an entry")?;
+        let ours = said.pop().context("an entry")?;
+        assert_eq!(alike(ours), alike(envoys), "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_log_service_is_told_who_sends_who_the_peers_are_and_what_the_span_is() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Grpc).await?;
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            scenario.http(WEB_CHAIN)?["access_log"] = json!([grpc_logger("Http")]);
+            let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("filters")?;
+            filters.last_mut().context("a proxy")?["typed_config"]["access_log"] = json!([grpc_logger("Tcp")]);
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let (_web, _db) = (mesh.pod("web-v1-1", App::Http).await?, mesh.pod("db-v1-1", App::Tcp { greets: false }).await?);
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(connection.get(WEB, "/served").await?.status, StatusCode::OK);
+    let first = |message: &Message| Some((message.clone(), http_entries(message).pop()?));
+    let (message, entry) = sink.wait_for("the entry", DEADLINE, first).await?;
+    assert_eq!(message.path, "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs");
+    let identifier = StreamAccessLogsMessage::decode(&message.body[..])?.identifier.context("who sends")?;
+    let node = identifier.node.context("a node")?;
+    assert_eq!((identifier.log_name.as_str(), node.cluster.as_str()), ("Http_envoy_accesslog", "waypoint.shop"));
+    assert!(node.id.starts_with("waypoint~") && node.metadata.is_some(), "{node:?}");
+    let common = entry.common_properties.context("common properties")?;
+    assert_eq!(common.filter_state_objects.len(), 2);
+    let (trace_id, span_id) = (&common.custom_tags["trace_id"], &common.custom_tags["span_id"]);
+    let span = mesh.spans.wait_for("the span of the entry", DEADLINE, |span| span.trace_id == *trace_id).await?;
+    assert_eq!(span.span_id, *span_id);
+    tests::peer::exchange_raw(connection.tunnel(DB).await?, b"sixsix", true).await?;
+    let tcp = |message: &Message| match StreamAccessLogsMessage::decode(&message.body[..]).ok()?.log_entries? {
+        LogEntries::TcpLogs(mut entries) => entries.log_entry.pop()?.connection_properties,
+        LogEntries::HttpLogs(_) => None,
+    };
+    let counted = sink.wait_for("the entry of the connection", DEADLINE, tcp).await?;
+    assert_eq!(counted.received_bytes, 6);
     Ok(())
 }

@@ -101,6 +101,12 @@ impl Node {
         Ok(Self(EnvoyNode { id, cluster: settings.service_cluster, metadata, ..EnvoyNode::default() }))
     }
 
+    /// All of it, as the bytes of its message.
+    #[must_use]
+    pub fn encoded(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(&self.0)
+    }
+
     /// `waypoint~IP~POD.NAMESPACE~DOMAIN`.
     #[must_use]
     pub fn id(&self) -> &str {

@@ -215,6 +215,13 @@ pub(super) fn is_not_of_authorization(value: &Value, site: &Site<'_>) -> bool {
     !is_of_authorization(value, site)
 }
 
+/// Filter states of peers, in a logger of the access log service.
+pub(super) fn are_logged_peers(value: &Value, site: &Site<'_>) -> bool {
+    let is_service = site.holder.is_some_and(|holder| holder.message.descriptor().name().ends_with("GrpcAccessLogConfig"));
+    let is_peer = |name: &Value| matches!(name.as_str(), Some("upstream_peer" | "downstream_peer"));
+    is_service && value.as_list().is_some_and(|names| names.iter().all(is_peer))
+}
+
 /// `transport_api_version`: AUTO or V3.
 pub(super) fn is_third_version(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 2])

@@ -11,17 +11,24 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
 use envoy_types::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3::{
+    CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
+};
 use envoy_types::pb::envoy::extensions::access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig;
 use envoy_types::pb::google::protobuf as google;
 use envoy_types::pb::opentelemetry::proto::common::v1 as otlp;
-use model::access_log::{AccessLog, LogCollector, LogFilter, LogFormat, LogTarget, RecordValue};
+use http::HeaderName;
+use model::access_log::{AccessLog, EntryFields, EntryKind, LogCollector, LogFilter, LogFormat, LogOrigin, LogTarget, RecordValue};
 use model::flags::ResponseFlag;
 use model::format::{Expression, JsonFormat, JsonValue, TextFormat, UnknownOperator};
+use model::stream_view::Side;
 
 use super::{Translated, collector, open, type_name};
 
 const EXPRESSION: &str = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter";
 const OPEN_TELEMETRY: &str = "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig";
+const HTTP_GRPC: &str = "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig";
+const TCP_GRPC: &str = "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig";
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 /// Nesting of a JSON format, or of a record's values, that is followed.
 const DEPTH_MAX: usize = 16;
@@ -43,6 +50,8 @@ pub(super) fn all(loggers: &[proto::AccessLog], path: &str) -> Translated<Vec<Ac
                 let file: FileAccessLog = open(config, &path)?;
                 Some((target(&file.path), format(&file)))
             }
+            HTTP_GRPC => http_entries(&open(config, &path)?, &path)?,
+            TCP_GRPC => tcp_entries(&open(config, &path)?, &path)?,
             OPEN_TELEMETRY => records(&open(config, &path)?, &path)?,
             _ => None,
         };
@@ -70,17 +79,67 @@ fn records(config: &OpenTelemetryAccessLogConfig, path: &str) -> Translated<Opti
     let log_name = if config.log_name.is_empty() { common.map_or("", |common| &common.log_name) } else { &config.log_name };
     let resource = config.resource_attributes.iter().flat_map(|list| &list.values);
     let mut unknown = Vec::new();
-    let target = LogCollector {
-        collector,
+    let origin = LogOrigin::Records {
         resource: resource.map(|pair| (Arc::from(pair.key.as_str()), plain(pair.value.as_ref()).into())).collect(),
         builtin_labels: (!config.disable_builtin_labels).then(|| log_name.into()),
     };
+    let target = LogCollector { collector, origin };
     let format = LogFormat::Record {
         body: config.body.as_ref().filter(|body| body.value.is_some()).map(|body| record_value(Some(body), 0, &mut unknown)),
         attributes: record_pairs(config.attributes.as_ref(), 0, &mut unknown),
+        adds_refusal: false,
     };
     warn(unknown);
     Ok(Some((LogTarget::Collector(Arc::new(target)), format)))
+}
+
+fn http_entries(config: &HttpGrpcAccessLogConfig, path: &str) -> Translated<Option<(LogTarget, LogFormat)>> {
+    let fields = EntryFields {
+        kind: EntryKind::Http,
+        peers: peers(config.common_config.as_ref()),
+        request_headers: header_names(&config.additional_request_headers_to_log),
+        response_headers: header_names(&config.additional_response_headers_to_log),
+        response_trailers: header_names(&config.additional_response_trailers_to_log),
+        adds_refusal: false,
+    };
+    entries(config.common_config.as_ref(), fields, path)
+}
+
+fn tcp_entries(config: &TcpGrpcAccessLogConfig, path: &str) -> Translated<Option<(LogTarget, LogFormat)>> {
+    let fields = EntryFields {
+        kind: EntryKind::Tcp,
+        peers: peers(config.common_config.as_ref()),
+        request_headers: Vec::new(),
+        response_headers: Vec::new(),
+        response_trailers: Vec::new(),
+        adds_refusal: false,
+    };
+    entries(config.common_config.as_ref(), fields, path)
+}
+
+/// Entries for an access log service; none if it is not reached through a cluster, which `coverage` lists.
+fn entries(common: Option<&CommonGrpcAccessLogConfig>, fields: EntryFields, path: &str) -> Translated<Option<(LogTarget, LogFormat)>> {
+    let Some((common, service)) = common.and_then(|common| Some((common, common.grpc_service.as_ref()?))) else { return Ok(None) };
+    let Some(collector) = collector::grpc(service, &format!("{path}.common_config.grpc_service"))? else { return Ok(None) };
+    let origin = LogOrigin::Entries { kind: fields.kind, log_name: common.log_name.as_str().into() };
+    Ok(Some((LogTarget::Collector(Arc::new(LogCollector { collector, origin })), LogFormat::Entry(Box::new(fields)))))
+}
+
+/// Of the filter state that is to be logged, what Istio's filters leave of peers.
+fn peers(common: Option<&CommonGrpcAccessLogConfig>) -> Vec<(Arc<str>, Side)> {
+    let names = common.iter().flat_map(|common| &common.filter_state_objects_to_log);
+    names
+        .filter_map(|name| match name.as_str() {
+            "downstream_peer" => Some((Arc::from(name.as_str()), Side::Downstream)),
+            "upstream_peer" => Some((Arc::from(name.as_str()), Side::Upstream)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Names that cannot be a header's are in no request.
+fn header_names(names: &[String]) -> Vec<HeaderName> {
+    names.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect()
 }
 
 fn record_pairs(list: Option<&otlp::KeyValueList>, depth: usize, unknown: &mut Vec<UnknownOperator>) -> Vec<(Arc<str>, RecordValue)> {

@@ -73,15 +73,33 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Observability,
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        &[
+            ("common_config", Honoured),
+            ("additional_request_headers_to_log", Whole),
+            ("additional_response_headers_to_log", Whole),
+            ("additional_response_trailers_to_log", Whole),
+        ],
+    ),
+    entry(Observability, "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", &[("common_config", Honoured)]),
+    entry(
+        Observability,
         "envoy.extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig",
         &[
             ("log_name", Whole),
             ("grpc_service", Honoured),
             ("transport_api_version", Unused("there is one")),
-            ("filter_state_objects_to_log", Listed("not logged")),
-            ("buffer_flush_interval", Listed("records leave within a second")),
+            (
+                "filter_state_objects_to_log",
+                whole_when(
+                    "the peers, in entries of the access log service",
+                    check::are_logged_peers,
+                    "what is not one of them is not logged",
+                ),
+            ),
+            ("buffer_flush_interval", Listed("what is logged leaves within a second")),
             ("buffer_size_bytes", Listed("batches have our own bound")),
-            ("grpc_stream_retry_policy", Listed("calls are repeated as OTLP says")),
+            ("grpc_stream_retry_policy", Listed("a stream that ended is opened again after pauses of our own")),
             ("custom_tags", Listed("not logged")),
         ],
     ),
@@ -278,8 +296,8 @@ const NOT_READ: &str = "a waypoint reads who a workload is, not how it is reache
 pub(super) const ACCESS_LOGS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.access_loggers.file.v3.FileAccessLog"),
     listed("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", "nothing is logged by it"),
-    listed("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "nothing is logged by it"),
-    listed("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", "nothing is logged by it"),
+    walked("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"),
+    walked("envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig"),
     walked("envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"),
 ];
 
