@@ -174,14 +174,9 @@ fn header(matcher: &HeaderMatcher, input: &RbacInput<'_>, must_hold: bool) -> bo
     if must_hold { whole && lines.all(line_matches) } else { whole || lines.any(line_matches) }
 }
 
-/// The client that `x-forwarded-for` names last, else the HBONE client: Envoy's rule without trusted hops,
-/// `use_remote_address` being off in waypoints.
+/// The client that `x-forwarded-for` names last, else the HBONE client.
 fn remote_ip(input: &RbacInput<'_>) -> IpAddr {
-    let forwarded = input.head.and_then(|head| {
-        let last = head.headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok()?;
-        last.rsplit(',').next()?.trim().parse::<IpAddr>().ok()
-    });
-    forwarded.unwrap_or(input.peer_address)
+    input.head.and_then(|head| head.forwarded_for()).unwrap_or(input.peer_address)
 }
 
 #[cfg(test)]

@@ -2,14 +2,17 @@
 //!
 //! Not for: keeping the answers; whoever records a request implements [`StreamView`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use crate::refusal::Refusal;
 use crate::service::ServiceRef;
 use crate::workload::Workload;
+
+/// Where proxies say whom they forward for.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Everything besides headers that a format can ask for. Named as Envoy's operators are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +38,9 @@ pub enum Field {
     UpstreamRequestAttemptCount,
     UpstreamProtocol,
     DownstreamLocalAddress,
+    /// Of the last proxy that `x-forwarded-for` names, else of who opened the connection.
     DownstreamRemoteAddress,
+    DownstreamDirectRemoteAddress,
     DownstreamPeerUriSan,
     DownstreamLocalUriSan,
     RequestedServerName,
@@ -122,6 +127,15 @@ pub struct RequestHead<'a> {
     pub scheme: &'a str,
     /// All other headers.
     pub headers: &'a HeaderMap,
+}
+
+impl RequestHead<'_> {
+    /// The client that `x-forwarded-for` names last: Envoy's rule without trusted hops, `use_remote_address` being off in waypoints.
+    #[must_use]
+    pub fn forwarded_for(&self) -> Option<IpAddr> {
+        let last = self.headers.get_all(X_FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
+        last.rsplit(',').next()?.trim().parse().ok()
+    }
 }
 
 /// A request (or a TCP connection, which has no head) as formats see it.

@@ -251,7 +251,9 @@ impl StreamRecord {
             Field::UpstreamRemoteAddress => text(self.upstream_local.and(self.upstream_host.as_deref())),
             Field::UpstreamRequestAttemptCount => Value::Number(u64::from(self.attempts)),
             Field::DownstreamLocalAddress => self.downstream_local.map_or(Value::Missing, Value::Address),
-            Field::DownstreamRemoteAddress => self.downstream_remote.map_or(Value::Missing, Value::Address),
+            Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => {
+                self.downstream_remote.map_or(Value::Missing, Value::Address)
+            }
             Field::DownstreamPeerUriSan => text(self.source_identity.as_ref().map(SpiffeId::as_str)),
             Field::DownstreamLocalUriSan => text(self.local_identity.as_ref().map(SpiffeId::as_str)),
             Field::RouteName => text(self.route_name.as_deref()),
@@ -441,6 +443,10 @@ impl StreamView for RequestRecord {
             Field::GrpcStatusNumber if self.came_as_grpc() => {
                 self.grpc_status_or_derived().map_or(Value::Missing, |status| Value::Number(u64::from(status.number())))
             }
+            Field::DownstreamRemoteAddress => match self.request().and_then(|head| head.forwarded_for()) {
+                Some(client) => Value::Address(SocketAddr::new(client, 0)),
+                None => self.stream.field(field),
+            },
             Field::DownstreamWireBytesReceived => Value::Number(self.wire_bytes_received),
             Field::DownstreamWireBytesSent => Value::Number(self.wire_bytes_sent),
             Field::DownstreamHeaderBytesReceived => Value::Number(self.wire_bytes_received.saturating_sub(self.stream.bytes_received)),
@@ -553,8 +559,8 @@ fn underscored(value: Option<&str>) -> Value<'_> {
 fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(names.len());
     for name in names {
-        if let Some(value) = headers.get(name) {
-            kept.insert(name.clone(), value.clone());
+        for value in headers.get_all(name) {
+            kept.append(name.clone(), value.clone());
         }
     }
     kept

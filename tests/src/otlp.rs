@@ -46,6 +46,9 @@ pub struct Span {
     pub resource: BTreeMap<String, String>,
     /// 0 unset, 1 ok, 2 error.
     pub status: i32,
+    /// Those of the W3C, and whether the parent is another process's.
+    pub flags: u32,
+    pub trace_state: String,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +95,8 @@ impl TraceService for Kept {
                 attributes: texts(&span.attributes),
                 resource: resource.clone(),
                 status: span.status.map_or(0, |status| status.code),
+                flags: span.flags,
+                trace_state: span.trace_state,
             });
             let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
             kept.extend(spans);

@@ -80,6 +80,7 @@ impl Peer {
             let stream = self.dial_tls(address).await?;
             let server = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).context("no server certificate")?;
             let server_identity = spiffe_of(server)?;
+            let local = stream.get_ref().0.local_addr()?;
             let (requests, connection) = h2::client::Builder::new()
                 .enable_push(false)
                 .initial_window_size(1 << 20)
@@ -94,7 +95,7 @@ impl Peer {
                 };
                 sender.send_replace(Some(outcome));
             });
-            Ok(Connection { requests, ended, server_identity })
+            Ok(Connection { requests, ended, server_identity, local })
         })
         .await
     }
@@ -124,6 +125,8 @@ pub struct Connection {
     ended: watch::Receiver<Option<String>>,
     /// The SPIFFE identity that the server showed.
     pub server_identity: String,
+    /// Where it was dialled from.
+    pub local: SocketAddr,
 }
 
 impl Connection {

@@ -28,6 +28,7 @@ use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::claims::TokenMetadata;
@@ -289,6 +290,11 @@ struct Routed<'a> {
 impl Run {
     async fn answer(mut self, request: Request<Body>) -> Result<Response<Body>, Abort> {
         let (mut parts, mut body) = request.into_parts();
+        // What follows an upgrade belongs to the request.
+        if body.is_end_stream() && parts.extensions.get::<UpgradeRequested>().is_none() {
+            let stream = &mut self.recording.record().stream;
+            stream.request_end = Some(stream.start);
+        }
         let served = Arc::clone(&self.served);
         let http = match self.admit(&served.chain, &mut parts) {
             Ok(http) => http,

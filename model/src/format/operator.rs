@@ -161,6 +161,8 @@ pub enum Operator {
     ClusterMetadata(ClusterMetadata),
     /// What counts nothing in a waypoint.
     Zero,
+    /// A text that is always empty here.
+    Empty,
     /// Envoy knows it, and it has nothing to say in a waypoint.
     Absent,
     /// `CEL(expression):N`.
@@ -277,6 +279,7 @@ impl Operator {
             Self::EndpointId(field) => parts::endpoint_id(view.field(*field)),
             Self::ClusterMetadata(which) => parts::metadata(view.service(), *which),
             Self::Zero => Value::Number(0),
+            Self::Empty => Value::Text(""),
             Self::Peer(side, field) => match view.peer(*side).map(|peer| field.of(peer)) {
                 Some(text) if !text.is_empty() => Value::Text(text),
                 _ => Value::Missing,
@@ -303,6 +306,7 @@ impl Operator {
             Self::Response(names, _) => names.iter().for_each(|name| super::add(&mut headers.response, name)),
             Self::Expression(expression, _) => expression.uses(headers),
             Self::Trailer(names, _) => names.iter().for_each(|name| super::add(&mut headers.trailers, name)),
+            Self::Field(field) | Self::AddressOnly(field) | Self::Port(field) | Self::EndpointId(field) => headers.add_of(*field),
             _ => {}
         }
     }

@@ -36,7 +36,7 @@ impl StreamView for Request {
             Field::ResponseFlags => Value::Flags(self.flags),
             Field::TraceId => Value::Hex128(0x9444_65e0_2249_c3cd_2ea8_d550_5aca_32a2),
             Field::SpanId => self.span.map_or(Value::Missing, Value::Hex64),
-            Field::DownstreamRemoteAddress => Value::Address("10.42.0.51:33952".parse().unwrap()),
+            Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => Value::Address("10.42.0.51:33952".parse().unwrap()),
             _ => Value::Missing,
         }
     }

@@ -119,6 +119,20 @@ fn l12_istios_default_text_format_prints_as_envoy_prints_it() {
 }
 
 #[test]
+fn the_client_is_the_last_one_that_proxies_name_and_the_direct_one_who_dialled() {
+    let log = log(text_format("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"));
+    let mut record = fixture::request(&fixture::chain(None, vec![log.clone()], None));
+    for (forwarded, expected) in [
+        ("1.2.3.4, 5.6.7.8", "5.6.7.8:0 0 10.42.0.51:33952"),
+        ("::1", "[::1]:0 0 10.42.0.51:33952"),
+        ("5.6.7.8, unknown", "10.42.0.51:33952 33952 10.42.0.51:33952"),
+    ] {
+        record.capture_request(&headers(&[("x-forwarded-for", forwarded)]));
+        assert_eq!(render(&log, &record), expected, "{forwarded}");
+    }
+}
+
+#[test]
 fn causes_print_underscores_for_spaces_and_plain_endpoints_their_addresses() {
     let log =
         log(text_format("%RESPONSE_CODE_DETAILS% %UPSTREAM_TRANSPORT_FAILURE_REASON% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_REMOTE_ADDRESS%"));

@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use crate::policy::{identity, rbac};
 
 pub(crate) const LEGACY_CHAIN: &str = "inbound-vip|80|http|legacy.shop.svc.cluster.local";
-const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
+pub(crate) const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
 const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 const REPORTING_INTERVAL: &str = "0.2s";
 

@@ -34,3 +34,4 @@ mod routes;
 mod server_names;
 mod smuggling;
 mod telemetry;
+mod telemetry_oracle;

@@ -58,7 +58,6 @@ struct Answered {
     response: Response<Body>,
     lease: Lease,
     active: ActiveRequest,
-    sent_at: Instant,
 }
 
 /// Forwards a request and answers it, whatever comes of it.
@@ -84,6 +83,10 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     // It began with the request, whatever was asked of others since.
     limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
     tell_limits(&mut parts.headers, &limits, Duration::ZERO);
+    if run.is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
+        // Lines and spans have what the upstream is told.
+        run.recording.record().capture_request(&parts.headers);
+    }
     if parts.extensions.get::<UpgradeRequested>().is_some() {
         // Its client says no end, after which they would count (Envoy).
         limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
@@ -328,13 +331,13 @@ impl<'a> Tries<'a> {
     /// One try, on an endpoint not tried before if there is one.
     async fn once(&mut self) -> Result<Answered, UpstreamFailure> {
         let worker = Arc::clone(&self.run.worker);
+        self.run.recording.record().stream.attempts += 1;
         let entry = balance::choose(self.cluster, &self.wish(), || worker.draw()).ok_or(UpstreamFailure::NoEndpoint)?;
         let address = entry.endpoint.address;
         self.avoid.push(address);
         self.priorities.push(entry.endpoint.priority);
         self.trying = self.cluster.cluster.outlier.is_some().then(|| entry.clone());
         self.run.recording.note_endpoint(&entry);
-        self.run.recording.record().stream.attempts += 1;
         let mut active = ActiveRequest::begin(&entry.state);
         let mut is_fresh = false;
         loop {
@@ -359,14 +362,13 @@ impl<'a> Tries<'a> {
             self.cluster.note(&entry, Verdict::Connected);
             self.run.recording.note_connection(&lease);
             let request = self.request();
-            let sent_at = Instant::now();
             let sending = lease.session.send(request, Some(self.run.interim.clone()));
             let sent = match self.run.recording.message_reports() {
                 None => sending.await,
                 Some(reports) => counting(&mut self.run.recording, reports, sending).await,
             };
             match sent {
-                Ok(response) => return Ok(Answered { response, lease, active, sent_at }),
+                Ok(response) => return Ok(Answered { response, lease, active }),
                 Err(mut error) => {
                     let nothing_sent = error.nothing_sent;
                     self.take_back(error.request.take());
@@ -442,14 +444,16 @@ fn pass_on(
     share: Option<&WeightedCluster>,
     expiry: Option<Expiry>,
 ) -> Response<Body> {
-    let Answered { response, lease, active, sent_at } = answered;
+    let Answered { response, lease, active } = answered;
     let (mut parts, body) = response.into_parts();
     let now = Instant::now();
+    let asked_at = run.recording.request_end();
     let record = run.recording.record();
     record.stream.response_start = Some(now);
     record.stream.details = Some("via_upstream".into());
-    record.upstream_protocol = Some(if lease.session.is_shared() { "HTTP/2" } else { "HTTP/1.1" });
-    if let Ok(milliseconds) = u64::try_from(now.saturating_duration_since(sent_at).as_millis()) {
+    // Since all of the request had come, tries and connects included; an answer that begins earlier has none (Envoy).
+    let service_time = asked_at.map(|asked_at| now.saturating_duration_since(asked_at).as_millis());
+    if let Some(Ok(milliseconds)) = service_time.map(u64::try_from) {
         parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(milliseconds));
     }
     for edits in share.map_or(&to.route.response_headers, |share| &share.response_headers) {

@@ -28,6 +28,10 @@ use crate::state::table::EndpointEntry;
 use crate::upstream::pool::Lease;
 use crate::worker::Worker;
 
+/// `%UPSTREAM_PROTOCOL%`.
+const HTTP1: &str = "HTTP/1.1";
+const HTTP2: &str = "HTTP/2";
+
 /// A record on its way.
 #[derive(Debug)]
 pub(super) struct Recording {
@@ -65,11 +69,14 @@ impl Recording {
         stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         stream.destination = destination;
         stream.upstream_local = None;
+        self.record().upstream_protocol = None;
     }
 
     /// That there is a connection to it.
     pub(super) fn note_connection(&mut self, lease: &Lease) {
-        self.record().stream.upstream_local = Some(lease.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
+        let record = self.record();
+        record.stream.upstream_local = Some(lease.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
+        record.upstream_protocol = Some(if lease.session.is_shared() { HTTP2 } else { HTTP1 });
     }
 
     /// Watches for silence from now on; before [`Self::count_upload`].
@@ -85,7 +92,6 @@ impl Recording {
     /// The request's body, counted as it is read.
     pub(super) fn count_upload(&mut self, body: Body) -> Body {
         if body.is_end_stream() {
-            self.record().stream.request_end = Some(Instant::now());
             return body;
         }
         let upload = Arc::new(Upload::default());
@@ -97,6 +103,14 @@ impl Recording {
     /// When the request came.
     pub(super) fn start_time(&self) -> SystemTime {
         self.record.as_ref().map_or(SystemTime::UNIX_EPOCH, |record| record.stream.start_time)
+    }
+
+    /// When its last byte had come; none if it has not.
+    pub(super) fn request_end(&self) -> Option<Instant> {
+        match &self.upload {
+            Some(upload) => *upload.ended_at.lock(),
+            None => self.record.as_ref()?.stream.request_end,
+        }
     }
 
     /// Its progress; none if there was no body.
@@ -348,6 +362,8 @@ impl RecordedBody {
         let (flag, details) = match error {
             BodyError::TimedOut => return self.cut(Expired::Request.told()),
             BodyError::Reset(_) => (ResponseFlag::UpstreamRemoteReset, format!("{AFTER}{{remote_reset}}")),
+            // The codec that Envoy has inside a tunnel sees an end too early there, however the tunnel ended.
+            BodyError::Io(_) if self.is_http1_in_tunnel() => (ResponseFlag::UpstreamProtocolError, format!("{AFTER}{{protocol_error}}")),
             BodyError::Io(_) | BodyError::Abandoned => {
                 (ResponseFlag::UpstreamConnectionTermination, format!("{AFTER}{{connection_termination}}"))
             }
@@ -356,6 +372,11 @@ impl RecordedBody {
             }
         };
         self.cut((Some(flag), details));
+    }
+
+    fn is_http1_in_tunnel(&mut self) -> bool {
+        let record = self.recording.record();
+        record.upstream_protocol == Some(HTTP1) && record.stream.upstream_local == Some(UpstreamLocal::Tunnel)
     }
 
     /// The answer ends before its end.

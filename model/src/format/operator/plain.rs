@@ -45,7 +45,7 @@ const TLS: [&str; 35] = [
 ];
 
 /// Others that Envoy knows and that say nothing here, most of them nothing behind an internal listener of Envoy's either.
-const ABSENT: [&str; 22] = [
+const ABSENT: [&str; 21] = [
     "CONNECTION_ID",
     "UPSTREAM_WIRE_BYTES_SENT",
     "UPSTREAM_WIRE_BYTES_RECEIVED",
@@ -60,7 +60,6 @@ const ABSENT: [&str; 22] = [
     "UPSTREAM_HOST_NAMES_ATTEMPTED",
     "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT",
     "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
-    "LOCAL_REPLY_BODY",
     "UNIQUE_ID",
     "VIRTUAL_CLUSTER_NAME",
     "CUSTOM_FLAGS",
@@ -81,6 +80,8 @@ pub(super) fn parse(name: &str) -> Option<Operator> {
         "RESPONSE_DURATION" => Operator::Elapsed(Moment::Start, Moment::ResponseStart, super::Unit::Milliseconds),
         "RESPONSE_TX_DURATION" => Operator::Elapsed(Moment::ResponseStart, Moment::End, super::Unit::Milliseconds),
         "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Operator::Zero,
+        // It has a value only while Envoy makes the body of an answer of its own.
+        "LOCAL_REPLY_BODY" => Operator::Empty,
         _ => return address(name).or_else(|| is_absent(name).then_some(Operator::Absent)),
     })
 }
@@ -105,6 +106,7 @@ fn is_address(field: Field) -> bool {
             | Field::UpstreamRemoteAddress
             | Field::DownstreamLocalAddress
             | Field::DownstreamRemoteAddress
+            | Field::DownstreamDirectRemoteAddress
     )
 }
 
@@ -133,7 +135,8 @@ fn field(name: &str) -> Option<Field> {
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Field::UpstreamRequestAttemptCount,
         "UPSTREAM_PROTOCOL" => Field::UpstreamProtocol,
         "DOWNSTREAM_LOCAL_ADDRESS" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => Field::DownstreamLocalAddress,
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Field::DownstreamRemoteAddress,
+        "DOWNSTREAM_REMOTE_ADDRESS" => Field::DownstreamRemoteAddress,
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Field::DownstreamDirectRemoteAddress,
         "DOWNSTREAM_PEER_URI_SAN" => Field::DownstreamPeerUriSan,
         "DOWNSTREAM_LOCAL_URI_SAN" => Field::DownstreamLocalUriSan,
         "REQUESTED_SERVER_NAME" => Field::RequestedServerName,

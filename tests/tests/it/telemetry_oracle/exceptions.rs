@@ -1,0 +1,89 @@
+//! Where lines and spans may differ: each by a name that a document explains, for the requests and fields that it says and no others.
+
+use serde_json::Value;
+
+use super::cases::Case;
+
+const DIFFERENCES: &str = "differences.md";
+const ORACLE: &str = "envoy-oracle.md";
+
+/// One documented difference.
+pub(super) struct Exception {
+    pub(super) name: &'static str,
+    /// The page of `docs` that has a row of this name.
+    pub(super) document: &'static str,
+    /// What the names of its requests begin with; empty for all.
+    cases: &'static [&'static str],
+    /// What the names of its fields begin with.
+    fields: &'static [&'static str],
+    /// What else has to hold of our value and of Envoy's.
+    when: fn(Option<&Value>, Option<&Value>) -> bool,
+}
+
+impl Exception {
+    pub(super) fn excuses(&self, case: &Case, field: &str, ours: Option<&Value>, theirs: Option<&Value>) -> bool {
+        let begins = |of: &[&str], text: &str| of.iter().any(|start| text.starts_with(start));
+        (self.cases.is_empty() || begins(self.cases, case.name)) && begins(self.fields, field) && (self.when)(ours, theirs)
+    }
+}
+
+fn any(_: Option<&Value>, _: Option<&Value>) -> bool {
+    true
+}
+
+fn only_ours(_: Option<&Value>, theirs: Option<&Value>) -> bool {
+    theirs.is_none_or(Value::is_null)
+}
+
+const fn everywhere(name: &'static str, document: &'static str, fields: &'static [&'static str]) -> Exception {
+    Exception { name, document, cases: &[], fields, when: any }
+}
+
+const fn of(name: &'static str, cases: &'static [&'static str], fields: &'static [&'static str]) -> Exception {
+    Exception { name, document: DIFFERENCES, cases, fields, when: any }
+}
+
+const fn when(exception: Exception, when: fn(Option<&Value>, Option<&Value>) -> bool) -> Exception {
+    Exception { when, ..exception }
+}
+
+/// Requests that Envoy's codec refuses.
+const NO_REQUESTS: &[&str] = &["garbage", "HTTP/1.0", "no host"];
+const NO_TUNNEL: &[&str] = &["refused tunnel", "refused at once", "TCP, refused"];
+const OF_FAILURES: &[&str] = &[
+    "line.attempts",
+    "line.bytes_sent",
+    "line.details",
+    "line.flags_long",
+    "line.response_flags",
+    "line.reason",
+    "line.text",
+    "line.upstream_",
+    "span.response_flags",
+    "span.response_size",
+];
+
+/// Of a client that says no more and is not gone.
+const OF_ENDS: &[&str] = &["line.bytes_sent", "line.details", "line.flags_long", "line.response_", "line.text", "span.response_"];
+
+/// What depends on which of two things comes first, so that it need not differ: whether a body has come before there is no connection.
+pub(super) const RACES: [&str; 1] = ["unread-body"];
+
+pub(super) const EXCEPTIONS: &[Exception] = &[
+    when(everywhere("b3-log-fallback", DIFFERENCES, &["line.span_id"]), only_ours),
+    when(everywhere("early-trace", DIFFERENCES, &["line.traceparent", "line.tracestate"]), only_ours),
+    when(everywhere("refusals", DIFFERENCES, &["span.waypoint.refusal.", "line.waypoint_refusal"]), only_ours),
+    everywhere("peer-address", DIFFERENCES, &["span.peer.address", "line.direct_remote"]),
+    everywhere("wire-bytes", DIFFERENCES, &["line.request_headers", "line.response_headers"]),
+    everywhere("telemetry-sdk", DIFFERENCES, &["resource.telemetry.sdk."]),
+    everywhere("unkept", DIFFERENCES, &["line.request_tx_duration", "line.response_trailers"]),
+    of("unkept", &["TCP"], &["line.stream_id"]),
+    of("unkept", &["cut answer", "client leaves late"], &["line.response_tx_duration"]),
+    of("unread-body", &["gRPC without a connection"], &["line.bytes_received", "line.request_duration", "line.text", "span.request_size"]),
+    of("half-close", &["WebSocket"], OF_ENDS),
+    of("hbone-connect-failure", NO_TUNNEL, OF_FAILURES),
+    of("parent-decides", &["seldom: a sampled parent"], &["line.traceparent", "spans", "span.", "resource."]),
+    of("http-edges", NO_REQUESTS, &["line.", "span", "resource."]),
+    when(everywhere("io.istio.http.peer_metadata.Config", ORACLE, &["span.istio.source_", "span.istio.destination_"]), only_ours),
+    everywhere("bootstrap", ORACLE, &["span.node_id"]),
+];
