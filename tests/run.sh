@@ -9,6 +9,7 @@ part "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
 part "build" cargo build --workspace --all-targets --locked
 export WAYPOINT_BINARY="$PWD/target/debug/waypoint"
 part "control plane: etcd, kube-apiserver, istiod" tests/controlplane/build.sh
+part "consumers: Prometheus and Jaeger, for tests further down" tests/consumers/build.sh
 part "manifests, on a real API server and istiod" target/debug/examples/controlplane --dual-stack
 part "all tests, the real control plane included" cargo test --workspace --locked
 part "demo" target/debug/demo --once

@@ -110,12 +110,16 @@ impl Policies {
 
     /// Writes both counters.
     pub(crate) fn write(&self, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
-        for (name, family) in [("waypoint_authz_decisions_total", &self.enforced), ("waypoint_authz_shadow_decisions_total", &self.dry_run)]
-        {
+        let families = [
+            ("waypoint_authz_decisions_total", "What policies decided, by the rule that matched.", &self.enforced),
+            ("waypoint_authz_shadow_decisions_total", "What policies in dry run would have decided.", &self.dry_run),
+        ];
+        for (name, help, family) in families {
             let all: Vec<_> = family.lock().values().map(Arc::clone).collect();
             for (at, series) in all.iter().enumerate() {
                 if at == 0 {
-                    writeln!(out, "# TYPE {} counter", exposition.family(name))?;
+                    let family = exposition.family(name);
+                    writeln!(out, "# HELP {family} {help}\n# TYPE {family} counter")?;
                 }
                 let value = series.fold(0_u64, |sum, cell| *sum = sum.wrapping_add(cell.value()));
                 writeln!(out, "{name}{{{}}} {value}", series.labels)?;
@@ -248,9 +252,11 @@ mod tests {
             worker.count(&[Decision { rbac: &allow, matched }, Decision { rbac: &deny, matched: Some(&deny.policies()[0]) }]);
             worker.count(&[Decision { rbac: &allow, matched: None }]);
         }
-        let expected = "# TYPE waypoint_authz_decisions_total counter\n\
+        let expected = "# HELP waypoint_authz_decisions_total What policies decided, by the rule that matched.\n\
+            # TYPE waypoint_authz_decisions_total counter\n\
             waypoint_authz_decisions_total{policy=\"none\",rule=\"none\",action=\"ALLOW\",decision=\"denied\"} 2\n\
             waypoint_authz_decisions_total{policy=\"shop/web\",rule=\"1\",action=\"ALLOW\",decision=\"allowed\"} 2\n\
+            # HELP waypoint_authz_shadow_decisions_total What policies in dry run would have decided.\n\
             # TYPE waypoint_authz_shadow_decisions_total counter\n\
             waypoint_authz_shadow_decisions_total{policy=\"odd\\\"name\",rule=\"none\",action=\"DENY\",decision=\"denied\"} 2\n";
         assert_eq!(exposition(&policies), expected);
@@ -266,7 +272,7 @@ mod tests {
         }
         let text = exposition(&policies);
         assert!(text.contains("{policy=\"overflow\",rule=\"overflow\",action=\"ALLOW\",decision=\"allowed\"} 5\n"));
-        assert_eq!(text.lines().count(), 1 + POLICY_SERIES_MAX + 1);
+        assert_eq!(text.lines().count(), 2 + POLICY_SERIES_MAX + 1);
     }
 
     fn refused(path: &str) -> (StreamRecord, Head) {

@@ -8,7 +8,7 @@
 
 pub mod exchange;
 pub mod kube;
-mod process;
+pub(crate) mod process;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 //! binary between them ([`scenario::Mesh`] puts them together); and a stock Envoy as the waypoint of the same mesh ([`envoy`]).
 
 pub mod authz;
+pub mod consumers;
 pub mod dns;
 pub mod envoy;
 pub mod fake_istiod;

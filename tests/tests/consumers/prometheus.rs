@@ -1,0 +1,116 @@
+//! A real Prometheus scrapes a waypoint under load, and promtool reads its page.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use regex::Regex;
+use tests::consumers::{Prometheus, check_metrics};
+use tests::wait::{Look, until};
+
+use crate::kiali::{self, Graph};
+use crate::traffic::{EDGES, Traffic, logged};
+
+/// How long it may take until rates are there; a scrape a second, two for a rate.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The queries of Istio's mesh dashboard. [Istio: `manifests/addons/dashboards/istio-mesh-dashboard.gen.json`]
+const MESH_DASHBOARD: [&str; 12] = [
+    r#"round(sum (rate(istio_requests_total{reporter=~"source|waypoint"}[10s])), 0.01)"#,
+    r#"sum (rate(istio_requests_total{reporter=~"source|waypoint",response_code!~"5.."}[10s])) / sum (rate(istio_requests_total{reporter=~"source|waypoint"}[10s]))"#,
+    r#"round(sum (rate(istio_requests_total{reporter=~"source|waypoint",response_code=~"4.."}[10s])), 0.01)or vector(0)"#,
+    r#"round(sum (rate(istio_requests_total{reporter=~"source|waypoint",response_code=~"5.."}[10s])), 0.01)or vector(0)"#,
+    r#"label_join(sum by (destination_workload,destination_workload_namespace,destination_service) (rate(istio_requests_total{reporter=~"source|waypoint"}[10s])), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(histogram_quantile(0.5, sum by (le,destination_workload,destination_workload_namespace) (rate(istio_request_duration_milliseconds_bucket{reporter=~"source|waypoint"}[10s]))), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(histogram_quantile(0.9, sum by (le,destination_workload,destination_workload_namespace) (rate(istio_request_duration_milliseconds_bucket{reporter=~"source|waypoint"}[10s]))), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(histogram_quantile(0.99, sum by (le,destination_workload,destination_workload_namespace) (rate(istio_request_duration_milliseconds_bucket{reporter=~"source|waypoint"}[10s]))), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(sum by (destination_workload,destination_workload_namespace) (rate(istio_requests_total{reporter=~"source|waypoint",response_code!~"5.."}[10s]))/sum by (destination_workload,destination_workload_namespace) (rate(istio_requests_total{reporter=~"source|waypoint"}[10s])), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(sum by (destination_workload,destination_workload_namespace,destination_service) (rate(istio_tcp_received_bytes_total{reporter=~"source|waypoint"}[10s])), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"label_join(sum by (destination_workload,destination_workload_namespace,destination_service) (rate(istio_tcp_sent_bytes_total{reporter=~"source|waypoint"}[10s])), "destination_workload_var", ".", "destination_workload", "destination_workload_namespace")"#,
+    r#"sum by (component,tag) (istio_build)"#,
+];
+
+/// What an operator asks of a waypoint itself.
+const OURS: [&str; 4] = [
+    r#"sum by (policy,decision) (rate(waypoint_authz_decisions_total{decision="denied"}[10s])) > 0"#,
+    r#"sum(envoy_server_live) == 1"#,
+    r#"histogram_quantile(0.99, sum by (le) (rate(istio_request_duration_milliseconds_bucket{reporter="waypoint"}[10s])))"#,
+    r#"count({__name__=~"istio_.+"})"#,
+];
+
+async fn scraped() -> Result<(Traffic, Prometheus)> {
+    let traffic = Traffic::begin().await?;
+    let net = &traffic.mesh.net;
+    let prometheus = Prometheus::start(IpAddr::V4(net.pod(0, 4)), traffic.mesh.waypoint.port(15020)).await?;
+    Ok((traffic, prometheus))
+}
+
+/// Waits until a query has an answer with a number in it.
+async fn answers(prometheus: &Prometheus, query: &str) -> Result<()> {
+    until(query, DEADLINE, async || {
+        let series = prometheus.query(query).await?;
+        let is_answered = series.iter().any(|series| !series.value.is_nan());
+        Ok(if is_answered { Look::Done(()) } else { Look::NotYet(format!("{series:?}")) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e01_prometheus_answers_dashboards_and_kialis_details() -> Result<()> {
+    let (traffic, prometheus) = scraped().await?;
+    for query in MESH_DASHBOARD.into_iter().chain(OURS).map(str::to_owned).chain(kiali::details()) {
+        answers(&prometheus, &query).await?;
+    }
+    for query in kiali::queries("shop").iter().filter(|query| query.contains("_messages_total") && query.contains("waypoint|destination")) {
+        answers(&prometheus, query).await?;
+    }
+    let error = prometheus.last_error().await?;
+    ensure!(error.as_deref() == Some(""), "a scrape failed: {error:?}");
+    // A bucket of durations leads to a trace that was exported.
+    let line: serde_json::Value = serde_json::from_str(&logged(&traffic.mesh, "/exemplar").await?)?;
+    ensure!(line["trace_id"].is_string(), "{line}");
+    until("a trace at a bucket", DEADLINE, async || {
+        let traces = prometheus.traces_of(r#"istio_request_duration_milliseconds_bucket{reporter="waypoint"}"#).await?;
+        let exported: BTreeSet<String> = traffic.mesh.spans.spans().into_iter().map(|span| span.trace_id).collect();
+        let is_exported = traces.iter().any(|trace| exported.contains(trace));
+        Ok(if is_exported { Look::Done(()) } else { Look::NotYet(format!("{} traces, {} exported", traces.len(), exported.len())) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e02_kialis_graph_has_every_edge_once() -> Result<()> {
+    let (_traffic, prometheus) = scraped().await?;
+    let expected: BTreeSet<kiali::Edge> = EDGES
+        .iter()
+        .map(|(from, service, to, protocol, result)| {
+            ((*from).to_owned(), (*service).to_owned(), (*to).to_owned(), (*protocol).to_owned(), (*result).to_owned())
+        })
+        .collect();
+    until("Kiali's graph", DEADLINE, async || {
+        let edges = Graph::of(&prometheus, &["shop", "clients"]).await?.edges()?;
+        if let Some(odd) = edges.difference(&expected).next() {
+            bail!("an edge that is none: {odd:?}");
+        }
+        let missing: Vec<_> = expected.difference(&edges).collect();
+        Ok(if missing.is_empty() { Look::Done(()) } else { Look::NotYet(format!("missing {missing:?}")) })
+    })
+    .await
+}
+
+/// What promtool says of names that are Istio's and Envoy's, which are not ours to choose.
+const KNOWN: [&str; 4] = ["no help text", "use base unit", "abbreviated units", "counter metrics should have"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e01_promtool_has_nothing_to_say_of_our_own_metrics() -> Result<()> {
+    let traffic = Traffic::begin().await?;
+    for path in ["/one", "/two"] {
+        logged(&traffic.mesh, path).await?;
+    }
+    let is_others = Regex::new("^(istio|envoy)_[a-z_]+ ")?;
+    let said = check_metrics(traffic.mesh.waypoint.metrics().await?).await?;
+    let new: Vec<_> = said.iter().filter(|line| !(is_others.is_match(line) && KNOWN.iter().any(|known| line.contains(known)))).collect();
+    ensure!(new.is_empty(), "promtool: {new:#?}");
+    Ok(())
+}
