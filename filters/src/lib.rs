@@ -8,6 +8,7 @@ pub mod headers;
 pub mod route;
 pub mod rewrite;
 pub mod parameters;
+pub mod grpc_web;
 pub mod redirect;
 pub mod cors;
 pub mod fault;

@@ -81,6 +81,12 @@ pub struct HttpOptions {
     pub generate_request_id: bool,
     /// Accept HTTP/1.0.
     pub http1_0: bool,
+    /// Names of headers keep the case in which clients send them, and so do those of answers; HTTP/1.1.
+    pub keeps_header_case: bool,
+    /// `append_x_forwarded_port`: applications are told the port that was asked for.
+    pub tells_port: bool,
+    /// `suppress_envoy_headers`: times, original paths and hosts, and overload are told to nobody in `x-envoy-` headers.
+    pub suppresses_envoy_headers: bool,
     /// The idle time after which a client's connection is closed.
     pub idle_timeout: Option<Duration>,
     /// How long a request may take, unless its route says otherwise.

@@ -198,6 +198,8 @@ pub struct ConnectionUse {
     pub streams_max: Option<u32>,
     /// Whether the peer is asked if it is still there; HTTP/2.
     pub ping: Option<PingRules>,
+    /// Names of headers keep the case in which they were sent, both ways; HTTP/1.1.
+    pub keeps_header_case: bool,
     /// TCP's probes; none: ours. Of plain connections: a tunnel has its own.
     pub tcp_keepalive: Option<TcpKeepalive>,
 }

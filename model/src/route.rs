@@ -188,6 +188,8 @@ pub enum RouteFilter {
     Cors(Box<CorsPolicy>),
     /// `envoy.filters.http.local_ratelimit`; one of several routes where they have it from their virtual host, table or chain.
     RateLimit(Arc<RateLimit>),
+    /// `envoy.filters.http.grpc_web`.
+    GrpcWeb,
     /// `envoy.filters.http.header_mutation`.
     Mutate(Arc<Mutations>),
     /// `envoy.filters.http.rbac` behind one of the others; the chain's, whatever the route.

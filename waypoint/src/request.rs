@@ -13,8 +13,10 @@ mod recording;
 mod replay;
 mod reply;
 mod route_filters;
+mod size;
 mod token;
 mod trailers;
+mod web;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,11 +25,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use filters::chain::{Outcome, Selected, judge};
 use filters::ext_authz::Header;
+use filters::grpc_web::Web;
 use filters::rbac::{Decisions, RbacInput};
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, Version};
 use http_body::Body as _;
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
@@ -42,6 +45,7 @@ use telemetry::record::{Head, RequestRecord};
 
 use self::recording::Recording;
 use self::reply::LocalReply;
+use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes};
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
@@ -57,6 +61,7 @@ pub use self::edits::change_request;
 pub use self::replay::REPLAY_BYTES_MAX;
 pub use self::token::{NoPath, apply_edits};
 
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_ENVOY_DECORATOR_OPERATION: HeaderName = HeaderName::from_static("x-envoy-decorator-operation");
@@ -200,6 +205,7 @@ impl Exchange for TunnelExchange {
             decorator: None,
             told: HeaderMap::new(),
             back: Vec::new(),
+            web: None,
             route: None,
         };
         run.answer(request)
@@ -276,6 +282,8 @@ struct Run {
     told: HeaderMap,
     /// What authorization services change in the answer, whoever makes it.
     back: Vec<Header>,
+    /// It came as gRPC-Web, and so must its answer.
+    web: Option<Web>,
     /// The route, once the answer is known to depend on it: one that is made here, or that filters change.
     route: Option<Arc<Route>>,
 }
@@ -398,6 +406,12 @@ impl Run {
         // As it came, before anything of ours.
         self.recording.record().wire_bytes_received = head_bytes(&parts.headers, line_bytes + REQUEST_LINE_OVERHEAD);
         made_safe(&mut parts.headers, &http.options);
+        if http.options.tells_port
+            && let Some(address) = self.tunnel.target.address()
+            && !parts.headers.contains_key(X_FORWARDED_PORT)
+        {
+            parts.headers.insert(X_FORWARDED_PORT, HeaderValue::from(address.port()));
+        }
         let tracing = self.served.telemetry.tracing.as_ref();
         let decision =
             self.worker.with_random(|random| telemetry::trace::begin(tracing, &parts.headers, http.options.generate_request_id, random));
@@ -447,7 +461,11 @@ impl Run {
             self.route = Some(Arc::clone(route));
             body = trailers::of_request(body, route.first_filters.iter().chain(&route.filters));
         }
-        let is_grpc = self.is_grpc;
+        // What came as gRPC-Web is gRPC from here on, but not where it is answered here.
+        let is_grpc = self.is_grpc || self.web.is_some();
+        if let Some(web) = self.web {
+            body = web::request_body(web, body);
+        }
         let record = self.recording.record();
         record.is_grpc = is_grpc;
         if record.is_grpc && http.count_grpc_messages {
@@ -466,8 +484,9 @@ impl Run {
                 LocalReply::direct(direct).leading_to(location)
             }
             RouteAction::Redirect(redirect) => {
+                let tells = !http.options.suppresses_envoy_headers;
                 if let RedirectPath::Rewrite(rewrite) = &redirect.path {
-                    if edits::rewrite_path(&mut parts, rewrite, &route.matches.path).is_err() {
+                    if edits::rewrite_path(&mut parts, (rewrite, tells), &route.matches.path).is_err() {
                         return Ok(self.reply(LocalReply::no_path()));
                     }
                     edits::note(&mut self, &parts);
@@ -493,6 +512,9 @@ impl Run {
         let headers = response.headers_mut();
         match &served.chain.kind {
             ChainKind::Http(http) => {
+                if http.options.suppresses_envoy_headers {
+                    headers.remove(reply::X_ENVOY_OVERLOADED);
+                }
                 self.tell(headers, http);
                 headers.insert(header::SERVER, http.options.server_name.clone());
             }
@@ -500,6 +522,9 @@ impl Run {
         }
         if let Some(operation) = self.decorator.take() {
             response.headers_mut().insert(X_ENVOY_DECORATOR_OPERATION, operation);
+        }
+        if let Some(web) = self.web {
+            response = web::answer_here(web, response);
         }
         self.recording.answered_here(&response);
         response
@@ -568,20 +593,4 @@ pub fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
         scheme: scheme_of(parts),
         headers: &parts.headers,
     }
-}
-
-/// Of a request's first line, beside method and path: two blanks, the version, the end of the line.
-const REQUEST_LINE_OVERHEAD: usize = 12;
-
-/// Of an answer's: version, blank, status, blank, reason, the end of the line.
-fn status_line_bytes(status: StatusCode) -> usize {
-    15 + status.canonical_reason().map_or(0, str::len)
-}
-
-/// Bytes that a head takes on the wire as HTTP/1.1 would write it: what `istio_request_bytes` counts beside the body.
-fn head_bytes(headers: &http::HeaderMap, line_bytes: usize) -> u64 {
-    const FIELD_OVERHEAD: usize = 4; // colon, space, CRLF
-    const END: usize = 2; // an empty line
-    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum();
-    u64::try_from(line_bytes + fields + END).unwrap_or(u64::MAX)
 }

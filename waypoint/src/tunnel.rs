@@ -340,6 +340,7 @@ where
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout,
+            keeps_header_case: http.options.keeps_header_case,
             path: path_options(&http.options),
             ..ServerOptions::default()
         },

@@ -120,6 +120,19 @@ pub(crate) fn duration(value: &google::Duration, path: &str) -> Translated<Durat
     }
 }
 
+const PRESERVE_CASE: &str = "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+
+/// Whether the names of headers keep the case in which they are sent.
+pub(crate) fn keeps_header_case(value: &core::Http1ProtocolOptions) -> bool {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    match value.header_key_format.as_ref().and_then(|format| format.header_format.as_ref()) {
+        Some(HeaderFormat::StatefulFormatter(formatter)) => {
+            formatter.typed_config.as_ref().is_some_and(|config| type_name(config) == PRESERVE_CASE)
+        }
+        Some(HeaderFormat::ProperCaseWords(_)) | None => false,
+    }
+}
+
 /// Reads a duration that means "none" when it is zero.
 pub(crate) fn positive_duration(value: Option<&google::Duration>, path: &str) -> Translated<Option<Duration>> {
     let read = value.map(|value| duration(value, path)).transpose()?;

@@ -9,6 +9,7 @@ mod remote_keys;
 mod retries;
 mod rewrites;
 mod tokens;
+mod web;
 
 use std::time::Duration;
 

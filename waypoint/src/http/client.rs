@@ -27,6 +27,8 @@ pub struct ClientOptions {
     pub streams_max: Option<usize>,
     /// When an HTTP/2 peer is asked whether it is still there.
     pub keepalive: Option<KeepaliveOptions>,
+    /// Names of headers keep the case in which they are sent; HTTP/1.1.
+    pub keeps_header_case: bool,
     /// How long an HTTP/2 connection without streams is kept. Who keeps HTTP/1.1 ones sees to it.
     pub idle_timeout: Option<Duration>,
 }
@@ -37,6 +39,7 @@ impl Default for ClientOptions {
             head_bytes_max: HEAD_BYTES_MAX,
             head_fields_max: HEAD_FIELDS_MAX,
             streams_max: None,
+            keeps_header_case: false,
             keepalive: None,
             idle_timeout: None,
         }

@@ -200,6 +200,8 @@ pub struct ServerOptions {
     pub streams_max: u32,
     /// HTTP/1.1: what a half-closed client means.
     pub half_close: HalfClose,
+    /// HTTP/1.1: names of headers keep the case in which they are sent.
+    pub keeps_header_case: bool,
     /// How paths are normalised before any rule sees them.
     pub path: PathOptions,
 }
@@ -212,6 +214,7 @@ impl Default for ServerOptions {
             idle_timeout: Some(IDLE_TIMEOUT),
             streams_max: STREAMS_MAX,
             half_close: HalfClose::default(),
+            keeps_header_case: false,
             path: PathOptions::default(),
         }
     }

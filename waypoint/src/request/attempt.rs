@@ -79,11 +79,13 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Ok(known_host) => known_host,
         Err(none) => return Ok(fail(run, &none.into(), to, false)),
     };
-    let mut limits = time_limits(&parts, to, run.is_grpc);
+    let is_grpc = run.recording.record().is_grpc;
+    let mut limits = time_limits(&parts, to, is_grpc);
     // It began with the request, whatever was asked of others since.
     limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
-    tell_limits(&mut parts.headers, &limits, Duration::ZERO);
-    if run.is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
+    let tells = !to.http.options.suppresses_envoy_headers;
+    tell_limits(&mut parts.headers, &limits, (Duration::ZERO, tells));
+    if is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
         // Lines and spans have what the upstream is told.
         run.recording.record().capture_request(&parts.headers);
     }
@@ -100,7 +102,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
     let retry = to.forward.retry.as_ref().filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
-    let policy = Policy { retry, limits, try_idle: try_idle.clone(), priority: to.forward.priority, hash: hashed.hash, known_host };
+    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority: to.forward.priority, hash: hashed.hash, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -120,7 +122,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
             for cookie in hashed.cookies {
                 answered.response.headers_mut().append(http::header::SET_COOKIE, cookie);
             }
-            Ok(pass_on(run, answered, to, share, limits::with_try(expiry, try_idle)))
+            let web = run.web;
+            let response = pass_on(run, answered, to, share, limits::with_try(expiry, try_idle));
+            match web {
+                None => Ok(response),
+                Some(web) => Ok(Box::pin(super::web::answer(web, response)).await),
+            }
         }
         // HTTP/2 has a way to say it; in HTTP/1.1 an answer is the only one (RFC 9112 §7.1).
         Err(failure @ UpstreamFailure::RequestBody(BodyError::Malformed)) if is_http1 => Ok(fail(run, &failure, to, was_retried)),
@@ -163,8 +170,8 @@ fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> Ti
 }
 
 /// Tells the upstream how long it has.
-fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) {
-    if let Some(milliseconds) = limits.expected(elapsed).and_then(|expected| u64::try_from(expected.as_millis()).ok()) {
+fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, (elapsed, tells): (Duration, bool)) {
+    if tells && let Some(milliseconds) = limits.expected(elapsed).and_then(|expected| u64::try_from(expected.as_millis()).ok()) {
         headers.insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
     if let Some(timeout) = limits.grpc_header(elapsed) {
@@ -176,6 +183,8 @@ fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, elapsed: Duration) 
 struct Policy<'a> {
     retry: Option<&'a RetryPolicy>,
     limits: TimeLimits,
+    /// Whether the upstream is told how long it has.
+    tells: bool,
     /// How long a try may be silent.
     try_idle: Option<(Duration, Arc<Activity>)>,
     priority: Priority,
@@ -393,7 +402,7 @@ impl<'a> Tries<'a> {
         };
         let mut parts = parts.expect("a try begins only while the request is at hand");
         if self.retries > 0 {
-            tell_limits(&mut parts.headers, &self.policy.limits, self.began.elapsed());
+            tell_limits(&mut parts.headers, &self.policy.limits, (self.began.elapsed(), self.policy.tells));
         }
         Request::from_parts(parts, body)
     }
@@ -453,7 +462,9 @@ fn pass_on(
     record.stream.details = Some("via_upstream".into());
     // Since all of the request had come, tries and connects included; an answer that begins earlier has none (Envoy).
     let service_time = asked_at.map(|asked_at| now.saturating_duration_since(asked_at).as_millis());
-    if let Some(Ok(milliseconds)) = service_time.map(u64::try_from) {
+    if !to.http.options.suppresses_envoy_headers
+        && let Some(Ok(milliseconds)) = service_time.map(u64::try_from)
+    {
         parts.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, HeaderValue::from(milliseconds));
     }
     for edits in share.map_or(&to.route.response_headers, |share| &share.response_headers) {

@@ -7,7 +7,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{self, PathAndQuery, Uri};
 use model::headers::{HeaderEdits, Mutations};
-use model::rewrite::Rewrites;
+use model::rewrite::{PathRewrite, Rewrites};
 use model::route::{PathMatcher, WeightedCluster};
 use telemetry::record::RequestRecord;
 
@@ -24,6 +24,7 @@ pub struct NoPath;
 
 /// All of it.
 pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) -> Result<(), NoPath> {
+    let tells = !to.http.options.suppresses_envoy_headers;
     let edits = share.map_or(&to.route.request_headers, |share| &share.request_headers);
     let mut is_edited = !edits.is_empty();
     for edits in edits {
@@ -33,7 +34,7 @@ pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_
         parts.headers.insert(header::HOST, host.clone());
         is_edited = true;
     }
-    is_edited |= rewrite(parts, &to.forward.rewrites, &to.route.matches.path)?;
+    is_edited |= rewrite(parts, (&to.forward.rewrites, tells), &to.route.matches.path)?;
     if is_edited {
         note(run, parts);
     }
@@ -67,7 +68,7 @@ pub(super) fn edit_answer(record: &RequestRecord, edits: &HeaderEdits, headers: 
     filters::headers::apply(edits, headers, &|format, headers| rendered(format, &record.seeing_response(headers)));
 }
 
-fn rewrite(parts: &mut request::Parts, rewrites: &Rewrites, matched: &PathMatcher) -> Result<bool, NoPath> {
+fn rewrite(parts: &mut request::Parts, (rewrites, tells): (&Rewrites, bool), matched: &PathMatcher) -> Result<bool, NoPath> {
     let mut is_rewritten = false;
     if let Some(rewrite) = &rewrites.host
         && let Some(host) = filters::rewrite::host(rewrite, &parts.headers, path_of(parts)).map(std::borrow::Cow::into_owned)
@@ -80,24 +81,32 @@ fn rewrite(parts: &mut request::Parts, rewrites: &Rewrites, matched: &PathMatche
             if rewrites.keep_host {
                 filters::rewrite::keep_host(&old, &mut parts.headers);
             }
-            parts.headers.insert(X_ENVOY_ORIGINAL_HOST, old);
+            if tells {
+                parts.headers.insert(X_ENVOY_ORIGINAL_HOST, old);
+            }
         }
         is_rewritten = true;
     }
     if let Some(rewrite) = &rewrites.path {
-        rewrite_path(parts, rewrite, matched)?;
+        rewrite_path(parts, (rewrite, tells), matched)?;
         is_rewritten = true;
     }
     Ok(is_rewritten)
 }
 
 /// The path's rewrite alone; the one before it is kept in `x-envoy-original-path`.
-pub(super) fn rewrite_path(parts: &mut request::Parts, rewrite: &model::rewrite::PathRewrite, matched: &PathMatcher) -> Result<(), NoPath> {
+pub(super) fn rewrite_path(
+    parts: &mut request::Parts,
+    (rewrite, tells): (&PathRewrite, bool),
+    matched: &PathMatcher,
+) -> Result<(), NoPath> {
     let old = path_of(parts);
     let new = filters::rewrite::path(rewrite, matched, old);
     let old = HeaderValue::from_str(old).map_err(|_| NoPath)?;
     set_path(parts, &new)?;
-    parts.headers.insert(X_ENVOY_ORIGINAL_PATH, old);
+    if tells {
+        parts.headers.insert(X_ENVOY_ORIGINAL_PATH, old);
+    }
     Ok(())
 }
 

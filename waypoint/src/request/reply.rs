@@ -26,7 +26,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// Of a refusal that names no status.
 const STATUS_DENIED: u16 = 403;
-const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+pub(super) const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Where a route's changes to answers come, as in Envoy.
@@ -281,7 +281,7 @@ fn grpc(status: StatusCode, grpc_status: Option<u32>, text: &str, told: HeaderMa
     headers.remove(GRPC_MESSAGE);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(GRPC_STATUS, HeaderValue::from(code));
-    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text)).map_err(drop)
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(text.as_bytes())).map_err(drop)
         && !text.is_empty()
     {
         headers.insert(GRPC_MESSAGE, message);
@@ -290,9 +290,9 @@ fn grpc(status: StatusCode, grpc_status: Option<u32>, text: &str, told: HeaderMa
 }
 
 /// `grpc-message`: bytes outside of printable ASCII, and `%`, are percent-encoded.
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &[u8]) -> String {
     let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    for &byte in text {
         if (0x20..=0x7e).contains(&byte) && byte != b'%' {
             out.push(char::from(byte));
         } else {

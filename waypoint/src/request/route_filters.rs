@@ -73,6 +73,11 @@ impl Run {
                 CorsOutcome::Preflight(headers) => Some(LocalReply::preflight(headers)),
             },
             RouteFilter::RateLimit(limit) => self.limit(limit, parts),
+            RouteFilter::GrpcWeb => {
+                self.web = filters::grpc_web::begin(&mut parts.headers);
+                self.recording.record().capture_request(&parts.headers);
+                None
+            }
             RouteFilter::Mutate(mutations) => self.change_request(mutations, parts),
             RouteFilter::Rbac(rbac) => self.judge(rbac, claims, parts),
         }

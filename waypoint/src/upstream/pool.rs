@@ -435,6 +435,7 @@ impl SessionPool {
             streams_max: rules.streams_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX)),
             keepalive: rules.ping.map(|ping| KeepaliveOptions { interval: ping.interval, timeout: ping.timeout }),
             idle_timeout: rules.idle_timeout,
+            keeps_header_case: rules.keeps_header_case,
             ..self.options.clone()
         };
         let made = ClientSession::handshake(io, wanted.protocol, &options).await;

@@ -308,3 +308,11 @@ fn leads_inside(action: &DynamicMessage) -> bool {
 pub(super) fn is_known_slash_action(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[1, 4])
 }
+
+/// `header_key_format` of a formatter that keeps the case in which names were sent.
+pub(super) fn is_case_kept(value: &Value, _: &Site<'_>) -> bool {
+    const PRESERVE_CASE: &str = "/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+    let formatter = value.as_message().and_then(|format| field(format, "stateful_formatter"));
+    let config = formatter.as_ref().and_then(|formatter| field(formatter.as_message()?, "typed_config"));
+    config.is_some_and(|config| config.as_message().is_some_and(|any| text(any, "type_url").ends_with(PRESERVE_CASE)))
+}

@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz as HttpExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz as NetworkExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
@@ -27,8 +28,8 @@ use super::judges::{self, Judges};
 use super::mutation::HEADER_MUTATION;
 use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
 use super::{
-    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, open, positive_duration, required, route, stats, timeout,
-    tracing, turns, type_name,
+    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, keeps_header_case, open, positive_duration, required, route,
+    stats, timeout, tracing, turns, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -42,6 +43,7 @@ const GRPC_STATS: &str = "envoy.extensions.filters.http.grpc_stats.v3.FilterConf
 /// What it does follows from the cluster of a request.
 const DYNAMIC_FORWARD_PROXY: &str = "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const HTTP_EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
 const NETWORK_EXT_AUTHZ: &str = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz";
 /// Envoy's default of `max_request_headers_kb`.
@@ -194,6 +196,7 @@ struct HttpFilters {
     jwt: Option<Box<JwtAuthn>>,
     stats: Option<Stats>,
     count_grpc_messages: bool,
+    suppresses_envoy_headers: bool,
 }
 
 impl HttpFilters {
@@ -225,7 +228,9 @@ impl HttpFilters {
             CORS => self.slots.add_cors(&filter.name),
             RATE_LIMIT => self.slots.add_rate_limit(&filter.name, config, path)?,
             HEADER_MUTATION => self.slots.add_mutation(&filter.name, config, path)?,
-            ROUTER | DYNAMIC_FORWARD_PROXY => {}
+            ROUTER => self.suppresses_envoy_headers = open::<Router>(config, path)?.suppress_envoy_headers,
+            GRPC_WEB => self.slots.add_grpc_web(&filter.name),
+            DYNAMIC_FORWARD_PROXY => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
         Ok(())
@@ -248,7 +253,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
     for (at, filter) in value.http_filters.iter().enumerate() {
         met.add(filter, &format!("{path}.http_filters[{at}]"))?;
     }
-    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages } = met;
+    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages, suppresses_envoy_headers } = met;
     let routes = match required(value.route_specifier.as_ref(), path)? {
         RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
         _ => return Err(Problem::new(path, "routes have to be inline")),
@@ -260,7 +265,7 @@ fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts>
     let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, request_id, &format!("{path}.tracing"))).transpose()?;
     Ok(HttpParts {
         chain: HttpChain {
-            options: options(value, path)?,
+            options: options(value, suppresses_envoy_headers, path)?,
             has_first_filters: slots.has_first(),
             changes_answers: slots.changes_answers(),
             read_by_answers: read_by_answers(&routes, &routeless),
@@ -292,7 +297,7 @@ fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> 
                     }
                 }
                 RouteFilter::RateLimit(limit) => edits(&limit.refusal_headers, used),
-                RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) => {}
+                RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) | RouteFilter::GrpcWeb => {}
             }
         }
     };
@@ -309,7 +314,7 @@ fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> 
     used
 }
 
-fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOptions> {
+fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, path: &str) -> Translated<HttpOptions> {
     use hcm::http_connection_manager::{ForwardClientCertDetails, PathWithEscapedSlashesAction, ServerHeaderTransformation};
     let unescape_slashes = match PathWithEscapedSlashesAction::try_from(value.path_with_escaped_slashes_action) {
         Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => false,
@@ -337,6 +342,9 @@ fn options(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpOpt
         websocket: value.upgrade_configs.iter().any(|upgrade| upgrade.upgrade_type.eq_ignore_ascii_case("websocket")),
         generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
         http1_0: value.http_protocol_options.as_ref().is_some_and(|options| options.accept_http_10),
+        keeps_header_case: value.http_protocol_options.as_ref().is_some_and(keeps_header_case),
+        suppresses_envoy_headers,
+        tells_port: value.append_x_forwarded_port,
         idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
         timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),

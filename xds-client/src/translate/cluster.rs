@@ -15,7 +15,8 @@ use model::service::ServiceRef;
 use model::transport::Sockets;
 
 use super::{
-    Problem, Translated, balance, dns, duration, endpoint, open, outlier, positive_duration, required, timeout, transport, type_name,
+    Problem, Translated, balance, dns, duration, endpoint, keeps_header_case, open, outlier, positive_duration, required, timeout,
+    transport, type_name,
 };
 
 /// Clusters that only join Envoy's internal listeners; HBONE out is native here.
@@ -192,7 +193,7 @@ fn retry_budget(value: &proto::circuit_breakers::thresholds::RetryBudget) -> Tra
 
 fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOptions>) -> Translated<ConnectionUse> {
     let common = options.and_then(|options| options.common_http_protocol_options.as_ref());
-    let http2 = options.and_then(http2_options);
+    let (http2, http1) = (options.and_then(http2_options), options.and_then(http1_options));
     #[expect(deprecated, reason = "counts where the newer field is not set")]
     let older = value.max_requests_per_connection.as_ref();
     let requests = common.and_then(|common| common.max_requests_per_connection.as_ref()).or(older);
@@ -202,6 +203,7 @@ fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOp
         requests_max: requests.map(|max| max.value).filter(|max| *max > 0),
         streams_max: http2.and_then(|http2| http2.max_concurrent_streams.as_ref()).map(|max| max.value).filter(|max| *max > 0),
         ping: http2.and_then(|http2| http2.connection_keepalive.as_ref()).map(ping).transpose()?.flatten(),
+        keeps_header_case: http1.is_some_and(keeps_header_case),
         tcp_keepalive: value.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive.as_ref()).map(tcp_keepalive),
     })
 }
@@ -216,6 +218,20 @@ fn http2_options(options: &upstream::HttpProtocolOptions) -> Option<&core::Http2
             _ => None,
         },
         UpstreamProtocolOptions::UseDownstreamProtocolConfig(downstream) => downstream.http2_protocol_options.as_ref(),
+        UpstreamProtocolOptions::AutoConfig(_) => None,
+    }
+}
+
+/// The options of HTTP/1.1, where it may be spoken.
+fn http1_options(options: &upstream::HttpProtocolOptions) -> Option<&core::Http1ProtocolOptions> {
+    use upstream::http_protocol_options::UpstreamProtocolOptions;
+    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
+    match options.upstream_protocol_options.as_ref()? {
+        UpstreamProtocolOptions::ExplicitHttpConfig(explicit) => match explicit.protocol_config.as_ref()? {
+            ProtocolConfig::HttpProtocolOptions(options) => Some(options),
+            _ => None,
+        },
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(downstream) => downstream.http_protocol_options.as_ref(),
         UpstreamProtocolOptions::AutoConfig(_) => None,
     }
 }
@@ -328,6 +344,7 @@ mod tests {
         let http2 = json!({"max_concurrent_streams": 7, "connection_keepalive": {"interval": "20s", "timeout": "5s"}});
         let seconds = Duration::from_secs;
         let expected = ConnectionUse {
+            keeps_header_case: false,
             idle_timeout: Some(seconds(3600)),
             duration_max: Some(seconds(60)),
             requests_max: Some(5),

@@ -46,6 +46,7 @@ enum Kind {
     /// With the changes on routes that say nothing.
     Mutate(Mutating, Arc<Mutations>),
     Rbac(Arc<Rbac>),
+    GrpcWeb,
 }
 
 #[derive(Debug)]
@@ -116,6 +117,11 @@ impl Slots {
         Ok(())
     }
 
+    /// The chain makes gRPC of gRPC-Web.
+    pub(super) fn add_grpc_web(&mut self, name: &str) {
+        self.add(name, Kind::GrpcWeb);
+    }
+
     /// The chain has policies behind one of these filters.
     pub(super) fn add_rbac(&mut self, name: &str, rbac: Rbac) {
         self.add(name, Kind::Rbac(Arc::new(rbac)));
@@ -177,6 +183,7 @@ impl Slots {
                     Some(RouteFilter::Mutate(if levels.is_empty() { Arc::clone(own) } else { Arc::new(mutating.on(levels)) }))
                 }
                 Kind::Rbac(rbac) => Some(RouteFilter::Rbac(Arc::clone(rbac))),
+                Kind::GrpcWeb => Some(RouteFilter::GrpcWeb),
             };
             if slot.is_first { &mut first } else { &mut late }.extend(filter);
         }

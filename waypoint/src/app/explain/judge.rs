@@ -308,6 +308,7 @@ impl Behind {
                         self.verdict = Some(denied(&by, &input));
                     }
                 }
+                RouteFilter::GrpcWeb => drop(filters::grpc_web::begin(&mut parts.headers)),
                 RouteFilter::Mutate(_) | RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::RateLimit(_) => {}
             }
             if self.verdict.is_some() {

@@ -30,7 +30,10 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new();
-    builder.max_header_size(options.head_bytes_max).max_buf_size(BUFFER_BYTES_MAX.max(options.head_bytes_max));
+    builder
+        .preserve_header_case(options.keeps_header_case)
+        .max_header_size(options.head_bytes_max)
+        .max_buf_size(BUFFER_BYTES_MAX.max(options.head_bytes_max));
     if options.head_fields_max != HEAD_FIELDS_MAX {
         builder.max_headers(options.head_fields_max);
     }

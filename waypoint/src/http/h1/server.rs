@@ -82,6 +82,7 @@ fn builder(options: &ServerOptions) -> Builder {
     let mut builder = Builder::new();
     builder
         .half_close(true)
+        .preserve_header_case(options.keeps_header_case)
         .timer(TokioTimer::new())
         .header_read_timeout(options.idle_timeout)
         .max_header_size(options.head_bytes_max)

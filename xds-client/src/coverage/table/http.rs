@@ -47,7 +47,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("request_id_extension", Extension(&[walked("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig")])),
             ("preserve_external_request_id", Listed("a caller's x-request-id is always kept")),
             ("always_set_request_id_in_response", Listed("x-request-id is not added to responses")),
-            ("append_x_forwarded_port", Listed("x-forwarded-port is not added")),
+            ("append_x_forwarded_port", Honoured),
             ("proxy_100_continue", Honoured),
             ("stream_idle_timeout", Honoured),
             ("request_timeout", Honoured),
@@ -117,7 +117,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.core.v3.Http1ProtocolOptions",
         &[
             ("accept_http_10", Honoured),
-            ("header_key_format", Listed("header names are sent in lower case")),
+            ("header_key_format", whole_when("the case that was sent is kept", check::is_case_kept, "header names are sent in lower case")),
             ("default_host_for_http_10", Refused("requests without a host would be routed")),
             ("allow_absolute_url", Listed("absolute URLs are accepted")),
             ("enable_trailers", Listed("trailers of HTTP/1.1 are as the codec has them")),
@@ -151,6 +151,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(Routing, "envoy.type.v3.HashPolicy.SourceIp", &[]),
     entry(Tuning, "envoy.config.core.v3.KeepaliveSettings", &[("interval", Honoured), ("timeout", Honoured)]),
     // HTTP filters that need no more than their presence.
+    entry(Routing, "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", &[]),
     entry(
         Observability,
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
@@ -275,7 +276,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.extensions.filters.http.router.v3.Router",
         &[
             ("start_child_span", Listed("one span per request")),
-            ("suppress_envoy_headers", Listed("x-envoy- headers are as documented, not as set here")),
+            ("suppress_envoy_headers", Honoured),
             ("dynamic_stats", Unused("Envoy's own statistics")),
             ("upstream_log", Listed("no line per try")),
             ("upstream_http_filters", Refused("tries would pass other filters")),
@@ -338,7 +339,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     refused("envoy.extensions.filters.http.lua.v3.Lua", "a script would see every request"),
     refused("envoy.extensions.filters.http.wasm.v3.Wasm", "an extension would see every request"),
     walked("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"),
-    refused("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", "gRPC-Web would be translated"),
+    walked("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
     walked("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig"),
     refused("envoy.extensions.filters.http.stateful_session.v3.StatefulSession", "a session would stay with its endpoint"),
     refused("envoy.extensions.filters.http.compressor.v3.Compressor", "responses would be compressed"),
