@@ -12,6 +12,7 @@ pub mod flags;
 pub mod refusal;
 pub mod fraction;
 pub mod turns;
+mod prefixes;
 pub mod matcher;
 pub mod claims;
 pub mod stream_view;

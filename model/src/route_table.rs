@@ -3,9 +3,7 @@
 //! Not for: matching. A candidate is a route whose path may match; `filters::route` looks at everything.
 //! Invariants: candidates come in match order, each once; a route whose path matches is among them.
 //!
-//! Exact paths and prefixes stand sorted in one list, each with the longest other text that it begins with. The last text
-//! that is not after a path begins with every text that the path begins with, so one binary search and a walk along those
-//! finds them all: the cost grows with the logarithm of the routes and the depth of the path.
+//! Exact paths and prefixes are looked up as prefixes of the path.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -13,6 +11,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::prefixes::Prefixes;
 use crate::route::{PathMatcher, Route};
 
 /// That many routes are tried one by one; looking them up would cost more.
@@ -55,17 +54,14 @@ pub struct RouteTable {
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     all: Vec<Arc<Route>>,
-    texts: Vec<PathText>,
+    texts: Prefixes<PathRoutes>,
     /// Those that may match any path, by position: regular expressions, and those without regard to case.
     any: Vec<usize>,
 }
 
-/// A text that paths are, or begin with.
-#[derive(Clone, Debug)]
-struct PathText {
-    text: Box<str>,
-    /// The longest other text that this one begins with.
-    shorter: Option<usize>,
+/// Routes by a text that paths are, or begin with.
+#[derive(Clone, Debug, Default)]
+struct PathRoutes {
     /// Positions of routes whose path is it.
     exact: Vec<usize>,
     /// Positions of routes whose path begins with it.
@@ -78,13 +74,9 @@ impl Routes {
         // Sorted positions; they rarely are more than two lists.
         let mut lists: SmallVec<[&[usize]; 4]> = SmallVec::new();
         lists.extend(Some(&*self.any).filter(|list| !list.is_empty()));
-        let mut at = self.texts.partition_point(|one| *one.text <= *path).checked_sub(1);
-        while let Some(one) = at.map(|at| &self.texts[at]) {
-            if path.starts_with(&*one.text) {
-                let exact = if one.text.len() == path.len() { &*one.exact } else { &[] };
-                lists.extend([exact, &*one.prefix].into_iter().filter(|list| !list.is_empty()));
-            }
-            at = one.shorter;
+        for (length, routes) in self.texts.of(path.as_bytes()) {
+            let exact = if length == path.len() { &*routes.exact } else { &[] };
+            lists.extend([exact, &*routes.prefix].into_iter().filter(|list| !list.is_empty()));
         }
         std::iter::from_fn(move || {
             let next = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
@@ -98,10 +90,10 @@ impl Routes {
 impl From<Vec<Arc<Route>>> for Routes {
     fn from(all: Vec<Arc<Route>>) -> Self {
         if all.len() <= TRIED_ONE_BY_ONE {
-            return Self { any: (0..all.len()).collect(), all, texts: Vec::new() };
+            return Self { any: (0..all.len()).collect(), all, texts: Prefixes::default() };
         }
         let mut any = Vec::new();
-        let mut texts: BTreeMap<Box<str>, PathText> = BTreeMap::new();
+        let mut texts: BTreeMap<Box<[u8]>, PathRoutes> = BTreeMap::new();
         for (position, route) in all.iter().enumerate() {
             let (PathMatcher::Prefix(text) | PathMatcher::SeparatedPrefix(text) | PathMatcher::Exact(text), true) =
                 (&route.matches.path, route.matches.case_sensitive)
@@ -109,24 +101,11 @@ impl From<Vec<Arc<Route>>> for Routes {
                 any.push(position);
                 continue;
             };
-            let one = texts.entry(text.clone()).or_insert_with(|| PathText::new(text));
-            let list = if matches!(route.matches.path, PathMatcher::Exact(_)) { &mut one.exact } else { &mut one.prefix };
+            let routes = texts.entry(text.as_bytes().into()).or_default();
+            let list = if matches!(route.matches.path, PathMatcher::Exact(_)) { &mut routes.exact } else { &mut routes.prefix };
             list.push(position);
         }
-        let mut texts: Vec<PathText> = texts.into_values().collect();
-        let mut open: Vec<usize> = Vec::new();
-        for at in 0..texts.len() {
-            while open.pop_if(|last| !texts[at].text.starts_with(&*texts[*last].text)).is_some() {}
-            texts[at].shorter = open.last().copied();
-            open.push(at);
-        }
-        Self { all, texts, any }
-    }
-}
-
-impl PathText {
-    fn new(text: &str) -> Self {
-        Self { text: text.into(), shorter: None, exact: Vec::new(), prefix: Vec::new() }
+        Self { all, texts: Prefixes::new(texts), any }
     }
 }
 

@@ -4,15 +4,14 @@
 //! and paths look like; policies are numbered in their order, so that the first match is the one that trying all of them finds.
 
 mod keys;
-mod prefixes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use smallvec::SmallVec;
 
 use self::keys::{Key, Kind, hash, keys_of_policy};
-use self::prefixes::Prefixes;
 use super::Policy;
+use crate::prefixes::Prefixes;
 
 /// Parts of an identity between slashes that are looked at; Istio's have seven. One with more is tried with every policy.
 const IDENTITY_PARTS_MAX: usize = 16;
@@ -24,8 +23,8 @@ pub struct Index {
     /// Those that need nothing that is looked up here.
     always: Vec<usize>,
     by_hash: HashMap<u64, Vec<usize>, foldhash::fast::FixedState>,
-    by_identity: Prefixes,
-    by_path: Prefixes,
+    by_identity: Prefixes<Vec<usize>>,
+    by_path: Prefixes<Vec<usize>>,
 }
 
 impl Index {
@@ -37,7 +36,7 @@ impl Index {
             *uses.entry(key).or_default() += 1;
         }
         let shared = |keys: &Vec<Key>| keys.iter().map(|key| uses[key]).sum::<usize>();
-        let (mut index, mut identities, mut paths) = (Self::default(), HashMap::new(), HashMap::new());
+        let (mut index, mut identities, mut paths) = (Self::default(), BTreeMap::new(), BTreeMap::new());
         for (at, conditions) in possible.iter().enumerate() {
             index.all.push(at);
             // Of several conditions, the one that the fewest policies have says most.
@@ -76,11 +75,11 @@ impl Index {
         show(&self.always);
         if let Some(path) = path.map(str::as_bytes) {
             show(self.with(hash(Kind::Path, &[path])));
-            self.by_path.visit(path, &mut show);
+            self.by_path.of(path).for_each(|(_, numbers)| show(numbers));
         }
         let Some(identity) = identity.map(str::as_bytes) else { return };
         show(self.with(hash(Kind::Identity, &[identity])));
-        self.by_identity.visit(identity, &mut show);
+        self.by_identity.of(identity).for_each(|(_, numbers)| show(numbers));
         let parts: SmallVec<[&[u8]; IDENTITY_PARTS_MAX]> = identity.split(|byte| *byte == b'/').take(IDENTITY_PARTS_MAX + 1).collect();
         if parts.len() > IDENTITY_PARTS_MAX {
             return show(&self.all);
