@@ -209,9 +209,15 @@ impl Decision<'_> {
         }
     }
 
-    /// Whether there is anything to tell: a policy matched, or one would have had to.
+    /// Whether it is counted: a policy matched, or one would have had to.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.matched.is_some() || self.refuses()
+    }
+
+    /// Whether there is anything to tell: dry runs tell what they come to in any case.
     #[must_use]
     pub fn is_telling(&self) -> bool {
-        self.matched.is_some() || self.refuses()
+        self.counts() || self.rbac.mode == Mode::DryRun
     }
 }

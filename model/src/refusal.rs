@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::rbac::RbacAction;
+
 /// A rule of a policy as `kubectl` shows it: rule 0 of `shop/web`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyRule {
@@ -104,6 +106,56 @@ impl Refusal {
             RefusalField::NearestRule => nearest.and_then(|nearest| number(&nearest.rule)),
             RefusalField::FailedCondition => nearest.map(|nearest| Cow::Borrowed(nearest.failed.as_str())),
             RefusalField::Detail => self.detail.as_deref().map(Cow::Borrowed),
+        }
+    }
+}
+
+/// What a dry run of one action came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryRun {
+    /// Of these policies.
+    pub action: RbacAction,
+    /// The one that matched, as Envoy names it.
+    pub policy: Option<Arc<str>>,
+    /// Why it would have been refused; none if it would not.
+    pub refusal: Option<Refusal>,
+}
+
+/// A part of what Envoy's RBAC filter keeps of a dry run, as metadata of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DryRunField {
+    action: RbacAction,
+    is_policy: bool,
+}
+
+impl DryRunField {
+    /// From the filter's name and the key, `istio_dry_run_allow_shadow_engine_result`.
+    #[must_use]
+    pub fn parse(filter: &str, key: &str) -> Option<Self> {
+        if !matches!(filter, "envoy.filters.http.rbac" | "envoy.filters.network.rbac") {
+            return None;
+        }
+        let (action, field) = key.strip_prefix("istio_dry_run_")?.split_once("_shadow_")?;
+        let action = match action {
+            "allow" => RbacAction::Allow,
+            "deny" => RbacAction::Deny,
+            _ => return None,
+        };
+        let is_policy = match field {
+            "effective_policy_id" => true,
+            "engine_result" => false,
+            _ => return None,
+        };
+        Some(Self { action, is_policy })
+    }
+
+    /// What it says, of all dry runs of a request or connection.
+    #[must_use]
+    pub fn of(self, all: &[DryRun]) -> Option<&str> {
+        let one = all.iter().find(|one| one.action == self.action)?;
+        match self.is_policy {
+            true => one.policy.as_deref(),
+            false => Some(if one.refusal.is_some() { "denied" } else { "allowed" }),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName};
 
-use crate::refusal::Refusal;
+use crate::refusal::{DryRun, Refusal};
 use crate::service::ServiceRef;
 use crate::workload::Workload;
 
@@ -160,4 +160,8 @@ pub trait StreamView {
     fn peer(&self, side: Side) -> Option<&Workload>;
     /// Why it was refused, if it was.
     fn refusal(&self) -> Option<&Refusal>;
+    /// What policies came to that are only tried.
+    fn dry_runs(&self) -> &[DryRun] {
+        &[]
+    }
 }

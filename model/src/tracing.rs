@@ -8,6 +8,7 @@ use http::HeaderName;
 
 use crate::collector::Collector;
 use crate::format::{HeaderUse, TextFormat};
+use crate::refusal::DryRunField;
 
 /// Where a span's tag comes from.
 #[derive(Clone, Debug)]
@@ -23,8 +24,13 @@ pub enum TagSource {
     },
     /// A format; missing leaves the tag out.
     Format(TextFormat),
-    /// Dry-run results and other request metadata: left out until something writes it.
-    Metadata,
+    /// Metadata of the request, of which only what dry runs leave is known; `default` otherwise.
+    Metadata {
+        /// What of dry runs; none for other metadata.
+        field: Option<DryRunField>,
+        /// Instead of what is not there.
+        default: Box<str>,
+    },
 }
 
 /// One custom tag.
@@ -107,7 +113,7 @@ impl Tracing {
             match &tag.source {
                 TagSource::RequestHeader { name, .. } => headers.add_request(name),
                 TagSource::Format(format) => format.uses(headers),
-                TagSource::Literal(_) | TagSource::Metadata => {}
+                TagSource::Literal(_) | TagSource::Metadata { .. } => {}
             }
         }
     }

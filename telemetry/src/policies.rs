@@ -130,12 +130,12 @@ impl Policies {
 
     /// Keeps why a request or connection was refused, or would have been.
     pub(crate) fn note(&self, stream: &StreamRecord, head: Option<&Head>) {
-        if stream.refusal.is_none() && stream.would_refuse.is_empty() {
+        if stream.refusal.is_none() && stream.dry_runs.is_empty() {
             return;
         }
         // Nobody waits for a list.
         let Some(mut seen) = self.seen.try_lock() else { return };
-        let dry_runs = stream.would_refuse.iter().map(|refusal| (refusal, true));
+        let dry_runs = stream.dry_runs.iter().filter_map(|one| Some((one.refusal.as_ref()?, true)));
         for (refusal, is_dry_run) in dry_runs.chain(stream.refusal.as_deref().map(|refusal| (refusal, false))) {
             let mut one = SeenRefusal::new(stream, head, refusal, is_dry_run);
             if let Some(known) = seen.iter().position(|known| known.is_like(&one)).and_then(|at| seen.remove(at)) {
@@ -184,7 +184,7 @@ impl WorkerPolicies {
 
     /// Counts what filters decided.
     pub(crate) fn count(&mut self, decisions: &[Decision<'_>]) {
-        for decision in decisions {
+        for decision in decisions.iter().filter(|decision| decision.counts()) {
             let name = decision.matched.map(|policy| &policy.name);
             let key = Key {
                 policy: name.map_or(0, |name| name.as_ptr().addr()),
@@ -226,7 +226,7 @@ fn labels(decision: &Decision<'_>, instead: Option<&str>) -> String {
 mod tests {
     use http::uri::PathAndQuery;
     use model::rbac::{Permission, Policy, Principal, Rbac};
-    use model::refusal::RefusedBy;
+    use model::refusal::{DryRun, RefusedBy};
 
     use super::*;
     use crate::record::ChainTelemetry;
@@ -306,7 +306,8 @@ mod tests {
         stream.refusal = None;
         policies.note(&stream, Some(&head));
         assert!(policies.seen().is_empty());
-        stream.would_refuse.push(Refusal::new(RefusedBy::DenyPolicy));
+        let refusal = Some(Refusal::new(RefusedBy::DenyPolicy));
+        stream.dry_runs.push(DryRun { action: RbacAction::Deny, policy: None, refusal });
         policies.note(&stream, Some(&head));
         assert!(policies.seen().iter().all(|one| one.is_dry_run) && policies.seen().len() == 1);
     }

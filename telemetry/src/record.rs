@@ -18,7 +18,7 @@ use model::flags::ResponseFlags;
 use model::format::HeaderUse;
 use model::identity::SpiffeId;
 use model::metrics::Stats;
-use model::refusal::Refusal;
+use model::refusal::{DryRun, Refusal};
 use model::service::ServiceRef;
 use model::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use model::tracing::Tracing;
@@ -137,8 +137,8 @@ pub struct StreamRecord {
     pub failure_reason: Option<Cow<'static, str>>,
     /// Why it was refused, if it was.
     pub refusal: Option<Box<Refusal>>,
-    /// Why it would have been refused if dry runs counted.
-    pub would_refuse: Vec<Refusal>,
+    /// What policies came to that are only tried.
+    pub dry_runs: Vec<DryRun>,
     /// What went wrong, in the order in which it did.
     pub flags: ResponseFlags,
     /// Body bytes (TCP: bytes) received from the client.
@@ -188,7 +188,7 @@ impl StreamRecord {
             termination_details: None,
             failure_reason: None,
             refusal: None,
-            would_refuse: Vec::new(),
+            dry_runs: Vec::new(),
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,
@@ -472,6 +472,10 @@ impl StreamView for RequestRecord {
     fn refusal(&self) -> Option<&Refusal> {
         self.stream.refusal.as_deref()
     }
+
+    fn dry_runs(&self) -> &[DryRun] {
+        &self.stream.dry_runs
+    }
 }
 
 /// One TCP connection.
@@ -532,6 +536,10 @@ impl StreamView for ConnectionRecord {
 
     fn refusal(&self) -> Option<&Refusal> {
         self.stream.refusal.as_deref()
+    }
+
+    fn dry_runs(&self) -> &[DryRun] {
+        &self.stream.dry_runs
     }
 }
 

@@ -3,11 +3,13 @@
 //! Not for: deciding. Invariants: what passes everything costs no more than its counts; a flood of refusals, or of what a dry run
 //! would refuse, costs no more than a bounded number of explanations.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use filters::explain;
 use filters::rbac::{Decisions, Denial, RbacInput};
 use model::rbac::Mode;
+use model::refusal::DryRun;
 use telemetry::record::StreamRecord;
 
 use crate::worker::Worker;
@@ -19,11 +21,15 @@ pub fn note(decisions: &Decisions<'_>, input: &RbacInput<'_>, stream: &mut Strea
     }
     worker.with_telemetry(|telemetry| telemetry.count_decisions(decisions));
     for decision in decisions {
-        let Some(denial) = Denial::of(decision) else { continue };
-        let refusal = explain::refusal(&denial, input, || worker.explanations.take(Instant::now()).allowed);
-        match decision.rbac.mode {
-            Mode::Enforced => stream.refusal = Some(Box::new(refusal)),
-            Mode::DryRun => stream.would_refuse.push(refusal),
+        let refusal =
+            Denial::of(decision).map(|denial| explain::refusal(&denial, input, || worker.explanations.take(Instant::now()).allowed));
+        match (decision.rbac.mode, refusal) {
+            (Mode::DryRun, refusal) => {
+                let policy = decision.matched.map(|policy| Arc::clone(&policy.name));
+                stream.dry_runs.push(DryRun { action: decision.rbac.action, policy, refusal });
+            }
+            (Mode::Enforced, Some(refusal)) => stream.refusal = Some(Box::new(refusal)),
+            (Mode::Enforced, None) => {}
         }
     }
 }

@@ -14,7 +14,7 @@ use super::expression::Expression;
 use super::json::members_of;
 use super::time::{TimeFormat, write_default};
 use crate::flags::ResponseFlag;
-use crate::refusal::RefusalField;
+use crate::refusal::{DryRunField, RefusalField};
 use crate::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use crate::workload::Workload;
 
@@ -141,6 +141,8 @@ pub enum Operator {
     Peer(Side, PeerField),
     /// `DYNAMIC_METADATA(waypoint.refusal:KEY)`; without a key all of it. Envoy reads the operator, and finds nothing there.
     Refusal(Option<RefusalField>),
+    /// `DYNAMIC_METADATA(envoy.filters.http.rbac:istio_dry_run_…)`: what a dry run came to.
+    DryRun(DryRunField),
     /// `REQ_WITHOUT_QUERY(A?B):N` and `PATH(NQ:…):N`: the first that is there, up to its query.
     WithoutQuery(Vec<HeaderRef>, Option<usize>),
     /// `QUERY_PARAM(name):N`.
@@ -237,6 +239,7 @@ impl Operator {
                 None => Some(Self::Absent),
             },
             ("DYNAMIC_METADATA", Some(argument)) if argument.starts_with(REFUSAL) => refusal(argument),
+            ("DYNAMIC_METADATA", Some(argument)) if let Some(field) = dry_run(argument) => Some(Self::DryRun(field)),
             ("DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE" | "ENVIRONMENT", Some(_)) => Some(Self::Absent),
             ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Some(Self::Field(Field::ResponseCodeDetailsSpaced)),
             ("CEL", Some(argument)) => Some(Self::Expression(Expression::parse(argument).ok()?, bytes_max)),
@@ -285,6 +288,7 @@ impl Operator {
                 _ => Value::Missing,
             },
             Self::Refusal(field) => refusal_value(view, *field),
+            Self::DryRun(field) => field.of(view.dry_runs()).map_or(Value::Missing, Value::Text),
             Self::Expression(expression, bytes_max) => {
                 let text = expression.with_text(view, |text| text.map(str::to_owned));
                 text.map_or(Value::Missing, |text| Value::Owned(shortened(text, *bytes_max)))
@@ -432,6 +436,11 @@ fn refusal(argument: &str) -> Option<Operator> {
     let rest = argument.strip_prefix(REFUSAL)?;
     let field = if rest.is_empty() { None } else { Some(RefusalField::parse(rest.strip_prefix(':')?)?) };
     Some(Operator::Refusal(field))
+}
+
+fn dry_run(argument: &str) -> Option<DryRunField> {
+    let (filter, key) = argument.split_once(':')?;
+    DryRunField::parse(filter, key)
 }
 
 fn refusal_value(view: &dyn StreamView, field: Option<RefusalField>) -> Value<'_> {

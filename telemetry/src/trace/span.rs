@@ -295,7 +295,9 @@ fn add_custom(attributes: &mut Attributes<'_>, record: &RequestRecord, tag: &Cus
             // The only thing a missing value prints as; a mixed text keeps it, as in Envoy.
             if *rendered == ABSENT.as_bytes() { Cow::Borrowed("") } else { readable(rendered) }
         }
-        TagSource::Metadata => return,
+        TagSource::Metadata { field, default } => {
+            Cow::Borrowed(field.and_then(|field| field.of(&record.stream.dry_runs)).unwrap_or(default))
+        }
     };
     if !value.is_empty() {
         wire::attribute(out, field::ATTRIBUTES, &tag.tag, &[&value]);

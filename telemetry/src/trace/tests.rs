@@ -396,7 +396,7 @@ fn t20_custom_tags_without_a_value_are_left_out() {
         ("given", header("user-agent", "")),
         ("defaulted", header("x-none", "d")),
         ("absent", header("x-none", "")),
-        ("metadata", TagSource::Metadata),
+        ("metadata", TagSource::Metadata { field: None, default: "".into() }),
         ("empty", TagSource::Literal("".into())),
     ]
     .map(|(tag, source)| CustomTag { tag: Arc::from(tag), source })

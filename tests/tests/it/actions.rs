@@ -1,5 +1,6 @@
 //! What routes do with requests: the waypoint and a stock Envoy, given the same routes, are asked the same and compared.
 
+mod dry_runs;
 mod filters;
 mod mirrors;
 mod mutations;

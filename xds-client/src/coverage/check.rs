@@ -1,6 +1,7 @@
 //! Which values of a field are obeyed, where that is not all of them.
 use std::borrow::Cow;
 
+use model::refusal::DryRunField;
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 
 use super::rule::Site;
@@ -234,6 +235,20 @@ pub(super) fn is_known_metadata(value: &Value, site: &Site<'_>) -> bool {
         Some("envoy.filters.http.rbac" | "envoy.filters.network.rbac") => is_of_authorization(value, site),
         _ => false,
     }
+}
+
+/// A tag of what dry runs came to.
+pub(super) fn is_of_dry_run(value: &Value, _: &Site<'_>) -> bool {
+    let known = || {
+        let metadata = value.as_message()?;
+        let (kind, key) = (field(metadata, "kind")?, field(metadata, "metadata_key")?);
+        let (kind, key) = (kind.as_message()?, key.as_message()?);
+        let path = field(key, "path")?;
+        let [segment] = path.as_list()? else { return None };
+        let is_known = DryRunField::parse(&text(key, "key"), &text(segment.as_message()?, "key")).is_some();
+        Some(is_known && kind.has_field_by_name("request"))
+    };
+    known().unwrap_or(false)
 }
 
 /// `metadata_source` DYNAMIC.

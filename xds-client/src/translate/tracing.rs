@@ -9,10 +9,13 @@ use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension as HttpRequestId;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as proto;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use envoy_types::pb::envoy::r#type::metadata::v3::metadata_key::path_segment;
+use envoy_types::pb::envoy::r#type::metadata::v3::metadata_kind;
 use envoy_types::pb::envoy::r#type::tracing::v3 as tag;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::HeaderName;
 use model::format::TextFormat;
+use model::refusal::DryRunField;
 use model::tracing::{CustomTag, RequestIdUse, Sampling, SpanProvider, TagSource, Tracing};
 
 use super::{Translated, collector, open, type_name};
@@ -73,8 +76,21 @@ fn custom_tag(value: &tag::CustomTag) -> Option<CustomTag> {
             default: header.default_value.as_str().into(),
         },
         Type::Value(format) => TagSource::Format(TextFormat::parse(format, &mut Vec::new()).omitting_missing()),
-        Type::Metadata(_) => TagSource::Metadata,
+        Type::Metadata(metadata) => TagSource::Metadata { field: dry_run(metadata), default: metadata.default_value.as_str().into() },
         Type::Environment(_) => return None,
     };
     Some(CustomTag { tag: Arc::from(value.tag.as_str()), source })
+}
+
+/// What of the metadata of requests is known: what Envoy's RBAC filter says of dry runs.
+fn dry_run(value: &tag::custom_tag::Metadata) -> Option<DryRunField> {
+    let key = value.metadata_key.as_ref()?;
+    let kind = value.kind.as_ref().and_then(|kind| kind.kind.as_ref());
+    match (kind, key.path.as_slice()) {
+        (Some(metadata_kind::Kind::Request(_)), [segment]) => match segment.segment.as_ref()? {
+            path_segment::Segment::Key(name) => DryRunField::parse(&key.key, name),
+            path_segment::Segment::Index(_) => None,
+        },
+        _ => None,
+    }
 }

@@ -402,7 +402,7 @@ fn uniform(question: &Question, http: &HttpChain) -> Result<request::Parts, Verd
 }
 
 fn filter(rbac: &Rbac, input: &RbacInput<'_>) -> Filter {
-    let decided = |decisions: Decisions<'_>| decisions.first().map(|decision| decision.refuses());
+    let decided = |decisions: Decisions<'_>| decisions.iter().find(|decision| decision.counts()).map(|decision| decision.refuses());
     let mut decisions = Decisions::new();
     // What it says is in the decisions, also of a dry run.
     let _ = decide(rbac, input, &mut decisions);

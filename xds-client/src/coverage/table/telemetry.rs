@@ -148,7 +148,10 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("literal", Honoured),
             ("request_header", Honoured),
             ("value", Honoured),
-            ("metadata", Listed("nothing writes metadata of requests, so the tag is left out")),
+            (
+                "metadata",
+                whole_when("of dry runs", check::is_of_dry_run, "nothing writes other metadata of requests, so the tag has its default"),
+            ),
             ("environment", Listed("the tag is left out")),
         ],
     ),
