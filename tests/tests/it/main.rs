@@ -26,6 +26,7 @@ mod origination;
 mod parity;
 mod policy;
 mod policy_oracle;
+mod policy_targets;
 mod proxy_protocol;
 mod releases;
 mod requests;
