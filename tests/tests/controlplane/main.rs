@@ -40,6 +40,9 @@ const STEPS: &[Step] = &[
     ("AuthorizationPolicies of every attribute decide as they say", |stage| Box::pin(authorization::policies_decide(stage))),
     ("RequestAuthentication and policies on claims decide as they say", |stage| Box::pin(authorization::tokens_decide(stage))),
     ("a CUSTOM AuthorizationPolicy asks its provider and obeys it", |stage| Box::pin(policy::a_custom_policy_takes_effect(stage))),
+    ("a service's Telemetry object that is changed counts on open connections", |stage| {
+        Box::pin(telemetry::a_services_telemetry_follows_its_object(stage))
+    }),
     ("a deleted Telemetry object ends the log lines", |stage| Box::pin(telemetry::deleting_telemetry_ends_logging(stage))),
     ("a pod drained under load loses no request", |stage| Box::pin(endpoints::a_drained_pod_loses_nothing(stage))),
     ("a pod killed under load fails only what it had, once", |stage| Box::pin(endpoints::a_killed_pod_fails_only_its_own(stage))),

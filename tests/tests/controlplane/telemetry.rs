@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use http::{Method, StatusCode};
 use regex::Regex;
 use tests::otlp::{KIND_SERVER, Span};
-use tests::peer::empty;
+use tests::peer::{Http, empty};
 use tests::wait::{Look, until};
 
-use crate::stage::{EFFECT_DEADLINE, PODS, Stage, WEB, manifest};
+use crate::stage::{EFFECT_DEADLINE, PODS, REVIEWS, Stage, WEB, manifest};
 
 /// Ports of the metrics: Envoy's, and the agent's.
 const METRICS_PORTS: [u16; 2] = [15090, 15020];
@@ -133,6 +133,89 @@ pub async fn deleting_telemetry_ends_logging(stage: &mut Stage) -> Result<()> {
     let is_silent = |span: &Span| span.attributes.get("http.url").is_some_and(|url| url.contains("/silent/"));
     let late: Vec<_> = stage.spans.spans().into_iter().filter(is_silent).collect();
     ensure!(late.is_empty(), "traced without Telemetry: {late:?}");
+    Ok(())
+}
+
+/// A Telemetry object of one service: what is logged, a label of its requests, how many are traced.
+fn of_web(filter: &str, label: &str, sampling: u8) -> String {
+    format!(
+        "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: web, namespace: shop}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: web}}]
+  accessLogging:
+  - providers: [{{name: access-log-json}}]
+    filter: {{expression: \"{filter}\"}}
+  metrics:
+  - providers: [{{name: prometheus}}]
+    overrides:
+    - match: {{metric: REQUEST_COUNT, mode: SERVER}}
+      tagOverrides: {{custom_dimension: {{value: \"'{label}'\"}}}}
+  tracing:
+  - providers: [{{name: otel}}]
+    randomSamplingPercentage: {sampling}
+"
+    )
+}
+
+/// Asks until a request with this status of its own is counted with this label, or without any.
+async fn counted_with(stage: &Stage, http: &mut Http, status: u16, label: Option<&str>) -> Result<()> {
+    let is_it = |line: &str| {
+        let own = line.starts_with("istio_requests_total{") && line.contains(&format!("response_code=\"{status}\""));
+        own && match label {
+            Some(label) => line.contains(&format!(",custom_dimension=\"{label}\"}}")),
+            None => !line.contains("custom_dimension"),
+        }
+    };
+    until(&format!("{status} with {label:?}"), EFFECT_DEADLINE, async || {
+        http.get(&format!("/status/{status}")).await?;
+        let page = stage.metrics(METRICS_PORTS[1]).await?;
+        Ok(if page.lines().any(is_it) { Look::Done(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await
+}
+
+/// What a Telemetry object made of a good and of a failed request: whether each is logged, and whether they are traced. `reviews`, which no
+/// such object is for, is logged and traced as its namespace's says, and counted as ever.
+async fn reported(stage: &Stage, web: &mut Http, reviews: &mut Http, phase: &str) -> Result<([bool; 2], bool)> {
+    let paths = [format!("/hello/{phase}"), format!("/fail/503/99/{phase}")];
+    for (path, status) in paths.iter().zip([200, 503]) {
+        let answer = web.get(path).await?;
+        ensure!(answer.status == status, "{path}: {}", answer.status);
+    }
+    let marker = format!("/marker/{phase}");
+    reviews.get(&marker).await?;
+    let (_, line) = stage.access_line(&marker).await?;
+    stage.spans.wait_for("the span of the marker", REPORT_DEADLINE, |span| line["trace_id"] == span.trace_id.as_str()).await?;
+    let page = stage.metrics(METRICS_PORTS[1]).await?;
+    let odd = page.lines().find(|line| line.contains("custom_dimension") && !line.contains("destination_service_name=\"web\""));
+    ensure!(odd.is_none(), "another service's label: {odd:?}");
+    let (lines, spans) = (stage.access_log()?, stage.spans.spans());
+    let is_logged = |path: &String| lines.iter().any(|(_, line)| line["path"] == path.as_str());
+    let is_of = |span: &Span| span.attributes.get("http.url").is_some_and(|url| paths.iter().any(|path| url.ends_with(path.as_str())));
+    Ok((paths.each_ref().map(is_logged), spans.iter().any(is_of)))
+}
+
+/// A service's Telemetry object that is applied, changed and deleted counts for the next request on connections that stay open, and for
+/// that service only.
+pub async fn a_services_telemetry_follows_its_object(stage: &mut Stage) -> Result<()> {
+    stage.turn_logging_on().await?;
+    let connection = stage.frontend.connect(stage.hbone_address()).await?;
+    let (mut web, mut reviews) = (connection.http1(WEB).await?, connection.http1(REVIEWS).await?);
+    stage.plane.apply(&of_web("response.code >= 400", "first", 0)).await?;
+    counted_with(stage, &mut web, 431, Some("first")).await?;
+    let applied = reported(stage, &mut web, &mut reviews, "applied").await?;
+    ensure!(applied == ([false, true], false), "applied: {applied:?}");
+    stage.plane.apply(&of_web("response.code < 400", "second", 100)).await?;
+    counted_with(stage, &mut web, 432, Some("second")).await?;
+    let changed = reported(stage, &mut web, &mut reviews, "changed").await?;
+    ensure!(changed == ([true, false], true), "changed: {changed:?}");
+    stage.plane.delete_yaml(&of_web("true", "none", 0)).await?;
+    counted_with(stage, &mut web, 433, None).await?;
+    let deleted = reported(stage, &mut web, &mut reviews, "deleted").await?;
+    ensure!(deleted == ([true, true], true), "deleted: {deleted:?}");
     Ok(())
 }
 
