@@ -99,8 +99,14 @@ fn m01_histograms_count_whole_milliseconds_and_wire_bytes() {
         ] {
             assert!(text.contains(&format!("\n{name}{suffix} {value}\n")), "{name}{suffix}");
         }
+        let of_buckets = text.lines().filter(|line| line.starts_with(&format!("{name}_bucket{{")));
+        let bounds: Vec<_> = of_buckets.filter_map(|line| line.split_once(",le=\"")?.1.split_once('"')).map(|(bound, _)| bound).collect();
+        assert_eq!(bounds.join(" "), BOUNDS, "{name}");
     }
 }
+
+/// Envoy's, as it prints them.
+const BOUNDS: &str = "0.5 1 5 10 25 50 100 250 500 1000 2500 5000 10000 30000 60000 300000 600000 1800000 3600000 +Inf";
 
 #[test]
 fn one_edge_with_one_status_is_sixty_seven_lines_and_names_come_in_order() {
