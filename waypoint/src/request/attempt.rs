@@ -79,20 +79,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Ok(known_host) => known_host,
         Err(none) => return Ok(fail(run, &none.into(), to, false)),
     };
-    let is_grpc = run.recording.record().is_grpc;
-    let mut limits = time_limits(&parts, to, is_grpc);
-    // It began with the request, whatever was asked of others since.
-    limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
+    let limits = limits_told(&mut run, &mut parts, to);
     let tells = !to.http.options.suppresses_envoy_headers;
-    tell_limits(&mut parts.headers, &limits, (Duration::ZERO, tells));
-    if is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
-        // Lines and spans have what the upstream is told.
-        run.recording.record().capture_request(&parts.headers);
-    }
-    if parts.extensions.get::<UpgradeRequested>().is_some() {
-        // Its client says no end, after which they would count (Envoy).
-        limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
-    }
     let try_idle = to.forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout);
     let activity = limits.idle.or(try_idle).map(|_| run.recording.watch_activity());
     let try_idle = try_idle.zip(activity.clone());
@@ -167,6 +155,24 @@ fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> Ti
     let grpc = is_grpc.then(|| GrpcRequest { timeout: parts.headers.get(GRPC_TIMEOUT).and_then(timeout::read_grpc_timeout) });
     let per_try = to.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
     timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, per_try, grpc)
+}
+
+/// The limits of a request, of which the upstream is told what concerns it.
+fn limits_told(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>) -> TimeLimits {
+    let is_grpc = run.recording.record().is_grpc;
+    let mut limits = time_limits(parts, to, is_grpc);
+    // It began with the request, whatever was asked of others since.
+    limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
+    tell_limits(&mut parts.headers, &limits, (Duration::ZERO, !to.http.options.suppresses_envoy_headers));
+    if is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
+        // Lines and spans have what the upstream is told.
+        run.recording.record().capture_request(&parts.headers);
+    }
+    if parts.extensions.get::<UpgradeRequested>().is_some() {
+        // Its client says no end, after which they would count (Envoy).
+        limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
+    }
+    limits
 }
 
 /// Tells the upstream how long it has.
