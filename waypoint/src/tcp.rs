@@ -53,7 +53,7 @@ pub struct TcpReady {
     upstream: Replay<UpstreamIo>,
     active: ActiveRequest,
     /// Looks for a ClientHello.
-    watch: Option<HelloReader>,
+    watch: Option<Box<HelloReader>>,
     idle_timeout: Option<Duration>,
     duration_max: Option<Duration>,
     reporting_interval: Duration,
@@ -113,7 +113,7 @@ pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Work
     let upstream = Replay::new(upstream);
     let reporting_interval =
         record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
-    let watch = (tunnel.inspection == Inspection::InPassing).then(HelloReader::default);
+    let watch = (tunnel.inspection == Inspection::InPassing).then(Box::default);
     Ok(TcpReady { record, upstream, active, watch, idle_timeout: chain.idle_timeout, duration_max: chain.duration_max, reporting_interval })
 }
 

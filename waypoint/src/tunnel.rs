@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use model::authority::Authority;
-use model::chain::ChainKind;
+use model::chain::{ChainKind, TcpChain};
 use model::dispatch::{Lookup, SniffedProtocol};
 use model::flags::ResponseFlag;
 use model::workload::Workload;
@@ -190,7 +190,7 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
     let asked = Asked::of(&connect, worker);
     let Some(inspection) = led.inspection() else {
         let Ok(stream) = connect.accept() else { return };
-        return serve_open(Replay::new(stream), (&asked, &led), None, worker).await;
+        return Box::pin(serve_open(Replay::new(stream), (&asked, &led), None, worker)).await;
     };
     let tunnel = asked.context(&led, inspection);
     match &led.served.chain.kind {
@@ -215,23 +215,27 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
             };
             serve_http(stream, protocol, tunnel, worker, drain).await;
         }
-        ChainKind::Tcp(chain) => {
-            let prepared = tokio::select! {
-                biased;
-                prepared = tcp::prepare(&tunnel, chain, worker, Need::Certain) => prepared,
-                // Nobody waits for it any more: neither is an authorization service asked on, nor an endpoint dialled.
-                () = connect.answer.gone() => return,
-            };
-            match prepared {
-                Ok(ready) => {
-                    if let Ok(stream) = connect.accept() {
-                        ready.run(stream).await;
-                    }
-                }
-                Err(refusal) => connect.reject(refusal.status),
+        // In a box, as all that only TCP needs: otherwise each idle tunnel of HTTP would have room for it.
+        ChainKind::Tcp(chain) => Box::pin(serve_tcp(connect, &tunnel, chain, worker)).await,
+        ChainKind::Refused { http: false, .. } => connect.reject(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+/// Serves a TCP connection, whose CONNECT is answered after dialling.
+async fn serve_tcp(connect: Connect, tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Worker>) {
+    let prepared = tokio::select! {
+        biased;
+        prepared = tcp::prepare(tunnel, chain, worker, Need::Certain) => prepared,
+        // Nobody waits for it any more: neither is an authorization service asked on, nor an endpoint dialled.
+        () = connect.answer.gone() => return,
+    };
+    match prepared {
+        Ok(ready) => {
+            if let Ok(stream) = connect.accept() {
+                ready.run(stream).await;
             }
         }
-        ChainKind::Refused { http: false, .. } => connect.reject(StatusCode::SERVICE_UNAVAILABLE),
+        Err(refusal) => connect.reject(refusal.status),
     }
 }
 
@@ -248,7 +252,7 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     let Ok(stream) = connect.accept() else { return };
     let mut stream = Replay::new(stream);
     let silent = lookup(SniffedProtocol::Other).and_then(|led| Some((asked.context(&led, led.inspection()?), led.served)));
-    let Some((sniffed, dialled)) = who_speaks(&mut stream, silent, worker).await else { return };
+    let Some((sniffed, dialled)) = Box::pin(who_speaks(&mut stream, silent, worker)).await else { return };
     let (protocol, seen) = match sniffed {
         Sniffed::Http2 => (Protocol::Http2, SniffedProtocol::Http2),
         Sniffed::Http1 => (Protocol::Http1, SniffedProtocol::Http1),
@@ -261,7 +265,7 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
             drop(dialled);
             serve_http(stream, protocol, asked.context(&led, Inspection::Off), worker, drain).await;
         }
-        ChainKind::Tcp(_) => serve_open(stream, (&asked, &led), dialled, worker).await,
+        ChainKind::Tcp(_) => Box::pin(serve_open(stream, (&asked, &led), dialled.map(|ready| *ready), worker)).await,
         ChainKind::Refused { http: false, .. } => {}
     }
 }
@@ -297,7 +301,7 @@ async fn who_speaks<I>(
     stream: &mut Replay<I>,
     silent: Option<(Arc<TunnelContext>, Arc<ServedChain>)>,
     worker: &Arc<Worker>,
-) -> Option<(Sniffed, Option<TcpReady>)>
+) -> Option<(Sniffed, Option<Box<TcpReady>>)>
 where
     I: AsyncRead + Unpin,
 {
@@ -312,7 +316,7 @@ where
         let Some((tunnel, served)) = &silent else { return std::future::pending().await };
         let ChainKind::Tcp(chain) = &served.chain.kind else { return std::future::pending().await };
         let has_spoken = match tcp::prepare(tunnel, chain, worker, Need::Possible).await {
-            Ok(ready) => dialled.insert(ready).endpoint_speaks().await,
+            Ok(ready) => dialled.insert(Box::new(ready)).endpoint_speaks().await,
             Err(_refusal) => false,
         };
         if !has_spoken {
@@ -350,5 +354,23 @@ where
     match serve(stream, protocol, exchange, &options, async move { drain.draining().await }).await {
         Ok(()) | Err(ServeError::ClientGone | ServeError::IdleTimeout) => {}
         Err(error) => tracing::debug!(%error, "a connection inside a tunnel ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that an idle tunnel holds for its future; an allocator rounds more up to 10 KiB.
+    const TUNNEL_BYTES_MAX: usize = 8 * 1024;
+
+    fn bytes_of<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_tunnel_has_no_room_for_what_only_others_need() {
+        let bytes = bytes_of(serve_connect);
+        assert!(bytes <= TUNNEL_BYTES_MAX, "{bytes} bytes");
     }
 }
