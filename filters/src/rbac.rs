@@ -25,8 +25,10 @@ pub struct RbacInput<'a> {
     pub peer_principal: Option<&'a str>,
     /// The HBONE client's address.
     pub peer_address: IpAddr,
-    /// What was asked for.
+    /// The address that was asked for; none of a service that was asked for by its name.
     pub destination: Option<SocketAddr>,
+    /// The port that was asked for.
+    pub destination_port: u16,
     /// The name in the connection's ClientHello; empty without one.
     pub server_name: &'a str,
     /// What the verified tokens of the request say; none without one.
@@ -137,9 +139,10 @@ pub(crate) fn permits(permission: &Permission, input: &RbacInput<'_>, must_hold:
         Permission::Not(one) => !permits(one, input, !must_hold),
         Permission::Header(matcher) => header(matcher, input, must_hold),
         Permission::UrlPath(matcher) => url_path(matcher, input),
-        Permission::DestinationIp(range) => input.destination.is_some_and(|address| range.contains(&address.ip())),
-        Permission::DestinationPort(port) => input.destination.is_some_and(|address| address.port() == *port),
-        Permission::DestinationPortRange(ports) => input.destination.is_some_and(|address| ports.contains(&i32::from(address.port()))),
+        // What is not known never lets more through: it refuses where a match refuses, and permits nothing.
+        Permission::DestinationIp(range) => input.destination.map_or(!must_hold, |address| range.contains(&address.ip())),
+        Permission::DestinationPort(port) => input.destination_port == *port,
+        Permission::DestinationPortRange(ports) => ports.contains(&i32::from(input.destination_port)),
         Permission::UriTemplate(template) => input.head.is_some_and(|head| template.matches(path_only(head.path))),
         Permission::ServerName(matcher) => matcher.matches(input.server_name.as_bytes()),
         Permission::Claim(matcher) => matcher.matches(input.claims),

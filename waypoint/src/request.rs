@@ -125,6 +125,8 @@ pub enum Inspection {
     InPassing,
     /// It was, before anything else.
     Done(Hello),
+    /// The client was silent for too long: it counts as one without a name, and must not turn out to have one.
+    Silent,
 }
 
 impl TunnelContext {
@@ -578,6 +580,7 @@ fn policy_input<'a>(tunnel: &'a TunnelContext, parts: &'a http::request::Parts, 
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
         destination: tunnel.target.address(),
+        destination_port: tunnel.target.port(),
         server_name: "",
         claims,
     }

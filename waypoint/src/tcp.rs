@@ -54,6 +54,8 @@ pub struct TcpReady {
     active: ActiveRequest,
     /// Looks for a ClientHello.
     watch: Option<Box<HelloReader>>,
+    /// It was let in as a connection without a name: with one it ends.
+    must_be_nameless: bool,
     idle_timeout: Option<Duration>,
     duration_max: Option<Duration>,
     reporting_interval: Duration,
@@ -113,8 +115,18 @@ pub async fn prepare(tunnel: &TunnelContext, chain: &TcpChain, worker: &Arc<Work
     let upstream = Replay::new(upstream);
     let reporting_interval =
         record.record.stream.chain.stats.as_ref().map_or(model::metrics::REPORTING_INTERVAL_DEFAULT, |stats| stats.reporting_interval);
-    let watch = (tunnel.inspection == Inspection::InPassing).then(Box::default);
-    Ok(TcpReady { record, upstream, active, watch, idle_timeout: chain.idle_timeout, duration_max: chain.duration_max, reporting_interval })
+    let watch = matches!(tunnel.inspection, Inspection::InPassing | Inspection::Silent).then(Box::default);
+    let must_be_nameless = tunnel.inspection == Inspection::Silent;
+    Ok(TcpReady {
+        record,
+        upstream,
+        active,
+        watch,
+        must_be_nameless,
+        idle_timeout: chain.idle_timeout,
+        duration_max: chain.duration_max,
+        reporting_interval,
+    })
 }
 
 async fn connect(
@@ -135,6 +147,7 @@ async fn connect(
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
         destination: tunnel.target.address(),
+        destination_port: tunnel.target.port(),
         server_name: if let Inspection::Done(Hello::Name(name)) = &tunnel.inspection { name } else { "" },
         claims: None,
     };
@@ -181,9 +194,12 @@ async fn named_host(
     if name.is_empty() {
         return Ok(None);
     }
-    // Otherwise a wildcard would lead anywhere.
-    let wildcard = cluster.cluster.service.as_ref().and_then(|service| service.host.strip_prefix('*'));
-    if wildcard.is_some_and(|suffix| !name.ends_with(suffix)) {
+    // Otherwise it would lead anywhere.
+    let is_of_service = cluster.cluster.service.as_ref().is_some_and(|service| match service.host.strip_prefix('*') {
+        Some(suffix) => name.ends_with(suffix),
+        None => *service.host == **name,
+    });
+    if !is_of_service {
         record.stream.flags.insert(ResponseFlag::NoRouteFound);
         record.stream.termination_details = Some("server_name_not_of_service".into());
         return Err(StatusCode::NOT_FOUND);
@@ -350,11 +366,12 @@ impl TcpReady {
             let look = |bytes: &[u8]| {
                 if let Some(hello) = watch.as_mut().and_then(|reader| reader.look(bytes)) {
                     watch = None;
-                    passed.hello.get_or_init(|| hello);
+                    return passed.hello.get_or_init(|| hello) == &Hello::NotTls || !self.must_be_nameless;
                 }
+                true
             };
             let up = copy(from_client, to_endpoint, &passed.up, (Side::Client, Side::Endpoint), look);
-            let down = copy(from_endpoint, to_client, &passed.down, (Side::Endpoint, Side::Client), |_| {});
+            let down = copy(from_endpoint, to_client, &passed.down, (Side::Endpoint, Side::Client), |_| true);
             tokio::try_join!(up, down)
         };
         tokio::pin!(copying);
@@ -419,8 +436,14 @@ enum Side {
     Endpoint,
 }
 
-/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are. `look` sees all that passes.
-async fn copy<R, W>(mut reader: R, mut writer: W, count: &AtomicU64, sides: (Side, Side), mut look: impl FnMut(&[u8])) -> Result<(), Side>
+/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are. `look` sees all before it passes, and may end it.
+async fn copy<R, W>(
+    mut reader: R,
+    mut writer: W,
+    count: &AtomicU64,
+    sides: (Side, Side),
+    mut look: impl FnMut(&[u8]) -> bool,
+) -> Result<(), Side>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -433,7 +456,9 @@ where
         if read == 0 {
             return writer.shutdown().await.map_err(|_| of_writer);
         }
-        look(&buffer);
+        if !look(&buffer) {
+            return Err(of_reader);
+        }
         writer.write_all(&buffer).await.map_err(|_| of_writer)?;
         writer.flush().await.map_err(|_| of_writer)?;
         count.fetch_add(u64::try_from(read).unwrap_or(u64::MAX), Ordering::Relaxed);

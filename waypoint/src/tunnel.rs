@@ -181,7 +181,7 @@ async fn hello_of<I: AsyncRead + Unpin>(stream: &mut Replay<I>) -> Option<Inspec
     match tokio::time::timeout(SNIFF_TIMEOUT, stream.hello()).await {
         Ok(hello) => Some(Inspection::Done(hello.ok()?)),
         // As Envoy goes on without a name; of what began like one it is not known.
-        Err(_) if stream.ahead().is_empty() => Some(Inspection::Done(Hello::NotTls)),
+        Err(_) if stream.ahead().is_empty() => Some(Inspection::Silent),
         Err(_) => Some(Inspection::Done(Hello::Unreadable)),
     }
 }

@@ -46,6 +46,7 @@ fn refused_with(action: RbacAction, policies: Vec<Policy>, finds_nearest: bool) 
         peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
         peer_address: "10.244.9.1".parse().unwrap(),
         destination: Some("10.96.1.1:80".parse().unwrap()),
+        destination_port: 80,
         server_name: "",
         claims: None,
     };
@@ -131,6 +132,7 @@ fn the_conditions_of_a_policy_are_met_exactly_when_it_matches() {
             peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
             peer_address: "10.244.9.1".parse().unwrap(),
             destination: None,
+            destination_port: 80,
             server_name: "",
             claims: None,
         };

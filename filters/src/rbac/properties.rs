@@ -24,6 +24,7 @@ impl Ask {
             peer_principal: self.identity.as_deref(),
             peer_address: IpAddr::from([10, 244, 9, 1]),
             destination: Some(SocketAddr::from(([10, 96, 1, 1], 80))),
+            destination_port: 80,
             server_name: "",
             claims: None,
         })

@@ -46,6 +46,7 @@ impl Ask {
             peer_principal: Some(FRONTEND),
             peer_address: "10.244.9.1".parse().unwrap(),
             destination: Some("10.96.1.1:80".parse().unwrap()),
+            destination_port: 80,
             server_name: "",
             claims: None,
         }
@@ -193,5 +194,25 @@ fn a_dry_run_refuses_nothing_and_is_told_of_as_if_it_counted() {
         assert!(matches!(decide(&shadow, &ask.input(), &mut dry_run), RbacVerdict::Pass));
         assert_eq!(dry_run.iter().find(|decision| decision.counts()).map(Decision::refuses), told, "{action:?}");
         assert_eq!(dry_run.len(), 1, "what it came to is told in any case");
+    }
+}
+
+#[test]
+fn a_service_that_is_asked_for_by_its_name_has_a_port_and_no_address_that_would_let_more_through() {
+    let ask = Ask::new(&[]);
+    let by_name = RbacInput { destination: None, destination_port: 22, ..ask.input() };
+    let passes = |action, permission| {
+        let filter = rbac(action, permission, Principal::Any);
+        matches!(decide(&filter, &by_name, &mut Decisions::new()), RbacVerdict::Pass)
+    };
+    let (port, range) = (|| Permission::DestinationPort(22), || Permission::DestinationPortRange(20..23));
+    let ip = || Permission::DestinationIp("10.96.1.1/32".parse().unwrap());
+    let not = |permission| Permission::Not(Box::new(permission));
+    for known in [port(), range()] {
+        assert!(!passes(RbacAction::Deny, known.clone()) && passes(RbacAction::Allow, known.clone()));
+        assert!(passes(RbacAction::Deny, not(known.clone())) && !passes(RbacAction::Allow, not(known)));
+    }
+    for unknown in [ip(), not(ip())] {
+        assert!(!passes(RbacAction::Deny, unknown.clone()) && !passes(RbacAction::Allow, unknown));
     }
 }

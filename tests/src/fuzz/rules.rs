@@ -219,6 +219,7 @@ pub fn rules(data: &[u8]) {
         peer_principal: Some(asked.caller),
         peer_address: asked.address.into(),
         destination: Some(([10, 0, 0, 1], asked.port).into()),
+        destination_port: asked.port,
         server_name: "",
         claims: None,
     };

@@ -174,6 +174,7 @@ fn met(chain: &Chain, clauses: &[Rbac], ask: &Ask) -> Result<Vec<bool>> {
         peer_principal: Some(&principal),
         peer_address: Ipv4Addr::new(10, 244, 9, 1).into(),
         destination: REVIEWS.parse().ok(),
+        destination_port: 9080,
         server_name: "",
         claims: said.as_ref(),
     };

@@ -3,13 +3,18 @@
 //! rustls reads it, as it would to accept the connection; what rustls does not read is not guessed at. Not for: TLS itself, which passes untouched.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use rustls::server::Acceptor;
 
 /// Bytes within which a ClientHello has to end; Envoy's `tls_inspector` takes as many.
 pub const CLIENT_HELLO_BYTES_MAX: usize = 64 * 1024;
-/// First byte of a handshake's record, and of any version since SSL 3 (RFC 8446 §5.1).
-const HANDSHAKE: [u8; 2] = [22, 3];
+/// First byte of a handshake's record (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+/// First bytes of any record of TLS: a server may pass over others before the handshake's.
+const RECORDS: RangeInclusive<u8> = 20..=24;
+/// Second byte of any record since SSL 3.
+const VERSION: u8 = 3;
 
 /// What a connection begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub enum Hello {
 #[derive(Default)]
 pub struct HelloReader {
     acceptor: Acceptor,
+    /// The first two bytes.
+    head: [u8; 2],
     seen: usize,
 }
 
@@ -38,12 +45,17 @@ impl std::fmt::Debug for HelloReader {
 impl HelloReader {
     /// Looks at the next bytes. None: more have to come.
     pub fn look(&mut self, bytes: &[u8]) -> Option<Hello> {
-        let expected = HANDSHAKE.get(self.seen..).unwrap_or_default();
-        if bytes.iter().zip(expected).any(|(is, wanted)| is != wanted) {
-            return Some(Hello::NotTls);
+        for (at, byte) in (self.seen.min(2)..2).zip(bytes) {
+            self.head[at] = *byte;
         }
         self.seen = self.seen.saturating_add(bytes.len());
-        self.read(bytes).unwrap_or(Some(Hello::Unreadable))
+        match (self.seen, self.head) {
+            (0, _) => None,
+            (1, [first, _]) if first != HANDSHAKE => (!RECORDS.contains(&first)).then_some(Hello::NotTls),
+            (1, _) | (_, [HANDSHAKE, VERSION]) => self.read(bytes).unwrap_or(Some(Hello::Unreadable)),
+            (_, [first, VERSION]) if RECORDS.contains(&first) => Some(Hello::Unreadable),
+            _ => Some(Hello::NotTls),
+        }
     }
 
     fn read(&mut self, mut bytes: &[u8]) -> io::Result<Option<Hello>> {
@@ -120,6 +132,11 @@ mod tests {
     fn what_is_no_tls_is_told_by_its_first_bytes_and_a_broken_hello_is_no_name() {
         for other in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x02\x00", b"\0"] {
             assert_eq!(found(other, 1), Some(Hello::NotTls), "{other:?}");
+        }
+        // An alert that servers pass over, and a hello behind it.
+        let behind = [b"\x15\x03\x01\x00\x02\x01\x5a".as_slice(), &hello("a.example")].concat();
+        for piece in [1, behind.len()] {
+            assert_eq!(found(&behind, piece), Some(Hello::Unreadable), "by {piece}");
         }
         let mut broken = hello("a.example");
         broken[5] = 2;

@@ -158,10 +158,16 @@ async fn introduced(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo,
     Ok(carrier)
 }
 
+/// Whether it is a port of the proxy itself, for whom loopback is trusted. An unspecified address is this host, too.
+fn is_own(address: &SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    (ip.is_loopback() || ip.is_unspecified()) && OWN_PORTS.contains(&address.port())
+}
+
 /// A stream to the endpoint.
 async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
     match to.address {
-        EndpointAddress::Plain(address) if address.ip().is_loopback() && OWN_PORTS.contains(&address.port()) => {
+        EndpointAddress::Plain(address) if is_own(address) => {
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
         }
         EndpointAddress::Plain(address) => {

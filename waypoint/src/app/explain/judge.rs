@@ -223,6 +223,7 @@ fn input<'a>(
         peer_principal: Some(question.identity.as_str()),
         peer_address: question.address,
         destination,
+        destination_port: question.service.port(),
         server_name: &question.server_name,
         claims: request.and_then(|(_, claims)| claims),
     }

@@ -42,3 +42,19 @@ fn the_host_is_asked_for_only_where_the_rule_says_so() {
     assert_eq!(asked(&TlsOrigination::default(), None), name("192.0.2.1"));
     assert_eq!(asked(&by_host, Some("no name")), None);
 }
+
+#[test]
+fn ports_of_the_proxy_are_its_own_by_whatever_address_of_this_host() {
+    for (address, is_its) in [
+        ("127.0.0.1:15000", true),
+        ("127.9.9.9:15020", true),
+        ("0.0.0.0:15000", true),
+        ("[::]:15000", true),
+        ("[::1]:15000", true),
+        ("[::ffff:127.0.0.1]:15000", true),
+        ("127.0.0.1:8080", false),
+        ("10.0.0.1:15000", false),
+    ] {
+        assert_eq!(address.parse().map(|address| is_own(&address)), Ok(is_its), "{address}");
+    }
+}

@@ -52,6 +52,7 @@ fn rbac(windows: &mut Windows, (policies, rules): (usize, usize), times: u64) ->
             peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
             peer_address: [10, 244, 9, 1].into(),
             destination: WEB.parse().ok(),
+            destination_port: 80,
             server_name: "",
             claims: None,
         };
