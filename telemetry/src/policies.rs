@@ -130,7 +130,7 @@ impl Policies {
 
     /// Keeps why a request or connection was refused, or would have been.
     pub(crate) fn note(&self, stream: &StreamRecord, head: Option<&Head>) {
-        if stream.refusal.is_none() && stream.dry_runs.is_empty() {
+        if stream.refusal.is_none() && stream.dry_runs.iter().all(|one| one.refusal.is_none()) {
             return;
         }
         // Nobody waits for a list.

@@ -147,7 +147,7 @@ impl EntryWriter {
 fn write_common(out: &mut Vec<u8>, fields: &EntryFields, view: &dyn StreamView) {
     for (field, number) in [
         (Field::DownstreamRemoteAddress, common::REMOTE_ADDRESS),
-        (Field::DownstreamRemoteAddress, common::DIRECT_REMOTE_ADDRESS),
+        (Field::DownstreamDirectRemoteAddress, common::DIRECT_REMOTE_ADDRESS),
         (Field::DownstreamLocalAddress, common::LOCAL_ADDRESS),
         (Field::UpstreamHost, common::UPSTREAM_REMOTE_ADDRESS),
         (Field::UpstreamLocalAddress, common::UPSTREAM_LOCAL_ADDRESS),
@@ -341,7 +341,8 @@ fn write_address(out: &mut Vec<u8>, field: u32, value: &Value<'_>) {
         wire::nested(out, field, |out| {
             wire::nested(out, part::SOCKET, |out| {
                 wire::bytes(out, part::SOCKET_ADDRESS, address.ip().to_string().as_bytes());
-                number(out, part::SOCKET_PORT, address.port().into());
+                // One of several: written although it may be 0.
+                wire::number(out, part::SOCKET_PORT, address.port());
             });
         });
     } else if let Value::Text(text) = value

@@ -22,6 +22,8 @@ use super::{BuildError, CONNECT_TIMEOUT, CollectorConnector, EXPORT_TIMEOUT, Exp
 /// How long a call may see no frame of the collector before it is asked for one, and how long it may then take: a connection
 /// that is only half there must not swallow call after call.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+/// The same of a stream, on which a collector says nothing for hours: gRPC servers close connections that ask more often than every five minutes.
+const STREAM_KEEPALIVE: Duration = Duration::from_secs(360);
 
 /// A collector that is called.
 pub(super) struct Caller {
@@ -120,10 +122,10 @@ pub(super) fn channel(
         let connecting = connector.connect(&to);
         async move { connecting.await.map(TokioIo::new) }
     });
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE);
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).keep_alive_timeout(KEEPALIVE);
     let endpoint = match timeout {
-        Some(timeout) => endpoint.timeout(timeout),
-        None => endpoint,
+        Some(timeout) => endpoint.timeout(timeout).http2_keep_alive_interval(KEEPALIVE),
+        None => endpoint.http2_keep_alive_interval(STREAM_KEEPALIVE),
     };
     Ok(endpoint.connect_with_connector_lazy(dial))
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use model::refusal::Refusal;
+use model::refusal::{DryRun, Refusal};
 use model::service::ServiceRef;
 use model::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use model::workload::Workload;
@@ -66,5 +66,9 @@ impl StreamView for Seeing<'_> {
 
     fn refusal(&self) -> Option<&Refusal> {
         self.record.refusal()
+    }
+
+    fn dry_runs(&self) -> &[DryRun] {
+        self.record.dry_runs()
     }
 }

@@ -73,6 +73,8 @@ impl Run {
                 CorsOutcome::Preflight(headers) => Some(LocalReply::preflight(headers)),
             },
             RouteFilter::RateLimit(limit) => self.limit(limit, parts),
+            // A second filter finds gRPC, and lets it be.
+            RouteFilter::GrpcWeb if self.web.is_some() => None,
             RouteFilter::GrpcWeb => {
                 self.web = filters::grpc_web::begin(&mut parts.headers);
                 self.recording.record().capture_request(&parts.headers);

@@ -85,7 +85,9 @@ fn an_entry_of_http_says_in_its_fields_what_a_line_says() {
 fn an_entry_says_where_from_where_to_and_how_long() {
     let common = entered(|_| {}).common_properties.unwrap();
     assert_eq!((common.access_log_type(), &common.response_flags), (AccessLogType::DownstreamEnd, &None));
-    assert_eq!(socket(common.downstream_remote_address), ("10.42.0.51".to_owned(), 33952));
+    // Whom the client says it speaks for, and who it is.
+    assert_eq!(socket(common.downstream_remote_address), ("10.0.0.9".to_owned(), 0));
+    assert_eq!(socket(common.downstream_direct_remote_address), ("10.42.0.51".to_owned(), 33952));
     assert_eq!(socket(common.downstream_local_address), ("10.43.7.9".to_owned(), 80));
     let internal = |address: Option<Address>| match address.unwrap().address {
         Some(address::Address::EnvoyInternalAddress(internal)) => (internal.address_name_specifier, internal.endpoint_id),
