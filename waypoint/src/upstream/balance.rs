@@ -43,7 +43,8 @@ pub struct Wish<'a> {
 pub async fn host_of(cluster: &ServedCluster, authority: Option<&str>) -> Result<Option<Arc<KnownHost>>, NoHost> {
     match &cluster.by_host {
         None => Ok(None),
-        Some(table) => table.host(authority.unwrap_or_default()).await.map(Some),
+        // Boxed: requests to other clusters carry no room for it.
+        Some(table) => Box::pin(table.host(authority.unwrap_or_default())).await.map(Some),
     }
 }
 

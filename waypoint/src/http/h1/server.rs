@@ -41,7 +41,8 @@ where
     let (io, handle) = watch(io);
     let service = {
         let (connection, exchange, path) = (Arc::clone(&connection), exchange.clone(), options.path);
-        service_fn(move |request| answer(request, &exchange, &connection, &path))
+        // In a box: hyper keeps the place of a request's future for as long as the connection lives, and most connections are idle.
+        service_fn(move |request| Box::pin(answer(request, &exchange, &connection, &path)))
     };
     let http = builder(options).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut http = pin!(http);
