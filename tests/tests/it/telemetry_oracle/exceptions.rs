@@ -66,7 +66,7 @@ const OF_FAILURES: &[&str] = &[
 /// Of a client that says no more and is not gone.
 const OF_ENDS: &[&str] = &["line.bytes_sent", "line.details", "line.flags_long", "line.response_", "line.text", "span.response_"];
 
-/// What depends on which of two things comes first, so that it need not differ: whether a body has come before there is no connection.
+/// What depends on which of two things comes first, so that it need not differ: whether a body has come before there is no connection, or it is reset.
 pub(super) const RACES: [&str; 1] = ["unread-body"];
 
 pub(super) const EXCEPTIONS: &[Exception] = &[
@@ -79,7 +79,11 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     everywhere("unkept", DIFFERENCES, &["line.request_tx_duration", "line.response_trailers"]),
     of("unkept", &["TCP"], &["line.stream_id"]),
     of("unkept", &["cut answer", "client leaves late"], &["line.response_tx_duration"]),
-    of("unread-body", &["gRPC without a connection"], &["line.bytes_received", "line.request_duration", "line.text", "span.request_size"]),
+    of(
+        "unread-body",
+        &["gRPC without a connection", "gRPC reset"],
+        &["line.bytes_received", "line.request_duration", "line.text", "span.request_size"],
+    ),
     of("half-close", &["WebSocket"], OF_ENDS),
     of("hbone-connect-failure", NO_TUNNEL, OF_FAILURES),
     of("parent-decides", &["seldom: a sampled parent"], &["line.traceparent", "spans", "span.", "resource."]),
