@@ -65,3 +65,21 @@ pub fn matches(matcher: &HeaderMatcher, head: &RequestHead<'_>) -> bool {
         (HeaderTest::Text(test), None) => matcher.missing_as_empty && test.matches(b"") != matcher.invert,
     }
 }
+/// Percent-encoded bytes decoded; what is no encoding stays, and what is no text becomes what no name or token has.
+pub(crate) fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut left = text.as_bytes();
+    while let Some((first, rest)) = left.split_first() {
+        let encoded = match (first, rest) {
+            (b'%', [high, low, ..]) => digit(*high).zip(digit(*low)),
+            _ => None,
+        };
+        bytes.push(encoded.map_or(*first, |(high, low)| high << 4 | low));
+        left = if encoded.is_some() { &rest[2..] } else { rest };
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}

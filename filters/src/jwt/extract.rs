@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use model::jwt::TokenPlace;
 use model::stream_view::RequestHead;
 
-use crate::header_match::{joined, query_only};
+use crate::header_match::{decoded, joined, query_only};
 
 /// A token's text and where it was.
 pub(super) type Found<'a, 'p> = (Cow<'a, str>, &'p TokenPlace);
@@ -58,29 +58,6 @@ fn behind<'a>(line: &'a str, prefix: &str) -> Option<&'a str> {
 fn parameter<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
     let pairs = query_only(path)?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.into_iter().find(|(known, _)| decoded(known) == name).map(|(_, value)| decoded(value))
-}
-
-/// Percent-encoded bytes decoded; what is no encoding stays, and what is no text becomes what no token has.
-fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut left = text.as_bytes();
-    while let Some((first, rest)) = left.split_first() {
-        let encoded = (*first == b'%').then(|| rest.get(..2)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
-        match encoded.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                left = &rest[2..];
-            }
-            None => {
-                bytes.push(*first);
-                left = rest;
-            }
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
