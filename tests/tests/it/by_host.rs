@@ -1,16 +1,14 @@
 //! A wildcard service: requests reach the host that they name, which is looked up when it is asked for.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use http::{Request, StatusCode};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 use tests::dns::{Entry, NameServer};
 use tests::fake_istiod::Kind;
-use tests::peer::{Answer, Connection, exchange_raw, full, plain_get};
+use tests::peer::{Answer, Connection, client_hello, exchange_raw, full, plain_get};
 use tests::pki::Pki;
 use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder};
 use tests::wait::{Look, until};
@@ -216,19 +214,6 @@ async fn tls_asks_for_the_host_of_the_request_and_verifies_it() -> Result<()> {
     Ok(())
 }
 
-/// The first bytes of a TLS client.
-fn hello(name: &str) -> Result<Vec<u8>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
-    let mut bytes = Vec::new();
-    client.write_tls(&mut bytes)?;
-    Ok(bytes)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_that_is_passed_through_reaches_the_server_that_it_names() -> Result<()> {
     let (builder, names) = wild(json!({})).await?;
@@ -258,11 +243,11 @@ async fn tls_that_is_passed_through_reaches_the_server_that_it_names() -> Result
     names.set(ONE, Entry::Addresses(vec![address.into()], 60));
     names.set("other.example.org", Entry::Addresses(vec![address.into()], 60));
     let connection = mesh.connect("frontend-0").await?;
-    let first = hello(ONE)?;
+    let first = client_hello(ONE)?;
     let heard = exchange_raw(connection.tunnel(DB).await?, &first, true).await?;
     assert_eq!(heard, [b"echo:", &first[..]].concat());
     // Nothing in DNS, not of this service, no name at all, no TLS at all.
-    for begin in [hello(TWO)?, hello("other.example.org")?, hello("192.0.2.1")?, b"SSH-2.0-client\r\n".to_vec()] {
+    for begin in [client_hello(TWO)?, client_hello("other.example.org")?, client_hello("192.0.2.1")?, b"SSH-2.0-client\r\n".to_vec()] {
         assert_eq!(exchange_raw(connection.tunnel(DB).await?, &begin, true).await.unwrap_or_default(), b"");
     }
     assert_eq!((names.questions(ONE), names.questions("other.example.org")), (1, 0));

@@ -1,15 +1,13 @@
 //! Policies on the name in a ClientHello, beside a real Envoy: who may connect, and which name is logged.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
-use tests::peer::Peer;
+use tests::peer::{Peer, client_hello};
 use tests::process::Lines;
 use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario};
 use tests::wait::{Look, until};
@@ -17,19 +15,6 @@ use tests::workload::App;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The first bytes of a client that asks for a name, or for an address by none.
-fn hello(name: &str) -> Result<Vec<u8>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
-    let mut bytes = Vec::new();
-    client.write_tls(&mut bytes)?;
-    Ok(bytes)
-}
 
 /// A policy of connections to `db` on these names, which are read on its port if `disabled` does not hold for it.
 fn with_policy(scenario: &mut Scenario, action: &str, names: &[&str], disabled: Option<Value>) -> Result<()> {
@@ -104,7 +89,7 @@ async fn seen(action: &str, names: &[&str], disabled: Option<Value>) -> Result<V
     let _db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
     let envoy = Envoy::beside(&mesh).start().await?;
     let peer = mesh.peer("frontend-0")?;
-    let clients = [hello("a.example")?, hello("B.Example")?, hello("10.0.0.1")?, b"not TLS".to_vec()];
+    let clients = [client_hello("a.example")?, client_hello("B.Example")?, client_hello("10.0.0.1")?, b"not TLS".to_vec()];
     let mut both = Vec::new();
     for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
         let mut seen = Vec::new();
@@ -143,9 +128,9 @@ async fn a_hello_that_cannot_be_read_is_refused_where_a_policy_wants_its_name() 
     let mesh = Mesh::builder("05-authz")?.edit(|scenario| with_policy(scenario, "DENY", &["a.example"], None))?.start().await?;
     let _db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
     let peer = mesh.peer("frontend-0")?;
-    let mut broken = hello("a.example")?;
+    let mut broken = client_hello("a.example")?;
     broken[5] = 2;
     assert!(!may(&peer, mesh.hbone(), &broken).await?);
-    assert!(may(&peer, mesh.hbone(), &hello("b.example")?).await?);
+    assert!(may(&peer, mesh.hbone(), &client_hello("b.example")?).await?);
     Ok(())
 }
