@@ -25,6 +25,8 @@ pub struct RbacInput<'a> {
     pub peer_principal: Option<&'a str>,
     /// The HBONE client's address.
     pub peer_address: IpAddr,
+    /// The client that `x-forwarded-for` named last when the request came, whatever filters made of it since.
+    pub forwarded_for: Option<IpAddr>,
     /// The address that was asked for; none of a service that was asked for by its name.
     pub destination: Option<SocketAddr>,
     /// The port that was asked for.
@@ -157,7 +159,7 @@ pub(crate) fn is_principal(principal: &Principal, input: &RbacInput<'_>, must_ho
         Principal::Not(one) => !is_principal(one, input, !must_hold),
         Principal::PeerPrincipal(matcher) => input.peer_principal.is_some_and(|id| matcher.matches(id.as_bytes())),
         Principal::DirectRemoteIp(range) => range.contains(&input.peer_address),
-        Principal::RemoteIp(range) => range.contains(&remote_ip(input)),
+        Principal::RemoteIp(range) => range.contains(&input.forwarded_for.unwrap_or(input.peer_address)),
         Principal::Header(matcher) => header(matcher, input, must_hold),
         Principal::UrlPath(matcher) => url_path(matcher, input),
         Principal::Claim(matcher) => matcher.matches(input.claims),
@@ -175,11 +177,6 @@ fn header(matcher: &HeaderMatcher, input: &RbacInput<'_>, must_hold: bool) -> bo
     let mut lines = head.headers.get_all(name).iter();
     let line_matches = |line: &http::HeaderValue| test.matches(line.as_bytes()) != matcher.invert;
     if must_hold { whole && lines.all(line_matches) } else { whole || lines.any(line_matches) }
-}
-
-/// The client that `x-forwarded-for` names last, else the HBONE client.
-fn remote_ip(input: &RbacInput<'_>) -> IpAddr {
-    input.head.and_then(|head| head.forwarded_for()).unwrap_or(input.peer_address)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub use expression::{Datum, Expression};
 pub use json::{JsonFormat, JsonValue};
 pub use operator::{Operator, PeerField};
 
-use crate::stream_view::{Field, StreamView, X_FORWARDED_FOR};
+use crate::stream_view::StreamView;
 
 /// A point in time as access logs print it, `2026-11-23T20:31:46.500Z`.
 #[must_use]
@@ -51,13 +51,6 @@ impl HeaderUse {
     /// Notes a request header, once.
     pub fn add_request(&mut self, name: &HeaderName) {
         add(&mut self.request, name);
-    }
-
-    /// Notes the request header that a field is read from, if it is.
-    pub(crate) fn add_of(&mut self, field: Field) {
-        if field == Field::DownstreamRemoteAddress {
-            self.add_request(&X_FORWARDED_FOR);
-        }
     }
 
     pub(crate) fn add_all(&mut self, parts: &[Part]) {

@@ -129,13 +129,11 @@ pub struct RequestHead<'a> {
     pub headers: &'a HeaderMap,
 }
 
-impl RequestHead<'_> {
-    /// The client that `x-forwarded-for` names last: Envoy's rule without trusted hops, `use_remote_address` being off in waypoints.
-    #[must_use]
-    pub fn forwarded_for(&self) -> Option<IpAddr> {
-        let last = self.headers.get_all(X_FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
-        last.rsplit(',').next()?.trim().parse().ok()
-    }
+/// The client that `x-forwarded-for` names last: Envoy's rule without trusted hops, `use_remote_address` being off in waypoints.
+#[must_use]
+pub fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all(X_FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
+    last.rsplit(',').next()?.trim().parse().ok()
 }
 
 /// A request (or a TCP connection, which has no head) as formats see it.

@@ -6,7 +6,7 @@
 mod seeing;
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -342,6 +342,8 @@ pub struct RequestRecord {
     pub trace: Option<TraceContext>,
     /// `x-request-id` as it is forwarded.
     pub request_id: Option<HeaderValue>,
+    /// The client that `x-forwarded-for` named last when it came.
+    pub forwarded_for: Option<IpAddr>,
     /// The route's decorator: the span's name.
     pub operation: Option<Arc<str>>,
     request_headers: HeaderMap,
@@ -369,6 +371,7 @@ impl RequestRecord {
             grpc_messages: None,
             trace: None,
             request_id: None,
+            forwarded_for: None,
             operation: None,
             request_headers: HeaderMap::new(),
             response_headers: None,
@@ -443,7 +446,7 @@ impl StreamView for RequestRecord {
             Field::GrpcStatusNumber if self.came_as_grpc() => {
                 self.grpc_status_or_derived().map_or(Value::Missing, |status| Value::Number(u64::from(status.number())))
             }
-            Field::DownstreamRemoteAddress => match self.request().and_then(|head| head.forwarded_for()) {
+            Field::DownstreamRemoteAddress => match self.forwarded_for {
                 Some(client) => Value::Address(SocketAddr::new(client, 0)),
                 None => self.stream.field(field),
             },

@@ -13,6 +13,7 @@ mod recording;
 mod replay;
 mod reply;
 mod route_filters;
+mod seen;
 mod size;
 mod token;
 mod trailers;
@@ -26,10 +27,10 @@ use arc_swap::ArcSwap;
 use filters::chain::{Outcome, Selected, judge};
 use filters::ext_authz::Header;
 use filters::grpc_web::Web;
-use filters::rbac::{Decisions, RbacInput};
+use filters::rbac::Decisions;
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::Scheme;
 use http::{Request, Response, Version};
 use http_body::Body as _;
 use model::authority::Authority as Target;
@@ -39,7 +40,7 @@ use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
 use model::route::{Route, RouteAction};
-use model::stream_view::RequestHead;
+use model::stream_view::forwarded_for;
 use model::workload::Workload;
 use telemetry::record::{Head, RequestRecord};
 
@@ -49,7 +50,7 @@ use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes};
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
-use crate::http::normalize::{Malformed, PathOptions, RequestScheme, UpgradeRequested};
+use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
 use crate::sniff::Hello;
@@ -59,6 +60,8 @@ use crate::worker::Worker;
 
 pub use self::edits::change_request;
 pub use self::replay::REPLAY_BYTES_MAX;
+pub use self::seen::head_of;
+use self::seen::policy_input;
 pub use self::token::{NoPath, apply_edits};
 
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
@@ -378,7 +381,8 @@ impl Run {
         parts: &http::request::Parts,
         claims: Option<&TokenMetadata>,
     ) -> Result<Option<&'a Arc<Route>>, Box<LocalReply>> {
-        let input = policy_input(&self.tunnel, parts, claims);
+        let forwarded_for = self.recording.record().forwarded_for;
+        let input = policy_input((&self.tunnel, forwarded_for), parts, claims);
         let mut decisions = Decisions::new();
         let outcome = judge(chain, &input, chosen, &mut decisions);
         policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);
@@ -420,6 +424,8 @@ impl Run {
         decision.inject(&mut parts.headers);
         let operation = parts.headers.remove(X_ENVOY_DECORATOR_OPERATION);
         let record = self.recording.record();
+        // Once, before anything changes it, as in Envoy.
+        record.forwarded_for = forwarded_for(&parts.headers);
         record.trace = decision.trace;
         record.request_id = decision.request_id;
         record.operation = operation.and_then(|value| value.to_str().ok().map(Arc::from));
@@ -560,40 +566,4 @@ impl Run {
 
 fn allows_upgrade(http: &HttpChain, protocol: &HeaderValue) -> bool {
     http.options.websocket && protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
-}
-
-/// `:scheme`: HTTP/2 says it; of an HTTP/1.1 request it is what `x-forwarded-proto` says, if that is a scheme (Envoy).
-fn scheme_of(parts: &http::request::Parts) -> &str {
-    if parts.version == Version::HTTP_2 {
-        return parts.extensions.get::<RequestScheme>().map_or("http", |RequestScheme(scheme)| scheme.as_str());
-    }
-    match parts.headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
-        Some(b"https") => "https",
-        _ => "http",
-    }
-}
-
-/// What policies see.
-fn policy_input<'a>(tunnel: &'a TunnelContext, parts: &'a http::request::Parts, claims: Option<&'a TokenMetadata>) -> RbacInput<'a> {
-    RbacInput {
-        head: Some(head_of(parts)),
-        peer_principal: Some(tunnel.connection.peer.as_str()),
-        peer_address: tunnel.connection.peer_address.ip(),
-        destination: tunnel.target.address(),
-        destination_port: tunnel.target.port(),
-        server_name: "",
-        claims,
-    }
-}
-
-/// A uniform request as rules see it.
-#[must_use]
-pub fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
-    RequestHead {
-        method: parts.method.as_str(),
-        path: parts.uri.path_and_query().map_or("", PathAndQuery::as_str),
-        authority: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
-        scheme: scheme_of(parts),
-        headers: &parts.headers,
-    }
 }

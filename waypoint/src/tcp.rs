@@ -146,6 +146,7 @@ async fn connect(
         head: None,
         peer_principal: Some(tunnel.connection.peer.as_str()),
         peer_address: tunnel.connection.peer_address.ip(),
+        forwarded_for: None,
         destination: tunnel.target.address(),
         destination_port: tunnel.target.port(),
         server_name: if let Inspection::Done(Hello::Name(name)) = &tunnel.inspection { name } else { "" },

@@ -5,7 +5,7 @@ use model::claims::{ClaimMatcher, ClaimTest};
 use model::matcher::StringMatcher;
 use model::rbac::RbacAction;
 use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
-use model::stream_view::RequestHead;
+use model::stream_view::{RequestHead, forwarded_for};
 
 use super::*;
 use crate::rbac::{Decisions, RbacVerdict, decide};
@@ -45,6 +45,7 @@ fn refused_with(action: RbacAction, policies: Vec<Policy>, finds_nearest: bool) 
         head: Some(head),
         peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
         peer_address: "10.244.9.1".parse().unwrap(),
+        forwarded_for: forwarded_for(head.headers),
         destination: Some("10.96.1.1:80".parse().unwrap()),
         destination_port: 80,
         server_name: "",
@@ -131,6 +132,7 @@ fn the_conditions_of_a_policy_are_met_exactly_when_it_matches() {
             head: Some(head),
             peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
             peer_address: "10.244.9.1".parse().unwrap(),
+            forwarded_for: forwarded_for(head.headers),
             destination: None,
             destination_port: 80,
             server_name: "",

@@ -44,6 +44,7 @@ fn steps(early: &[EarlyFilter]) -> Vec<String> {
         head: None,
         peer_principal: None,
         peer_address: "10.0.0.1".parse().unwrap(),
+        forwarded_for: None,
         destination: Some("10.96.1.1:80".parse().unwrap()),
         destination_port: 80,
         server_name: "",

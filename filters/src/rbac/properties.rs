@@ -23,6 +23,7 @@ impl Ask {
             head: self.path.as_deref().map(head),
             peer_principal: self.identity.as_deref(),
             peer_address: IpAddr::from([10, 244, 9, 1]),
+            forwarded_for: None,
             destination: Some(SocketAddr::from(([10, 96, 1, 1], 80))),
             destination_port: 80,
             server_name: "",

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use http::HeaderMap;
+use model::stream_view::forwarded_for;
 
 use super::*;
 
@@ -45,6 +46,7 @@ impl Ask {
             head: Some(head),
             peer_principal: Some(FRONTEND),
             peer_address: "10.244.9.1".parse().unwrap(),
+            forwarded_for: forwarded_for(head.headers),
             destination: Some("10.96.1.1:80".parse().unwrap()),
             destination_port: 80,
             server_name: "",

@@ -310,7 +310,6 @@ impl Operator {
             Self::Response(names, _) => names.iter().for_each(|name| super::add(&mut headers.response, name)),
             Self::Expression(expression, _) => expression.uses(headers),
             Self::Trailer(names, _) => names.iter().for_each(|name| super::add(&mut headers.trailers, name)),
-            Self::Field(field) | Self::AddressOnly(field) | Self::Port(field) | Self::EndpointId(field) => headers.add_of(*field),
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use model::flags::ResponseFlag;
 use model::format::{Expression, JsonFormat, JsonValue, TextFormat};
 use model::refusal::{Refusal, RefusedBy};
 use model::stream_view::StreamView;
+use model::stream_view::forwarded_for;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
@@ -127,7 +128,7 @@ fn the_client_is_the_last_one_that_proxies_name_and_the_direct_one_who_dialled()
         ("::1", "[::1]:0 0 10.42.0.51:33952"),
         ("5.6.7.8, unknown", "10.42.0.51:33952 33952 10.42.0.51:33952"),
     ] {
-        record.capture_request(&headers(&[("x-forwarded-for", forwarded)]));
+        record.forwarded_for = forwarded_for(&headers(&[("x-forwarded-for", forwarded)]));
         assert_eq!(render(&log, &record), expected, "{forwarded}");
     }
 }

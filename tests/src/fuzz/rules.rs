@@ -218,6 +218,7 @@ pub fn rules(data: &[u8]) {
         head: Some(RequestHead { method: asked.method, path: asked.path, authority: Some("a"), scheme: "http", headers: &headers }),
         peer_principal: Some(asked.caller),
         peer_address: asked.address.into(),
+        forwarded_for: None,
         destination: Some(([10, 0, 0, 1], asked.port).into()),
         destination_port: asked.port,
         server_name: "",

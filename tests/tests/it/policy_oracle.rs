@@ -16,7 +16,7 @@ use filters::rbac::{RbacInput, matching};
 use http::{HeaderMap, Method, Request};
 use model::chain::{Chain, ChainKind, HttpFilter};
 use model::rbac::{Permission, Policy, Principal, Rbac, RbacAction};
-use model::stream_view::RequestHead;
+use model::stream_view::{RequestHead, forwarded_for};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::peer::{Connection, empty};
@@ -173,6 +173,7 @@ fn met(chain: &Chain, clauses: &[Rbac], ask: &Ask) -> Result<Vec<bool>> {
         head: Some(head),
         peer_principal: Some(&principal),
         peer_address: Ipv4Addr::new(10, 244, 9, 1).into(),
+        forwarded_for: forwarded_for(head.headers),
         destination: REVIEWS.parse().ok(),
         destination_port: 9080,
         server_name: "",

@@ -98,8 +98,9 @@ impl Run {
 
     async fn judge_early(&mut self, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
         let mut progress = Progress::new(&asking.http.early);
+        let forwarded_for = self.recording.record().forwarded_for;
         loop {
-            let input = policy_input(&self.tunnel, parts, None);
+            let input = policy_input((&self.tunnel, forwarded_for), parts, None);
             let step = progress.next(&input, || self.worker.draw());
             policies::note(&std::mem::take(&mut progress.decisions), &input, &mut self.recording.record().stream, &self.worker);
             match step {

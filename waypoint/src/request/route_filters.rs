@@ -87,7 +87,8 @@ impl Run {
 
     /// A policy behind other filters.
     fn judge(&mut self, rbac: &Rbac, claims: Option<&TokenMetadata>, parts: &request::Parts) -> Option<LocalReply> {
-        let input = policy_input(&self.tunnel, parts, claims);
+        let forwarded_for = self.recording.record().forwarded_for;
+        let input = policy_input((&self.tunnel, forwarded_for), parts, claims);
         let mut decisions = Decisions::new();
         let verdict = filters::rbac::decide(rbac, &input, &mut decisions);
         policies::note(&decisions, &input, &mut self.recording.record().stream, &self.worker);

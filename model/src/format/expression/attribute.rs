@@ -102,7 +102,6 @@ impl Attribute {
             Self::Request(HeaderRef::Name(name)) => headers.add_request(name),
             Self::Response(name) => super::super::add(&mut headers.response, name),
             Self::Trailer(name) => super::super::add(&mut headers.trailers, name),
-            Self::Field(field) | Self::Port(field) => headers.add_of(*field),
             _ => {}
         }
     }

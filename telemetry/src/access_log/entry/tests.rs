@@ -49,6 +49,7 @@ fn entered(change: impl FnOnce(&mut RequestRecord)) -> HttpAccessLogEntry {
         ("x-user", "alice"),
         ("x-other", "no"),
     ]));
+    record.forwarded_for = Some("10.0.0.9".parse().unwrap());
     record.capture_response(&headers(&[("x-answer", "yes"), ("x-other", "no")]));
     record.capture_trailers(&headers(&[("x-trailer", "end")]));
     record.stream.response_start = Some(record.stream.start + Duration::from_millis(5));

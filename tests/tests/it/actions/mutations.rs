@@ -238,3 +238,35 @@ async fn trailers_are_changed_as_envoy_does() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_address_is_that_of_the_request_as_it_came() -> Result<()> {
+    let mut both = Both::edited(|scenario| {
+        with_routes(scenario, vec![])?;
+        let format = &mut scenario.http(WEB_CHAIN)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
+        format["client"] = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%".into();
+        let removes = json!({"name": "first", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+            "mutations": {"request_mutations": [{"remove": "x-forwarded-for"}]},
+        }});
+        let denies = json!({"name": "envoy.filters.http.rbac", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {"action": "DENY", "policies": {"ns[shop]-policy[net]-rule[0]": {
+                "permissions": [{"any": true}],
+                "principals": [{"remote_ip": {"address_prefix": "203.0.113.0", "prefix_len": 24}}],
+            }}},
+        }});
+        scenario.add_http_filters(WEB_CHAIN, vec![removes, denies])
+    })
+    .await?;
+    let seen = both
+        .all_same(&[
+            Ask::get("/a").with(&[("x-forwarded-for", "198.51.100.1, 203.0.113.7")]),
+            Ask::get("/b").with(&[("x-forwarded-for", "198.51.100.1")]),
+        ])
+        .await?;
+    assert_eq!((seen[0].status, &seen[0].line["client"]), (StatusCode::FORBIDDEN, &"203.0.113.7".into()));
+    assert_eq!((seen[1].status, &seen[1].line["client"]), (StatusCode::OK, &"198.51.100.1".into()));
+    assert_eq!(seen[1].told("x-forwarded-for"), "");
+    Ok(())
+}

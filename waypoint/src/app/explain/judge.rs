@@ -23,6 +23,7 @@ use model::jwt::RemoteKeys;
 use model::rbac::{Mode, Rbac, RbacAction};
 use model::refusal::PolicyRule;
 use model::route::{ClusterChoice, Route, RouteAction, RouteFilter};
+use model::stream_view::forwarded_for;
 use serde::Serialize;
 use telemetry::record::RequestRecord;
 
@@ -222,6 +223,7 @@ fn input<'a>(
         head: request.map(|(parts, _)| head_of(parts)),
         peer_principal: Some(question.identity.as_str()),
         peer_address: question.address,
+        forwarded_for: request.and_then(|_| forwarded_for(&question.headers)),
         destination,
         destination_port: question.service.port(),
         server_name: &question.server_name,

@@ -51,6 +51,7 @@ fn rbac(windows: &mut Windows, (policies, rules): (usize, usize), times: u64) ->
             head: Some(head(path, &headers)),
             peer_principal: Some("spiffe://cluster.local/ns/clients/sa/frontend"),
             peer_address: [10, 244, 9, 1].into(),
+            forwarded_for: None,
             destination: WEB.parse().ok(),
             destination_port: 80,
             server_name: "",
