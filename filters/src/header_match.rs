@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName};
 use model::route::{HeaderMatcher, HeaderTest, MatchedHeader};
 use model::stream_view::RequestHead;
+use model::text::readable;
 
 /// The path of a request without query and fragment.
 #[must_use]
@@ -81,5 +82,5 @@ pub(crate) fn decoded(text: &str) -> Cow<'_, str> {
         bytes.push(encoded.map_or(*first, |(high, low)| high << 4 | low));
         left = if encoded.is_some() { &rest[2..] } else { rest };
     }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+    Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|error| readable(error.as_bytes()).into_owned()))
 }

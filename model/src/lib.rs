@@ -12,6 +12,7 @@ pub mod flags;
 pub mod refusal;
 pub mod fraction;
 pub mod turns;
+pub mod text;
 mod prefixes;
 pub mod matcher;
 pub mod claims;

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue};
 use model::access_log::{EntryFields, EntryKind};
 use model::flags::{ResponseFlag, ResponseFlags};
 use model::stream_view::{Field, Moment, RequestHead, StreamView, Value};
+use model::text::readable;
 use model::workload::Workload;
 
 use crate::wire;
@@ -271,8 +272,8 @@ fn write_headers(out: &mut Vec<u8>, field: u32, headers: &HeaderMap, names: &[He
 /// All lines of a header as one text.
 fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
     let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    let first = String::from_utf8_lossy(lines.next()?);
-    Some(lines.fold(first, |text, line| Cow::Owned(format!("{text},{}", String::from_utf8_lossy(line)))))
+    let first = readable(lines.next()?);
+    Some(lines.fold(first, |text, line| Cow::Owned(format!("{text},{}", readable(line)))))
 }
 
 /// A member of a map whose values are texts.
@@ -384,7 +385,7 @@ fn text(out: &mut Vec<u8>, field: u32, value: &Value<'_>) {
     match value {
         Value::Text(text) => wire::bytes(out, field, text.as_bytes()),
         Value::Owned(text) => wire::bytes(out, field, text.as_bytes()),
-        Value::Bytes(bytes) => wire::bytes(out, field, String::from_utf8_lossy(bytes).as_bytes()),
+        Value::Bytes(bytes) => wire::bytes(out, field, readable(bytes).as_bytes()),
         _ => {}
     }
 }

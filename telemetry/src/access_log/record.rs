@@ -8,6 +8,7 @@ use std::sync::Arc;
 use model::access_log::RecordValue;
 use model::refusal::Refusal;
 use model::stream_view::{Field, StreamView, Value};
+use model::text::readable;
 
 use crate::trace::nanoseconds;
 use crate::wire;
@@ -83,7 +84,7 @@ fn write_value(out: &mut Vec<u8>, value: &RecordValue, view: &dyn StreamView, re
         RecordValue::Text(format) => {
             rendered.clear();
             format.render(view, rendered);
-            let text = String::from_utf8_lossy(rendered);
+            let text = readable(rendered);
             // Inside a `oneof` an empty text is written too: it says that there is a value.
             wire::head(out, value::STRING, text.len());
             out.extend_from_slice(text.as_bytes());

@@ -13,6 +13,7 @@ use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
 use http::uri::PathAndQuery;
 use model::refusal::Refusal;
 use model::stream_view::StreamView;
+use model::text::readable;
 use model::tracing::{CustomTag, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
 
@@ -137,11 +138,6 @@ fn is_failed(record: &RequestRecord) -> bool {
         Some(status) => status.fails_span(),
         None => record.response_code >= 500,
     }
-}
-
-/// Header bytes as the text that OTLP wants; what is no UTF-8 prints as replacement characters.
-fn readable(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
 }
 
 struct Attributes<'a> {

@@ -13,6 +13,7 @@ use super::super::operator::{HeaderRef, PeerField};
 use super::datum::Datum;
 use crate::flags::ResponseFlags;
 use crate::stream_view::{Field, Side, StreamView, Value};
+use crate::text::readable;
 
 /// What a name reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +166,7 @@ fn split(path: &str) -> (&str, &str) {
 
 /// What is no UTF-8 reads as replacement characters.
 fn text(bytes: &[u8]) -> Datum<'_> {
-    Datum::Text(String::from_utf8_lossy(bytes))
+    Datum::Text(readable(bytes))
 }
 
 fn datum(value: Value<'_>) -> Option<Datum<'_>> {
