@@ -4,10 +4,11 @@
 
 use std::borrow::Cow;
 
+use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
-use http::{HeaderMap, HeaderValue};
 use model::jwt::TokenPlace;
 use model::stream_view::RequestHead;
+use model::text::readable;
 
 use crate::header_match::{decoded, joined, query_only};
 
@@ -22,13 +23,11 @@ pub(super) fn tokens<'a, 'p>(head: &RequestHead<'a>, places: &'p [TokenPlace]) -
         match place {
             // Envoy joins the lines of this one header, so that two tokens in it are none.
             TokenPlace::Header { name, prefix } if name == AUTHORIZATION => {
-                let line = joined(head.headers, name).map(|line| String::from_utf8_lossy(&line).into_owned());
-                let text = line.as_deref().and_then(|line| behind(line, prefix)).map(str::to_owned);
-                found.extend(text.map(|text| (text.into(), place)));
+                found.extend(joined(head.headers, name).and_then(|line| token_of(line, prefix)).map(|text| (text, place)));
             }
             TokenPlace::Header { name, prefix } => {
                 let lines = head.headers.get_all(name).iter();
-                found.extend(lines.filter_map(|line| Some((token_of(line, prefix)?, place))));
+                found.extend(lines.filter_map(|line| Some((token_of(line.as_bytes().into(), prefix)?, place))));
             }
             TokenPlace::Parameter(name) => found.extend(parameter(head.path, name).map(|text| (text, place))),
             TokenPlace::Cookie(name) => found.extend(cookie(head.headers, name).map(|text| (text, place))),
@@ -38,8 +37,12 @@ pub(super) fn tokens<'a, 'p>(head: &RequestHead<'a>, places: &'p [TokenPlace]) -
 }
 
 /// A line's text behind the prefix.
-fn token_of<'a>(line: &'a HeaderValue, prefix: &str) -> Option<Cow<'a, str>> {
-    match String::from_utf8_lossy(line.as_bytes()) {
+fn token_of<'a>(line: Cow<'a, [u8]>, prefix: &str) -> Option<Cow<'a, str>> {
+    let line = match line {
+        Cow::Borrowed(line) => readable(line),
+        Cow::Owned(line) => Cow::Owned(readable(&line).into_owned()),
+    };
+    match line {
         Cow::Borrowed(line) => behind(line, prefix).map(Cow::Borrowed),
         Cow::Owned(line) => behind(&line, prefix).map(|text| Cow::Owned(text.to_owned())),
     }
@@ -61,7 +64,7 @@ fn parameter<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
-    headers.get_all(COOKIE).iter().find_map(|line| match String::from_utf8_lossy(line.as_bytes()) {
+    headers.get_all(COOKIE).iter().find_map(|line| match readable(line.as_bytes()) {
         Cow::Borrowed(line) => cookie_of(line, name).map(Cow::Borrowed),
         Cow::Owned(line) => cookie_of(&line, name).map(|value| Cow::Owned(value.to_owned())),
     })
@@ -89,6 +92,8 @@ pub fn without_parameter(path: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use http::HeaderValue;
 
     use super::*;
 

@@ -69,10 +69,10 @@ impl Token {
         let header = object(header, TokenProblem::HeaderBase64, TokenProblem::HeaderJson)?;
         let algorithm = header.get("alg").and_then(Claim::as_text).ok_or(TokenProblem::NoAlgorithm)?;
         let algorithm = Algorithm::parse(algorithm).ok_or(TokenProblem::UnknownAlgorithm)?;
-        let key_id = text_of(&header, "kid", TokenProblem::KeyId)?;
+        let key_id = text_of(&header, "kid", TokenProblem::KeyId)?.into();
         let has_extensions = header.get("crit").is_some();
         let payload = object(payload, TokenProblem::PayloadBase64, TokenProblem::PayloadJson)?;
-        let issuer = text_of(&payload, "iss", TokenProblem::NotText("iss"))?;
+        let issuer = text_of(&payload, "iss", TokenProblem::NotText("iss"))?.into();
         text_of(&payload, "sub", TokenProblem::NotText("sub"))?;
         seconds_of(&payload, "iat")?;
         let not_before = seconds_of(&payload, "nbf")?;
@@ -108,10 +108,10 @@ fn object(part: &str, encoding: TokenProblem, json: TokenProblem) -> Result<Clai
     }
 }
 
-fn text_of(object: &Claim, name: &str, problem: TokenProblem) -> Result<Box<str>, TokenProblem> {
+fn text_of<'a>(object: &'a Claim, name: &str, problem: TokenProblem) -> Result<&'a str, TokenProblem> {
     match object.get(name) {
-        None => Ok(Box::default()),
-        Some(Claim::Text(text)) => Ok(text.clone()),
+        None => Ok(""),
+        Some(Claim::Text(text)) => Ok(text),
         Some(_) => Err(problem),
     }
 }
@@ -127,8 +127,19 @@ fn seconds_of(object: &Claim, name: &'static str) -> Result<u64, TokenProblem> {
 
 /// The integer part of a number from 0 up to 2⁶⁴.
 pub(super) fn whole(number: f64) -> Option<u64> {
-    // Without a conversion of number types that would saturate: the decimal text of a float's integer part is exact.
-    (number >= 0.0).then(|| number.trunc().to_string().trim_start_matches('-').parse().ok())?
+    const FRACTION_BITS: u64 = 52;
+    const EXPONENT_BIAS: u64 = 1023;
+    if !(0.0..18_446_744_073_709_551_616.0).contains(&number) {
+        return None;
+    }
+    if number < 1.0 {
+        return Some(0);
+    }
+    // The bits of a double (IEEE 754) are an exponent and the digits behind a leading 1; a conversion of number types would saturate unseen.
+    let bits = number.abs().to_bits();
+    let exponent = (bits >> FRACTION_BITS) - EXPONENT_BIAS;
+    let digits = bits & ((1 << FRACTION_BITS) - 1) | (1 << FRACTION_BITS);
+    Some(if exponent < FRACTION_BITS { digits >> (FRACTION_BITS - exponent) } else { digits << (exponent - FRACTION_BITS) })
 }
 
 fn audiences_of(payload: &Claim) -> Result<Vec<Box<str>>, TokenProblem> {
@@ -171,11 +182,12 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Claim, E> {
-        nearest(&value.to_string())
+        let size = nearest(value.unsigned_abs());
+        Ok(Claim::Number(if value < 0 { -size } else { size }))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Claim, E> {
-        nearest(&value.to_string())
+        Ok(Claim::Number(nearest(value)))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Claim, E> {
@@ -203,9 +215,10 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// An integer as the nearest double, which is all that protobuf's `Value` has.
-fn nearest<E: Error>(digits: &str) -> Result<Claim, E> {
-    digits.parse().map(Claim::Number).map_err(E::custom)
+/// An integer as the nearest double, which is all that protobuf's `Value` has: both halves are exact, so that only their sum is rounded.
+fn nearest(value: u64) -> f64 {
+    let half = |bits| f64::from(u32::try_from(bits & u64::from(u32::MAX)).expect("32 bits are left"));
+    half(value >> 32) * 4_294_967_296.0 + half(value)
 }
 
 #[cfg(test)]
@@ -276,6 +289,44 @@ mod tests {
             assert_eq!(with(payload).unwrap_err(), problem, "{payload}");
         }
         assert!(with(&format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200))).is_err(), "depth is bounded");
+    }
+
+    #[test]
+    fn integers_become_the_nearest_double_and_doubles_their_integer_part() {
+        let beside = [
+            0,
+            1,
+            2,
+            (1 << 32) - 1,
+            1 << 32,
+            (1 << 53) - 1,
+            1 << 53,
+            (1 << 53) + 1,
+            (1 << 53) + 3,
+            (1 << 63) + 1025,
+            u64::MAX - 1024,
+            u64::MAX,
+        ];
+        for value in beside {
+            assert_eq!(nearest(value), value.to_string().parse::<f64>().unwrap(), "{value}");
+        }
+        for (number, integer) in [
+            (-0.0, Some(0)),
+            (f64::MIN_POSITIVE, Some(0)),
+            (0.999, Some(0)),
+            (1.0, Some(1)),
+            (1.999, Some(1)),
+            (4_503_599_627_370_495.5, Some(4_503_599_627_370_495)),
+            (9_007_199_254_740_992.0, Some(1 << 53)),
+            (18_446_744_073_709_549_568.0, Some(u64::MAX - 2047)),
+            (18_446_744_073_709_551_616.0, None),
+            (-0.001, None),
+            (f64::NAN, None),
+            (f64::INFINITY, None),
+        ] {
+            assert_eq!(whole(number), integer, "{number}");
+        }
+        assert_eq!(with(r#"{"n":-9007199254740993}"#).unwrap().payload.get("n"), Some(&Claim::Number(-9_007_199_254_740_992.0)));
     }
 
     #[test]
