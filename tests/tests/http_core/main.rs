@@ -14,6 +14,7 @@ mod frames;
 mod http2;
 mod pingora;
 mod random;
+mod rest;
 mod rows;
 mod table;
 mod wire;

@@ -16,6 +16,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
+use super::h1::InUse;
 use super::h1::expect::Gated;
 use super::h2::StreamInUse;
 
@@ -99,7 +100,7 @@ pub struct Body(Kind);
 enum Kind {
     Empty,
     Full(Bytes),
-    Http1(Incoming),
+    Http1(Http1Body),
     Http2(Http2Body),
     Gated(Box<Gated>),
     Announced(u64),
@@ -125,8 +126,9 @@ impl Body {
         Body(Kind::Boxed(Box::pin(body)))
     }
 
-    pub(super) fn http1(incoming: Incoming) -> Body {
-        if incoming.is_end_stream() { Body::empty() } else { Body(Kind::Http1(incoming)) }
+    /// `in_use`: the connection of a client, which is in use for as long as its request's body is there.
+    pub(super) fn http1(incoming: Incoming, in_use: Option<&InUse>) -> Body {
+        if incoming.is_end_stream() { Body::empty() } else { Body(Kind::Http1(Http1Body { incoming, _in_use: in_use.cloned() })) }
     }
 
     pub(super) fn gated(gated: Gated) -> Body {
@@ -176,7 +178,7 @@ impl HttpBody for Body {
                 self.0 = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(|error| BodyError::from_hyper(&error)),
+            Kind::Http1(body) => Pin::new(&mut body.incoming).poll_frame(cx).map_err(|error| BodyError::from_hyper(&error)),
             Kind::Http2(body) => body.poll_frame(cx),
             Kind::Gated(gated) => gated.poll_frame(cx),
             Kind::Boxed(body) => body.as_mut().poll_frame(cx),
@@ -187,7 +189,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => true,
             Kind::Full(_) | Kind::Announced(_) => false,
-            Kind::Http1(incoming) => incoming.is_end_stream(),
+            Kind::Http1(body) => body.incoming.is_end_stream(),
             Kind::Http2(body) => body.stream.is_end_stream(),
             Kind::Gated(gated) => gated.is_end_stream(),
             Kind::Boxed(body) => body.is_end_stream(),
@@ -199,7 +201,7 @@ impl HttpBody for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).expect("a usize fits in 64 bits")),
             Kind::Announced(length) => SizeHint::with_exact(*length),
-            Kind::Http1(incoming) => incoming.size_hint(),
+            Kind::Http1(body) => body.incoming.size_hint(),
             Kind::Http2(body) => body.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Kind::Gated(gated) => gated.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
@@ -226,6 +228,12 @@ impl fmt::Debug for Body {
         };
         f.debug_tuple("Body").field(&kind).finish()
     }
+}
+
+/// What arrives on an HTTP/1.1 connection.
+struct Http1Body {
+    incoming: Incoming,
+    _in_use: Option<InUse>,
 }
 
 /// What arrives on one HTTP/2 stream.

@@ -5,11 +5,13 @@
 //! watched while a request is in flight, so that a client that is gone ends its request.
 
 mod client;
+mod rest;
 pub(super) mod expect;
 mod server;
 mod watched;
 
 pub(super) use client::{Http1Session, handshake};
+pub(super) use rest::InUse;
 pub(super) use server::serve;
 
 /// Bytes of one connection's buffers, each way; also the most that a single write gathers.

@@ -49,7 +49,7 @@ impl Protocol {
 }
 
 /// What a downstream connection calls for each request.
-pub trait Exchange: Clone + Send + Sync + 'static {
+pub trait Exchange: Clone + Send + Sync + Unpin + 'static {
     /// What one request is judged by, taken once: its path is normalised as the same configuration says.
     type Begun: Send;
 

@@ -180,8 +180,8 @@ impl Bench<'_> {
             tokio::time::sleep(REST).await;
             let [ours, envoy] = pair.resident_bytes()?;
             rest.push(ours / envoy);
-            let idle = self.loadtest.compare("idle-10k", &pair, &["--rounds", "1", "--hold", "5s"])?;
-            tunnels.extend(idle.process_ratios("opened")?);
+            let idle = self.loadtest.compare("idle-10k", &pair, &["--rounds", "1"])?;
+            tunnels.extend(idle.process_ratios("held")?);
             let readers = self.loadtest.compare("stalled-readers", &pair, &["--rounds", "1", "--hold", "5s"])?;
             stalled.extend(readers.growth_mib("ours")?);
         }

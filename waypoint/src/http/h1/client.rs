@@ -85,7 +85,7 @@ fn receive(mut response: Response<Incoming>, upgrade: Option<UpgradeRequested>) 
         parts.extensions.insert(half);
         parts.extensions.insert(protocol);
     }
-    Ok(Response::from_parts(parts, Body::http1(incoming)))
+    Ok(Response::from_parts(parts, Body::http1(incoming, None)))
 }
 
 /// Tells hyper the framing that it would guess wrong: it sends no body with a `GET` whose length it does not know, and

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
+use super::InUse;
 use crate::http::body::{Body, BodyError};
 
 /// How long a body waits for the upstream's 100 before it flows anyway; clients such as curl wait as long.
@@ -75,11 +76,12 @@ pub(crate) struct Gated {
     incoming: Incoming,
     gate: Arc<Gate>,
     deadline: Pin<Box<Sleep>>,
+    _in_use: InUse,
 }
 
 impl Gated {
-    pub(crate) fn new(incoming: Incoming, gate: Arc<Gate>) -> Gated {
-        Gated { incoming, gate, deadline: Box::pin(tokio::time::sleep(CONTINUE_WAIT_MAX)) }
+    pub(crate) fn new(incoming: Incoming, gate: Arc<Gate>, in_use: InUse) -> Gated {
+        Gated { incoming, gate, deadline: Box::pin(tokio::time::sleep(CONTINUE_WAIT_MAX)), _in_use: in_use }
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -1,7 +1,7 @@
 //! One downstream HTTP/1.1 connection.
 
 use std::future::{Future, poll_fn, ready};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -14,21 +14,23 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::BUFFER_BYTES_MAX;
 use super::expect::{AnswerBeforeBody, Gate, GateOwner, Gated};
-use super::watched::{Gone, watch};
+use super::rest::{Answer, Connection, InUse, Rested, Unused, rest};
+use super::watched::{Gone, Handle};
 use crate::http::body::Body;
 use crate::http::normalize::{self, Malformed};
 use crate::http::session::{Abort, Exchange, HEAD_FIELDS_MAX, HalfClose, Interim, Protocol, ServeError, ServerOptions};
 use crate::http::upgrade;
 
-/// What the service and the connection tell each other.
-#[derive(Default)]
-struct Connection {
-    upgrade: Mutex<Option<upgrade::Pending>>,
+/// Why a connection stops being hyper's.
+enum Stopped {
+    /// It is over, by itself or not.
+    Ended(Result<(), ServeError>),
+    /// Nobody uses it.
+    Rests,
 }
 
 pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
@@ -38,37 +40,21 @@ where
     D: Future<Output = ()> + Send,
 {
     let connection = Arc::new(Connection::default());
-    let (io, handle) = watch(io);
-    let service = {
-        let (connection, exchange, path) = (Arc::clone(&connection), exchange.clone(), options.path);
-        // In a box: hyper keeps the place of a request's future for as long as the connection lives, and most connections are idle.
-        service_fn(move |request| Box::pin(answer(request, &exchange, &connection, &path)))
-    };
-    let http = builder(options).serve_connection(TokioIo::new(io), service).with_upgrades();
-    let mut http = pin!(http);
+    let handle = Handle::new(io);
     let mut drain = pin!(drain);
-    let mut is_draining = false;
-    let half_close = options.half_close;
-    let ended = poll_fn(|cx| {
-        // First, so that a connection which came with a request during a drain is answered before it is closed.
-        if let Poll::Ready(ended) = http.as_mut().poll(cx) {
-            return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
+    let mut has_rested = false;
+    let ended = loop {
+        let served = Served { connection: &connection, handle: &handle, exchange: &exchange, options };
+        match served.until_unused(drain.as_mut(), has_rested).await {
+            Stopped::Ended(ended) => break ended,
+            Stopped::Rests => has_rested = true,
         }
-        if !is_draining && drain.as_mut().poll(cx).is_ready() {
-            is_draining = true;
-            http.as_mut().graceful_shutdown();
-            if let Poll::Ready(ended) = http.as_mut().poll(cx) {
-                return Poll::Ready(ended.map_err(|error| serve_error(&error, &exchange)));
-            }
+        match rest(&handle, drain.as_mut(), options.idle_timeout).await {
+            Rested::Bytes => {}
+            Rested::End => break Ok(()),
+            Rested::Limit => break Err(ServeError::IdleTimeout),
         }
-        match handle.poll_gone(cx) {
-            Poll::Ready(Gone::HalfClosed) if half_close == HalfClose::Answer => {}
-            Poll::Ready(Gone::HalfClosed | Gone::Reset) => return Poll::Ready(Err(ServeError::ClientGone)),
-            Poll::Pending => {}
-        }
-        Poll::Pending
-    })
-    .await;
+    };
     let upgrade = connection.upgrade.lock().take();
     match (&ended, upgrade) {
         (Ok(()), Some(upgrade)) => upgrade.join().await,
@@ -77,6 +63,62 @@ where
         (Err(_), _) => {}
     }
     ended
+}
+
+struct Served<'s, I, E> {
+    connection: &'s Arc<Connection>,
+    handle: &'s Handle<I>,
+    exchange: &'s E,
+    options: &'s ServerOptions,
+}
+
+impl<I, E> Served<'_, I, E>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Exchange,
+{
+    /// Has hyper serve it.
+    async fn until_unused<D: Future<Output = ()>>(&self, mut drain: Pin<&mut D>, has_rested: bool) -> Stopped {
+        let Self { connection, handle, exchange, options } = *self;
+        let service = {
+            let (connection, exchange, path) = (Arc::clone(connection), exchange.clone(), options.path);
+            // In a box: hyper keeps the place of a request's future for as long as the connection lives, and most connections are idle.
+            service_fn(move |request| Box::pin(answer(request, &exchange, InUse::begin(&connection), &path)))
+        };
+        // In a box as well: there is none while the connection rests.
+        let mut http = Box::new(builder(options).serve_connection(TokioIo::new(handle.watched()), service).with_upgrades());
+        let mut unused = Unused::new(has_rested);
+        let mut is_draining = false;
+        let stopped = poll_fn(|cx| {
+            // First, so that a connection which came with a request during a drain is answered before it is closed.
+            if let Poll::Ready(ended) = Pin::new(&mut *http).poll(cx) {
+                return Poll::Ready(Stopped::Ended(ended.map_err(|error| serve_error(&error, exchange))));
+            }
+            if !is_draining && drain.as_mut().poll(cx).is_ready() {
+                is_draining = true;
+                Pin::new(&mut *http).graceful_shutdown();
+                if let Poll::Ready(ended) = Pin::new(&mut *http).poll(cx) {
+                    return Poll::Ready(Stopped::Ended(ended.map_err(|error| serve_error(&error, exchange))));
+                }
+            }
+            match handle.poll_gone(cx) {
+                Poll::Ready(Gone::HalfClosed) if options.half_close == HalfClose::Answer => {}
+                Poll::Ready(Gone::HalfClosed | Gone::Reset) => return Poll::Ready(Stopped::Ended(Err(ServeError::ClientGone))),
+                Poll::Pending => {}
+            }
+            if unused.poll(cx, connection).is_ready() && !is_draining && handle.only_waits() {
+                return Poll::Ready(Stopped::Rests);
+            }
+            Poll::Pending
+        })
+        .await;
+        if matches!(stopped, Stopped::Rests)
+            && let Some(parts) = http.into_parts()
+        {
+            handle.put_back(&parts.read_buf);
+        }
+        stopped
+    }
 }
 
 fn builder(options: &ServerOptions) -> Builder {
@@ -130,27 +172,29 @@ fn io_kind(error: &hyper::Error) -> std::io::ErrorKind {
 fn answer<E: Exchange>(
     mut request: Request<Incoming>,
     exchange: &E,
-    connection: &Arc<Connection>,
+    in_use: InUse,
     path: &normalize::PathOptions,
-) -> impl Future<Output = Result<Response<Body>, Abort>> + Send + use<E> {
+) -> impl Future<Output = Result<Response<Answer>, Abort>> + Send + use<E> {
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     let (begun, path) = exchange.begin(path);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &path) {
         exchange.malformed(Protocol::Http1, &problem);
-        return Either::Left(ready(Ok(refuse(problem))));
+        return Either::Left(ready(Ok(refuse(problem).map(|body| Answer { body, _in_use: None }))));
     }
     let expected = expects_continue(&parts, &incoming).then(|| GateOwner::new(Arc::new(Gate::default())));
     let (body, interim) = match &expected {
         Some(owner) => {
             let gate = owner.gate();
-            (Body::gated(Gated::new(incoming, Arc::clone(gate))), Interim::http1(Arc::clone(gate)))
+            (Body::gated(Gated::new(incoming, Arc::clone(gate), in_use.clone())), Interim::http1(Arc::clone(gate)))
         }
-        None => (Body::http1(incoming), Interim::none()),
+        None => (Body::http1(incoming, Some(&in_use)), Interim::none()),
     };
     let exchanged = exchange.exchange(begun, Request::from_parts(parts, body), interim);
-    let connection = Arc::clone(connection);
-    Either::Right(exchanged.map(move |answered| conclude(answered?, client_half, expected, &connection)))
+    Either::Right(exchanged.map(move |answered| {
+        let answer = conclude(answered?, client_half, expected, in_use.connection())?;
+        Ok(answer.map(|body| Answer { body, _in_use: Some(in_use) }))
+    }))
 }
 
 /// An answer as it goes to the client.

@@ -1,8 +1,9 @@
-//! The connection under hyper's server, readable from outside while hyper does not read it.
+//! The connection under hyper's server, readable from outside while hyper does not read it, and kept while there is no hyper at all.
 //!
 //! hyper, told to answer clients that half-close, stops reading while a request is in flight, and would notice a client
 //! that reset its stream only when it writes. So the connection is shared: while hyper does not read,
 //! [`Handle::poll_gone`] reads ahead, at most once and at most [`AHEAD_BYTES_MAX`], and says if the client is gone.
+//! A connection that is not used outlives its hyper, and [`Handle::poll_more`] waits for what the next one is to read.
 
 use std::io;
 use std::pin::Pin;
@@ -23,6 +24,10 @@ struct Shared<I> {
     error: Option<io::Error>,
     /// hyper waits for bytes itself, so it will see the end itself.
     awaited: bool,
+    /// Something was written since the last whole flush.
+    unflushed: bool,
+    /// hyper ends our side.
+    ending: bool,
 }
 
 pub(super) struct Watched<I>(Arc<Mutex<Shared<I>>>);
@@ -38,9 +43,40 @@ pub(super) enum Gone {
     Reset,
 }
 
-pub(super) fn watch<I>(io: I) -> (Watched<I>, Handle<I>) {
-    let shared = Arc::new(Mutex::new(Shared { io, ahead: Vec::new(), ended: false, error: None, awaited: false }));
-    (Watched(Arc::clone(&shared)), Handle(shared))
+/// What ended a wait without hyper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum More {
+    /// Bytes: a hyper is to read them.
+    Bytes,
+    /// The client will send no more, or is gone.
+    End,
+}
+
+impl<I> Handle<I> {
+    pub(super) fn new(io: I) -> Self {
+        let shared = Shared { io, ahead: Vec::new(), ended: false, error: None, awaited: false, unflushed: false, ending: false };
+        Self(Arc::new(Mutex::new(shared)))
+    }
+
+    /// The connection as hyper has it. One at a time.
+    pub(super) fn watched(&self) -> Watched<I> {
+        self.0.lock().awaited = false;
+        Watched(Arc::clone(&self.0))
+    }
+
+    /// Whether hyper does nothing but wait for bytes: all that it wrote has left, and it is not ending the connection.
+    pub(super) fn only_waits(&self) -> bool {
+        let shared = self.0.lock();
+        shared.awaited && !shared.unflushed && !shared.ending
+    }
+
+    /// What hyper had read and not used is what the next one reads first.
+    pub(super) fn put_back(&self, bytes: &[u8]) {
+        let ahead = &mut self.0.lock().ahead;
+        // Nothing was read behind what hyper had.
+        debug_assert!(ahead.is_empty(), "hyper waited for bytes");
+        ahead.extend_from_slice(bytes);
+    }
 }
 
 impl<I: AsyncRead + Unpin> Handle<I> {
@@ -66,6 +102,22 @@ impl<I: AsyncRead + Unpin> Handle<I> {
     }
 }
 
+impl<I: AsyncRead + Unpin> Handle<I> {
+    /// Ready once there is something to read, while there is no hyper that would. An error is the end of an unused connection; behind
+    /// bytes that were put back, both are for hyper to see.
+    pub(super) fn poll_more(&self, cx: &mut Context<'_>) -> Poll<More> {
+        let shared = &mut *self.0.lock();
+        let mut bytes = [0_u8; AHEAD_BYTES_MAX];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        match ready!(Pin::new(&mut shared.io).poll_read(cx, &mut buffer)) {
+            Err(error) => shared.error = Some(error),
+            Ok(()) => shared.ended = buffer.filled().is_empty(),
+        }
+        shared.ahead.extend_from_slice(buffer.filled());
+        Poll::Ready(if shared.ahead.is_empty() { More::End } else { More::Bytes })
+    }
+}
+
 impl<I: AsyncWrite + Unpin> Handle<I> {
     /// Ends our side, as hyper does itself but where it believes to have handed the stream over: for a request that asked for another
     /// protocol, whatever it was answered.
@@ -79,11 +131,11 @@ impl<I: AsyncWrite + Unpin> Handle<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.lock();
-        if let Some(error) = shared.error.take() {
-            return Poll::Ready(Err(error));
-        }
         if !shared.ahead.is_empty() {
             return Poll::Ready(shared.read_behind(cx, buffer));
+        }
+        if let Some(error) = shared.error.take() {
+            return Poll::Ready(Err(error));
         }
         if shared.ended {
             return Poll::Ready(Ok(()));
@@ -101,7 +153,7 @@ impl<I: AsyncRead + Unpin> Shared<I> {
         let n_bytes = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead[..n_bytes]);
         self.ahead.drain(..n_bytes);
-        if buffer.remaining() == 0 || self.ended {
+        if buffer.remaining() == 0 || self.ended || self.error.is_some() {
             return Ok(());
         }
         let before = buffer.filled().len();
@@ -116,11 +168,15 @@ impl<I: AsyncRead + Unpin> Shared<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.lock().io).poll_write(cx, bytes)
+        let shared = &mut *self.0.lock();
+        shared.unflushed = true;
+        Pin::new(&mut shared.io).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.lock().io).poll_write_vectored(cx, slices)
+        let shared = &mut *self.0.lock();
+        shared.unflushed = true;
+        Pin::new(&mut shared.io).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -128,11 +184,16 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().io).poll_flush(cx)
+        let shared = &mut *self.0.lock();
+        ready!(Pin::new(&mut shared.io).poll_flush(cx))?;
+        shared.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().io).poll_shutdown(cx)
+        let shared = &mut *self.0.lock();
+        shared.ending = true;
+        Pin::new(&mut shared.io).poll_shutdown(cx)
     }
 }
 
@@ -167,7 +228,8 @@ mod tests {
     }
 
     fn looked_at(pieces: impl IntoIterator<Item = io::Result<Vec<u8>>>) -> (Watched<Pieces>, Handle<Pieces>) {
-        let (watched, handle) = watch(Pieces(pieces.into_iter().collect()));
+        let handle = Handle::new(Pieces(pieces.into_iter().collect()));
+        let watched = handle.watched();
         assert!(handle.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending());
         (watched, handle)
     }
@@ -199,5 +261,23 @@ mod tests {
         let (mut watched, _handle) = looked_at([Ok(vec![7; 100]), Ok(Vec::new())]);
         assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(100))));
         assert!(matches!(read(&mut watched, 8192), Poll::Ready(Ok(0))));
+    }
+
+    #[test]
+    fn codec_only_waits_if_all_that_it_wrote_has_left_and_nothing_ends() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (client, io) = tokio::io::duplex(4);
+        let handle = Handle::new(io);
+        let mut watched = handle.watched();
+        let read =
+            |watched: &mut Watched<_>| Pin::new(watched).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut [0]));
+        assert!(!handle.only_waits(), "it has not begun to wait");
+        assert!(read(&mut watched).is_pending() && handle.only_waits());
+        assert!(Pin::new(&mut watched).poll_write(&mut cx, b"1234").is_ready() && !handle.only_waits());
+        assert!(Pin::new(&mut watched).poll_write(&mut cx, b"5").is_pending() && !handle.only_waits(), "the client does not read");
+        assert!(Pin::new(&mut watched).poll_flush(&mut cx).is_ready() && handle.only_waits());
+        assert!(Pin::new(&mut watched).poll_shutdown(&mut cx).is_ready() && !handle.only_waits());
+        drop(client);
+        assert!(!handle.watched().0.lock().awaited, "another codec has not begun to wait");
     }
 }
