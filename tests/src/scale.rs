@@ -66,6 +66,18 @@ fn ways(scenario: &mut Scenario) -> Result<&mut Vec<Value>> {
     matcher.as_array_mut().context("the dispatch is not by address")
 }
 
+/// Has `web` served by the one workload at this address and port, whose HBONE port is 15008.
+///
+/// # Errors
+/// The recording has no `web`.
+pub fn lead_to(scenario: &mut Scenario, endpoint: &str) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let only = &mut scenario.resource(Kind::Endpoints, WEB_CHAIN)?["endpoints"][0]["lb_endpoints"][0];
+    only["endpoint"]["address"]["envoy_internal_address"]["endpoint_id"] = endpoint.into();
+    only["metadata"]["filter_metadata"]["envoy.filters.listener.original_dst"]["local"] = endpoint.into();
+    Ok(())
+}
+
 /// Changes the one route of the added service `number`: its time limit.
 ///
 /// # Errors

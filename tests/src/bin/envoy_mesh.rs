@@ -20,6 +20,7 @@ use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::otlp::SpanCounter;
 use tests::pki::Pki;
+use tests::scale::lead_to;
 use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -121,10 +122,7 @@ fn send_spans_to(scenario: &mut Scenario, collector: SocketAddr) -> Result<()> {
 }
 
 fn prepare(scenario: &mut Scenario, endpoint: &str, features: Features) -> Result<()> {
-    scenario.keep_endpoints(WEB_CHAIN, 1)?;
-    let only = &mut scenario.resource(Kind::Endpoints, WEB_CHAIN)?["endpoints"][0]["lb_endpoints"][0];
-    only["endpoint"]["address"]["envoy_internal_address"]["endpoint_id"] = endpoint.into();
-    only["metadata"]["filter_metadata"]["envoy.filters.listener.original_dst"]["local"] = endpoint.into();
+    lead_to(scenario, endpoint)?;
     if features == Features::Full {
         return scenario.add_http_filters(WEB_CHAIN, vec![policies()]);
     }

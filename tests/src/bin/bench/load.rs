@@ -1,5 +1,6 @@
 //! Runs `loadtest` and reads what it found.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -59,6 +60,15 @@ impl Loadtest {
             .spawn()
             .context("starting the workload")?;
         Ok(Self { binary, certificates, out: out.to_owned(), workload })
+    }
+
+    /// A load of its own, on a proxy at this address.
+    pub fn run_command(&self, waypoint: SocketAddr, destination: &str) -> Command {
+        let file = |name: &str| self.certificates.join(name);
+        let mut command = Command::new(&self.binary);
+        command.args(["run", "--target", destination, "--waypoint"]).arg(waypoint.to_string());
+        command.arg("--cert").arg(file("client.pem")).arg("--key").arg(file("client.key")).arg("--root").arg(file("root-cert.pem"));
+        command
     }
 
     /// Compares both proxies under a scenario.

@@ -4,6 +4,7 @@
 //! (`loadtest`), or what Envoy is told (`tests::envoy`). Invariants: a ratio is of one round; both proxies have the same features on
 //! and deliver what they log and trace, or the run fails; everything but the two proxies runs on other processors than they do.
 
+mod changes;
 mod load;
 mod pair;
 mod scale;
@@ -44,26 +45,30 @@ pub struct Effort {
 const QUICK: Effort = Effort { rounds: 5, memory_rounds: 1, window: "2s", latency_window: "3s" };
 const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", latency_window: "10s" };
 
-const PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
+/// What is measured by default, in less than six minutes.
+const QUICK_PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
+const PARTS: [&str; 7] = ["start", "request", "latency", "bulk", "memory", "scale", "changes"];
 
 #[derive(Debug)]
 struct Arguments {
     effort: Effort,
+    is_full: bool,
     parts: Vec<String>,
     out: PathBuf,
 }
 
 fn arguments() -> Result<Arguments> {
-    let mut arguments = Arguments { effort: QUICK, parts: Vec::new(), out: PathBuf::from("target/bench") };
+    let mut arguments = Arguments { effort: QUICK, is_full: false, parts: Vec::new(), out: PathBuf::from("target/bench") };
     for word in std::env::args().skip(1) {
         match word.as_str() {
-            "--full" => arguments.effort = FULL,
+            "--full" => (arguments.effort, arguments.is_full) = (FULL, true),
             part if PARTS.contains(&part) => arguments.parts.push(part.to_owned()),
             other => bail!("{other:?} is neither --full nor one of {}", PARTS.join(", ")),
         }
     }
     if arguments.parts.is_empty() {
-        arguments.parts = PARTS.map(str::to_owned).into();
+        let parts: &[&str] = if arguments.is_full { &PARTS } else { &QUICK_PARTS };
+        arguments.parts = parts.iter().copied().map(str::to_owned).collect();
     }
     Ok(arguments)
 }
@@ -89,6 +94,7 @@ async fn main() -> Result<()> {
             "request" => bench.request(&mut summary, wants("latency")).await,
             "bulk" => bench.bulk(&mut summary).await,
             "memory" => bench.memory(&mut summary).await,
+            "changes" => changes::measure(&mut summary, &loadtest, &arguments.out, pinned).await,
             "scale" => scale::measure(&mut summary, effort.memory_rounds, pinned).await,
             // Measured with the same proxies as requests, whose capacities say at which rate.
             _ if !wants("request") => bench.request(&mut summary, true).await,

@@ -66,7 +66,7 @@ pub async fn measure(summary: &mut Summary, rounds: usize, core: Option<usize>) 
     summary.add("one_route_of_5000_cpu_ratio", &changes)
 }
 
-fn pinned(builder: MeshBuilder, core: Option<usize>) -> MeshBuilder {
+pub fn pinned(builder: MeshBuilder, core: Option<usize>) -> MeshBuilder {
     let builder = builder.proxy_config("concurrency", json!(1)).quiet();
     match core {
         Some(core) => builder.runner(taskset(core)),
@@ -79,7 +79,7 @@ fn taskset(core: usize) -> Vec<String> {
 }
 
 /// Waits until a process has used no CPU for a while.
-async fn settle(pid: u32) -> Result<()> {
+pub async fn settle(pid: u32) -> Result<()> {
     let begin = Instant::now();
     let (mut last, mut since) = (cpu_seconds(pid)?, begin);
     while since.elapsed() < QUIET {
