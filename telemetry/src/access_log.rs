@@ -8,73 +8,70 @@ mod writer;
 
 use std::sync::Arc;
 
-use model::access_log::{LogFormat, LogTarget};
+use model::access_log::{AccessLog, LogFormat, LogTarget};
 use model::stream_view::StreamView;
 
 use self::entry::EntryWriter;
 use self::record::RecordWriter;
-use crate::export::{Exporters, Queue};
+use crate::export::Outbox;
 use crate::record::ChainTelemetry;
 
 pub use self::writer::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
 pub(crate) use self::writer::{LogCounters, Outlet, Writers};
 
-/// Where what is for a target goes.
+/// One logger of a chain.
 #[derive(Debug)]
-enum Way {
-    File(Outlet),
-    Collector(Queue),
-    /// There are too many files.
-    NoFile,
-    /// There are too many collectors.
-    NoCollector,
+pub(crate) struct ChainLog {
+    /// Where to, how, and what.
+    pub(crate) log: AccessLog,
+    /// Of one whose target is a collector.
+    pub(crate) outbox: Option<Arc<Outbox>>,
 }
 
 /// One worker's way to the targets.
 #[derive(Debug)]
 pub(crate) struct WorkerLogs {
     writers: Arc<Writers>,
-    exporters: Arc<Exporters>,
-    ways: Vec<(LogTarget, Way)>,
+    /// Of files; none if there are too many.
+    outlets: Vec<(LogTarget, Option<Outlet>)>,
     records: RecordWriter,
     entries: EntryWriter,
 }
 
 impl WorkerLogs {
-    pub(crate) fn new(writers: Arc<Writers>, exporters: Arc<Exporters>) -> Self {
-        Self { writers, exporters, ways: Vec::new(), records: RecordWriter::default(), entries: EntryWriter::default() }
+    pub(crate) fn new(writers: Arc<Writers>) -> Self {
+        Self { writers, outlets: Vec::new(), records: RecordWriter::default(), entries: EntryWriter::default() }
     }
 
     /// Writes the lines and records that the chain wants of this request or connection.
     pub(crate) fn record(&mut self, chain: &ChainTelemetry, view: &dyn StreamView) {
-        for log in &chain.access_logs {
-            let at = self.ways.iter().position(|(target, _)| *target == log.target).unwrap_or_else(|| {
-                self.ways.push((log.target.clone(), self.way(&log.target)));
-                self.ways.len() - 1
-            });
-            match &self.ways[at].1 {
-                Way::File(outlet) => outlet.write(|line| log.render(view, line)),
-                Way::Collector(queue) if log.passes(view) => match &log.format {
-                    LogFormat::Record { body, attributes, adds_refusal } => {
-                        let refusal = view.refusal().filter(|_| *adds_refusal);
-                        queue.push(|| self.records.write(body.as_ref(), attributes, refusal, view));
-                    }
-                    LogFormat::Entry(fields) => queue.push(|| self.entries.write(fields, view)),
-                    LogFormat::Text(_) | LogFormat::Json(_) => {}
+        for ChainLog { log, outbox } in &chain.logs {
+            match &log.format {
+                LogFormat::Text(_) | LogFormat::Json(_) => match self.outlet(&log.target) {
+                    Some(outlet) => outlet.write(|line| log.render(view, line)),
+                    None => self.writers.count_refused(),
                 },
-                Way::Collector(_) => {}
-                Way::NoFile => self.writers.count_refused(),
-                Way::NoCollector if log.passes(view) => self.exporters.count_refused_record(),
-                Way::NoCollector => {}
+                LogFormat::Record { body, attributes, adds_refusal } => {
+                    if let Some(outbox) = outbox.as_ref().filter(|_| log.passes(view)) {
+                        let refusal = view.refusal().filter(|_| *adds_refusal);
+                        outbox.push(|| self.records.write(body.as_ref(), attributes, refusal, view));
+                    }
+                }
+                LogFormat::Entry(fields) => {
+                    if let Some(outbox) = outbox.as_ref().filter(|_| log.passes(view)) {
+                        outbox.push(|| self.entries.write(fields, view));
+                    }
+                }
             }
         }
     }
 
-    fn way(&self, target: &LogTarget) -> Way {
-        match target {
-            LogTarget::Collector(logs) => self.exporters.logs(logs).map_or(Way::NoCollector, Way::Collector),
-            LogTarget::Stdout | LogTarget::Stderr | LogTarget::File(_) => self.writers.outlet(target).map_or(Way::NoFile, Way::File),
-        }
+    fn outlet(&mut self, target: &LogTarget) -> Option<&Outlet> {
+        let at = self.outlets.iter().position(|(known, _)| known == target).unwrap_or_else(|| {
+            self.outlets.push((target.clone(), self.writers.outlet(target)));
+            self.outlets.len() - 1
+        });
+        self.outlets[at].1.as_ref()
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`CollectorConnector`]. Invariants: a call ends within [`EXPORT_TIMEOUT`], retries included; what is not taken by then is counted.
 
 mod call;
+mod exporters;
 mod payload;
 mod post;
 mod queue;
@@ -18,29 +19,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use model::access_log::{EntryKind, LogCollector, LogOrigin};
+use model::access_log::EntryKind;
 use model::collector::{Call, Collector};
-use model::tracing::SpanProvider;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-use parking_lot::Mutex;
 use prost::Message as _;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use self::call::Caller;
+pub(crate) use self::exporters::{Counters, Exporters, Outbox};
+pub use self::exporters::{EXPORTERS_MAX, RETIRED_EXPORTERS_MAX};
 pub(crate) use self::payload::Origin;
 use self::payload::{Entries, Envelope, Payload};
 use self::post::Poster;
-use self::queue::Batch;
+pub(crate) use self::queue::ExportCounters;
 pub use self::queue::{BATCH_BYTES, BATCH_ITEMS, QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
-pub(crate) use self::queue::{ExportCounters, Framing, Queue};
+use self::queue::{Batch, Queue};
 use self::stream::Streamer;
 
-/// Collectors at most; what is for others is dropped and counted.
-pub const EXPORTERS_MAX: usize = 16;
 /// How long one export call may take, its retries included.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long dialling a collector may take.
@@ -131,127 +128,21 @@ struct Outgoing {
     signal: Signal,
 }
 
-#[derive(Debug)]
-struct Running {
-    outgoing: Outgoing,
-    queue: Queue,
-    task: JoinHandle<()>,
+/// A collector's task: ends when its queue was stopped and is empty, or, once it is retired, when one call's time is over.
+async fn run(outgoing: Outgoing, origin: Origin, connector: Arc<dyn CollectorConnector>, queue: Arc<Queue>, flush_interval: Duration) {
+    let overdue = async {
+        queue.retired().await;
+        sleep(EXPORT_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = export(outgoing, origin, connector, &queue, flush_interval) => {}
+        () = overdue => {}
+    }
+    queue.close();
 }
 
-/// How spans and records are counted.
-#[derive(Clone, Debug)]
-pub(crate) struct Counters {
-    /// Spans.
-    pub(crate) spans: ExportCounters,
-    /// Records of access logs.
-    pub(crate) records: ExportCounters,
-}
-
-/// One exporter per collector, made when the first item for it is there.
-pub(crate) struct Exporters {
-    control: Handle,
-    connector: Arc<dyn CollectorConnector>,
-    flush_interval: Duration,
-    origin: Origin,
-    counters: Counters,
-    running: Mutex<Vec<Running>>,
-}
-
-impl std::fmt::Debug for Exporters {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Exporters").field("running", &self.running).finish_non_exhaustive()
-    }
-}
-
-impl Exporters {
-    /// Exporters whose tasks run on `control`, flush at least every `flush_interval` and dial through `connector`.
-    pub(crate) fn new(
-        control: Handle,
-        connector: Arc<dyn CollectorConnector>,
-        flush_interval: Duration,
-        origin: Origin,
-        counters: Counters,
-    ) -> Self {
-        Self { control, connector, flush_interval, origin, counters, running: Mutex::default() }
-    }
-
-    /// The queue of a provider of spans; none if there are too many collectors.
-    pub(crate) fn spans(&self, provider: &SpanProvider) -> Option<Queue> {
-        self.queue(Outgoing {
-            collector: provider.collector.clone(),
-            signal: Signal::Spans { service_name: Arc::clone(&provider.service_name) },
-        })
-    }
-
-    /// The queue of a collector of logs; none if there are too many collectors.
-    pub(crate) fn logs(&self, logs: &LogCollector) -> Option<Queue> {
-        let signal = match &logs.origin {
-            LogOrigin::Records { resource, builtin_labels } => {
-                let Origin { node_id, node_cluster, zone, .. } = &self.origin;
-                let builtin = builtin_labels.iter().flat_map(|log_name| {
-                    [("log_name", log_name), ("zone_name", zone), ("cluster_name", node_cluster), ("node_name", node_id)]
-                });
-                let builtin = builtin.map(|(key, value)| (Arc::from(key), Arc::clone(value)));
-                Signal::Records { resource: builtin.chain(resource.iter().cloned()).collect() }
-            }
-            LogOrigin::Entries { kind, log_name } => Signal::Entries { kind: *kind, log_name: Arc::clone(log_name) },
-        };
-        self.queue(Outgoing { collector: logs.collector.clone(), signal })
-    }
-
-    fn queue(&self, outgoing: Outgoing) -> Option<Queue> {
-        let mut running = self.running.lock();
-        if let Some(known) = running.iter().find(|known| known.outgoing == outgoing) {
-            return Some(known.queue.clone());
-        }
-        if running.len() >= EXPORTERS_MAX {
-            tracing::error!(cluster = %outgoing.collector.cluster, "too many collectors: what is for this one is dropped");
-            return None;
-        }
-        let (counters, framing) = match &outgoing.signal {
-            Signal::Spans { .. } => (&self.counters.spans, Framing::OTLP),
-            Signal::Records { .. } => (&self.counters.records, Framing::OTLP),
-            Signal::Entries { .. } => (&self.counters.records, Framing::ENTRIES),
-        };
-        let queue = Queue::new(counters.clone(), framing);
-        let (origin, connector) = (self.origin.clone(), Arc::clone(&self.connector));
-        let task = self.control.spawn(run(outgoing.clone(), origin, connector, queue.clone(), self.flush_interval));
-        running.push(Running { outgoing, queue: queue.clone(), task });
-        Some(queue)
-    }
-
-    /// A span was made that no collector will get.
-    pub(crate) fn count_refused_span(&self) {
-        self.counters.spans.dropped_provider.inc();
-    }
-
-    /// A record was made that no collector will get.
-    pub(crate) fn count_refused_record(&self) {
-        self.counters.records.dropped_provider.inc();
-    }
-
-    /// Exports what is queued and ends the tasks; those not done by `deadline` are aborted.
-    pub(crate) async fn shutdown(&self, deadline: Instant) {
-        let running = std::mem::take(&mut *self.running.lock());
-        for exporter in &running {
-            exporter.queue.stop();
-        }
-        for mut exporter in running {
-            if timeout_at(deadline, &mut exporter.task).await.is_err() {
-                exporter.task.abort();
-                // Ends at its next turn, and counts what it had taken.
-                let _cancelled = exporter.task.await;
-            }
-            exporter.queue.close();
-            while let Some(lost) = exporter.queue.pop(true) {
-                drop(lost);
-            }
-        }
-    }
-}
-
-/// A collector's task.
-async fn run(outgoing: Outgoing, origin: Origin, connector: Arc<dyn CollectorConnector>, queue: Queue, flush_interval: Duration) {
+/// Exports what its queue holds, until it is asked to stop and empty.
+async fn export(outgoing: Outgoing, origin: Origin, connector: Arc<dyn CollectorConnector>, queue: &Queue, flush_interval: Duration) {
     let mut tick = interval(flush_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let Outgoing { collector, signal } = &outgoing;
@@ -264,13 +155,10 @@ async fn run(outgoing: Outgoing, origin: Origin, connector: Arc<dyn CollectorCon
     };
     match built {
         Ok(Exporter::Stream(streamer)) => streamer.run(queue, tick).await,
-        Ok(Exporter::Calls(courier)) => call(&courier, &queue, tick, &collector.cluster).await,
+        Ok(Exporter::Calls(courier)) => call(&courier, queue, tick, &collector.cluster).await,
         Err(error) => {
             tracing::error!(cluster = %collector.cluster, %error, "nothing is exported");
-            queue.close();
-            while let Some(batch) = queue.pop(true) {
-                batch.unwanted();
-            }
+            queue.refuse();
         }
     }
 }

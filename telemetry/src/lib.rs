@@ -201,7 +201,7 @@ impl Telemetry {
             store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
             policies: Arc::default(),
             writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
-            exporters: Arc::new(Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters)),
+            exporters: Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters),
             mirrors,
             external,
             settings,
@@ -226,9 +226,14 @@ impl Telemetry {
         self.counts.fetch_or(stats.is_some(), Relaxed);
         let adds_refusals = self.settings.log_refusals;
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
-        let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing);
+        let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.exporters);
         chain.hostname.clone_from(&self.settings.hostname);
         Arc::new(chain)
+    }
+
+    /// These chains are all there are from now on. Collectors that only others name give way where there are too many.
+    pub fn configured<'a>(&self, chains: impl Iterator<Item = &'a ChainTelemetry>) {
+        self.exporters.configured(chains.flat_map(ChainTelemetry::outboxes));
     }
 
     /// One worker's share; each worker has its own.
@@ -239,8 +244,8 @@ impl Telemetry {
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
             policies: WorkerPolicies::new(Arc::clone(&self.policies), worker),
-            logs: WorkerLogs::new(Arc::clone(&self.writers), Arc::clone(&self.exporters)),
-            spans: WorkerSpans::new(Arc::clone(&self.exporters), identity),
+            logs: WorkerLogs::new(Arc::clone(&self.writers)),
+            spans: WorkerSpans::new(identity),
             random: fastrand::Rng::new(),
             mirrors: self.mirrors.clone(),
             external: self.external.clone(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method};
-use model::access_log::AccessLog;
+use model::access_log::{AccessLog, LogTarget};
 use model::flags::ResponseFlags;
 use model::format::HeaderUse;
 use model::identity::SpiffeId;
@@ -24,6 +24,8 @@ use model::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
 use model::tracing::Tracing;
 use model::workload::Workload;
 
+use crate::access_log::ChainLog;
+use crate::export::{Exporters, Outbox};
 use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
 use crate::trace::TraceContext;
@@ -53,9 +55,11 @@ pub struct ChainTelemetry {
     /// What it counts; none counts nothing.
     pub stats: Option<Stats>,
     /// What it logs.
-    pub access_logs: Vec<AccessLog>,
+    pub(crate) logs: Vec<ChainLog>,
     /// Whether and how it traces.
     pub tracing: Option<Tracing>,
+    /// Where its spans go.
+    pub(crate) spans: Option<Arc<Outbox>>,
     /// The headers that its lines and spans read.
     pub headers: HeaderUse,
     /// `%HOSTNAME%`.
@@ -63,7 +67,8 @@ pub struct ChainTelemetry {
 }
 
 impl ChainTelemetry {
-    /// Puts together what a chain measures. [`crate::Telemetry::chain`] also makes it known to the process.
+    /// Puts together what a chain measures. [`crate::Telemetry::chain`] also makes it known to the process: without, nothing of it
+    /// reaches a collector.
     #[must_use]
     pub fn new(name: Arc<str>, stats: Option<Stats>, access_logs: Vec<AccessLog>, tracing: Option<Tracing>) -> Self {
         let mut headers = HeaderUse::default();
@@ -93,7 +98,24 @@ impl ChainTelemetry {
                 }
             }
         }
-        Self { name, stats, access_logs, tracing, headers, hostname: None }
+        let logs = access_logs.into_iter().map(|log| ChainLog { log, outbox: None }).collect();
+        Self { name, stats, logs, tracing, spans: None, headers, hostname: None }
+    }
+
+    /// Finds the collectors of its lines and spans.
+    pub(crate) fn reaching(mut self, exporters: &Arc<Exporters>) -> Self {
+        for log in &mut self.logs {
+            if let LogTarget::Collector(collector) = &log.log.target {
+                log.outbox = Some(exporters.logs(collector));
+            }
+        }
+        self.spans = self.tracing.as_ref().and_then(|tracing| Some(exporters.spans(tracing.provider.as_ref()?)));
+        self
+    }
+
+    /// What is for collectors.
+    pub(crate) fn outboxes(&self) -> impl Iterator<Item = &Arc<Outbox>> {
+        self.logs.iter().filter_map(|log| log.outbox.as_ref()).chain(&self.spans)
     }
 
     /// Keeps these headers of requests as well, since changes to answers read them. Of one that nobody shares yet.

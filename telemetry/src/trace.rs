@@ -7,12 +7,9 @@ mod propagation;
 mod sampling;
 mod span;
 
-use std::sync::Arc;
-
 use http::{HeaderMap, HeaderValue};
-use model::tracing::{SpanProvider, Tracing};
+use model::tracing::Tracing;
 
-use crate::export::{Exporters, Queue};
 use crate::record::{RequestRecord, X_REQUEST_ID};
 
 use self::propagation::Incoming;
@@ -66,30 +63,23 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
     Decision { trace, request_id, changed_request_id: generated || rewritten, propagates: tracing.propagates }
 }
 
-/// One worker's way to the collectors.
+/// One worker's spans.
 #[derive(Debug)]
 pub(crate) struct WorkerSpans {
-    exporters: Arc<Exporters>,
     writer: SpanWriter,
-    queues: Vec<(Arc<SpanProvider>, Option<Queue>)>,
 }
 
 impl WorkerSpans {
-    pub(crate) fn new(exporters: Arc<Exporters>, identity: SpanIdentity) -> Self {
-        Self { exporters, writer: SpanWriter::new(identity), queues: Vec::new() }
+    pub(crate) fn new(identity: SpanIdentity) -> Self {
+        Self { writer: SpanWriter::new(identity) }
     }
 
     /// Hands over the request's span, if it was sampled and its chain names a collector.
     pub(crate) fn record(&mut self, record: &RequestRecord) {
-        let (Some(trace), Some(tracing)) = (&record.trace, &record.stream.chain.tracing) else { return };
-        let (true, Some(provider)) = (trace.sampled, &tracing.provider) else { return };
-        let at = self.queues.iter().position(|(known, _)| known == provider).unwrap_or_else(|| {
-            self.queues.push((Arc::clone(provider), self.exporters.spans(provider)));
-            self.queues.len() - 1
-        });
-        match &self.queues[at].1 {
-            Some(queue) => queue.push(|| self.writer.write(record, trace, tracing)),
-            None => self.exporters.count_refused_span(),
+        let chain = &record.stream.chain;
+        let (Some(trace), Some(tracing), Some(outbox)) = (&record.trace, &chain.tracing, &chain.spans) else { return };
+        if trace.sampled {
+            outbox.push(|| self.writer.write(record, trace, tracing));
         }
     }
 }

@@ -101,6 +101,8 @@ impl Drop for Batch {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// As [`Shared::closed`].
+    is_closed: bool,
     full: VecDeque<Filling>,
     last: Filling,
     bytes: usize,
@@ -112,13 +114,14 @@ struct Shared {
     /// Items in it, to be read without its lock.
     count: AtomicUsize,
     wake: Notify,
+    retired: Notify,
     stopping: AtomicBool,
     /// Nobody will take what is pushed.
     closed: AtomicBool,
 }
 
 /// Both ends of a collector's queue.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Queue {
     shared: Arc<Shared>,
     counters: ExportCounters,
@@ -142,6 +145,11 @@ impl Queue {
         }
         let item = make();
         let mut waiting = self.shared.waiting.lock();
+        if waiting.is_closed {
+            drop(waiting);
+            self.counters.dropped_provider.inc();
+            return;
+        }
         if self.shared.count.load(Relaxed) >= QUEUE_ITEMS_MAX || waiting.bytes + item.len() > QUEUE_BYTES_MAX {
             drop(waiting);
             self.counters.dropped_queue.inc();
@@ -188,8 +196,38 @@ impl Queue {
         self.shared.stopping.load(Acquire)
     }
 
-    /// Refuses items from now on, as lost for want of an exporter.
+    /// Asks the task to end as [`Self::stop`] does, but within a time.
+    pub(crate) fn retire(&self) {
+        self.stop();
+        self.shared.retired.notify_one();
+    }
+
+    /// Waits for [`Self::retire`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn retired(&self) {
+        self.shared.retired.notified().await;
+    }
+
+    /// Refuses items from now on, as lost for want of an exporter; what waits is lost for want of an export.
     pub(crate) fn close(&self) {
+        self.end();
+        while let Some(lost) = self.pop(true) {
+            drop(lost);
+        }
+    }
+
+    /// Refuses items from now on, and those that wait.
+    pub(crate) fn refuse(&self) {
+        self.end();
+        while let Some(batch) = self.pop(true) {
+            batch.unwanted();
+        }
+    }
+
+    fn end(&self) {
+        self.shared.waiting.lock().is_closed = true;
         self.shared.closed.store(true, Release);
     }
 

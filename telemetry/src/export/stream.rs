@@ -58,18 +58,18 @@ impl Streamer {
     }
 
     /// Streams what the queue holds, until it is asked to stop and empty.
-    pub(super) async fn run(self, queue: Queue, mut tick: Interval) {
+    pub(super) async fn run(self, queue: &Queue, mut tick: Interval) {
         let mut delay = REOPEN_DELAY_FIRST;
         let mut complained: Option<Instant> = None;
         let mut held = VecDeque::new();
         loop {
             if held.is_empty() {
-                match next(&queue, &mut tick).await {
+                match next(queue, &mut tick).await {
                     Some(batch) => held.push_back(batch),
                     None => return,
                 }
             }
-            let Some(broken) = self.stream(&mut held, &queue, &mut tick).await else { return };
+            let Some(broken) = self.stream(&mut held, queue, &mut tick).await else { return };
             if complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
                 complained = Some(Instant::now());
                 tracing::warn!(cluster = %self.cluster, error = %broken.error, "the stream of an access log service ended");
@@ -77,7 +77,7 @@ impl Streamer {
             if broken.took_any {
                 delay = REOPEN_DELAY_FIRST;
             }
-            if !pause(delay, &queue).await {
+            if !pause(delay, queue).await {
                 // What is held counts as lost.
                 return;
             }

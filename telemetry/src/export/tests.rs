@@ -8,6 +8,7 @@ use std::sync::atomic::{
 };
 
 use futures_util::stream;
+use model::tracing::SpanProvider;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId};
 use opentelemetry_otlp::{SpanExporter, WithTonicConfig as _};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -17,12 +18,15 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use parking_lot::Mutex;
 use prometheus::IntCounter;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::call::channel;
+use super::queue::Framing;
 use super::*;
 use crate::fixture;
 
@@ -82,7 +86,7 @@ fn provider() -> SpanProvider {
     SpanProvider::clone(&fixture::tracing().provider.unwrap())
 }
 
-fn exporting(connector: Arc<dyn CollectorConnector>, flush_interval: Duration, counters: &ExportCounters) -> Exporters {
+fn exporting(connector: Arc<dyn CollectorConnector>, flush_interval: Duration, counters: &ExportCounters) -> Arc<Exporters> {
     let counters = Counters { spans: counters.clone(), records: counters.clone() };
     Exporters::new(Handle::current(), connector, flush_interval, Origin::default(), counters)
 }
@@ -111,14 +115,18 @@ fn span() -> Vec<u8> {
 fn answering(
     answers: impl IntoIterator<Item = Result<ExportTraceServiceResponse, Status>>,
     counters: &ExportCounters,
-) -> (Exporters, Queue, mpsc::UnboundedReceiver<(String, ExportTraceServiceRequest)>) {
+) -> (Arc<Exporters>, Arc<Outbox>, mpsc::UnboundedReceiver<(String, ExportTraceServiceRequest)>) {
     let (received, requests) = mpsc::unbounded_channel();
     let (asked, _clusters) = mpsc::unbounded_channel();
     let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
     let connector = Arc::new(InProcess { received, asked, answers });
     let exporters = exporting(connector, NEVER, counters);
-    let queue = exporters.spans(&provider()).unwrap();
+    let queue = exporters.spans(&provider());
     (exporters, queue, requests)
+}
+
+fn numbered(number: usize) -> SpanProvider {
+    at(Collector { cluster: format!("cluster {number}").into(), ..fixture::collector() })
 }
 
 fn drain(queue: &Queue) -> Vec<Batch> {
@@ -142,7 +150,7 @@ async fn t27_spans_reach_the_collector_through_the_given_connector() {
     let counters = counters();
     let exporters = exporting(Arc::new(InProcess { received, asked, answers: Answers::default() }), Duration::from_millis(10), &counters);
     let (bytes, span) = span_of(|_| {});
-    exporters.spans(&provider()).unwrap().push(|| &bytes);
+    exporters.spans(&provider()).push(|| &bytes);
 
     let (authority, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     assert_eq!(clusters.recv().await.unwrap(), "outbound|4317||tempo.tempo.svc.cluster.local");
@@ -167,7 +175,7 @@ async fn t26_a_full_batch_leaves_at_once_and_shutting_down_sends_the_rest() {
     let (asked, _clusters) = mpsc::unbounded_channel();
     let counters = counters();
     let exporters = exporting(Arc::new(InProcess { received, asked, answers: Answers::default() }), NEVER, &counters);
-    let queue = exporters.spans(&provider()).unwrap();
+    let queue = exporters.spans(&provider());
     let span = span();
     (0..BATCH_ITEMS).for_each(|_| queue.push(|| &span));
     let (_, request) = tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
@@ -202,7 +210,7 @@ async fn t25_spans_for_a_collector_that_is_down_are_lost_counted_and_the_next_ar
     };
     let counters = counters();
     let exporters = exporting(Arc::new(connector), Duration::from_secs(1), &counters);
-    let queue = exporters.spans(&provider()).unwrap();
+    let queue = exporters.spans(&provider());
     queue.push(|| &span);
     while counters.dropped_export.get() == 0 {
         tokio::time::advance(Duration::from_millis(100)).await;
@@ -227,7 +235,7 @@ async fn a_connection_that_hangs_is_given_up_and_the_collector_dialled_anew() {
         None => collector.connect(to),
     };
     let exporters = exporting(Arc::new(connector), Duration::from_secs(1), &counters());
-    let queue = exporters.spans(&provider()).unwrap();
+    let queue = exporters.spans(&provider());
     queue.push(|| &span);
     let received = async {
         loop {
@@ -246,7 +254,7 @@ async fn an_authority_that_is_none_exports_nothing_and_counts() {
     let span = span();
     let counters = counters();
     let exporters = exporting(Arc::new(fixture::unreachable), NEVER, &counters);
-    let queue = exporters.spans(&at(Collector { authority: "not an authority".into(), ..fixture::collector() })).unwrap();
+    let queue = exporters.spans(&at(Collector { authority: "not an authority".into(), ..fixture::collector() }));
     queue.push(|| &span);
     exporters.shutdown(soon()).await;
     queue.push(|| &span);
@@ -254,15 +262,12 @@ async fn an_authority_that_is_none_exports_nothing_and_counts() {
 }
 
 #[tokio::test]
-async fn equal_providers_share_an_exporter_and_exporters_are_limited() {
+async fn equal_providers_share_an_exporter() {
     let exporters = exporting(Arc::new(fixture::unreachable), NEVER, &counters());
-    let named = |number: usize| at(Collector { cluster: format!("cluster {number}").into(), ..fixture::collector() });
-    let first = exporters.spans(&named(0)).unwrap();
+    let (one, other) = (exporters.spans(&numbered(0)), exporters.spans(&numbered(0)));
     let span = span();
-    first.push(|| &span);
-    assert!(exporters.spans(&named(0)).unwrap().pop(true).is_some(), "the same queue");
-    assert!((1..EXPORTERS_MAX).all(|number| exporters.spans(&named(number)).is_some()));
-    assert!(exporters.spans(&named(EXPORTERS_MAX)).is_none());
+    one.push(|| &span);
+    assert!(other.queue().unwrap().pop(true).is_some(), "the same queue");
 }
 
 #[test]
@@ -400,13 +405,13 @@ async fn a_collector_that_is_slow_has_several_batches_on_their_way_and_no_more_t
     let (received, mut requests) = mpsc::unbounded_channel();
     let connector = Arc::new(Hanging { received });
     let exporters = exporting(connector, NEVER, &counters);
-    let queue = exporters.spans(&provider()).unwrap();
+    let queue = exporters.spans(&provider());
     let span = span();
     (0..BATCH_ITEMS * (EXPORTS_IN_FLIGHT_MAX + 2)).for_each(|_| queue.push(|| &span));
     for _ in 0..EXPORTS_IN_FLIGHT_MAX {
         tokio::time::timeout_at(soon(), requests.recv()).await.unwrap().unwrap();
     }
-    assert_eq!(drain(&queue).len(), 2, "the others wait");
+    assert_eq!(drain(&queue.queue().unwrap()).len(), 2, "the others wait");
 }
 
 /// Dials a collector that takes calls and answers none.

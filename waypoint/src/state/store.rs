@@ -116,6 +116,8 @@ impl Store {
             listeners,
             chains,
         });
+        let chains = generation.chains.values().map(|served| &*served.telemetry);
+        self.telemetry.configured(chains.chain([&*generation.unmatched, &*generation.terminate]));
         let old = self.published.generation.swap(Some(generation));
         // After the swap: whoever sees the new number finds the new listeners.
         self.published.generations.fetch_add(1, Ordering::Release);

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tonic::{Response, Streaming};
 
 use super::*;
-use crate::export::{BATCH_ITEMS, CollectorIo, Connecting, Counters, ExportCounters, Exporters, Origin, QUEUE_ITEMS_MAX};
+use crate::export::{BATCH_ITEMS, CollectorIo, Connecting, Counters, ExportCounters, Exporters, Origin, Outbox, QUEUE_ITEMS_MAX};
 use crate::fixture;
 
 /// An access log service that ends each stream after so many messages.
@@ -41,8 +41,8 @@ impl AccessLogService for Service {
 }
 
 struct Fixture {
-    exporters: Exporters,
-    queue: Queue,
+    exporters: Arc<Exporters>,
+    queue: Arc<Outbox>,
     counters: ExportCounters,
     messages: mpsc::UnboundedReceiver<StreamAccessLogsMessage>,
     is_up: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ fn streaming(messages_max: usize, flush_interval: Duration) -> Fixture {
         collector: fixture::collector(),
         origin: LogOrigin::Entries { kind: EntryKind::Http, log_name: "http_envoy_accesslog".into() },
     };
-    let queue = exporters.logs(&logs).unwrap();
+    let queue = exporters.logs(&logs);
     Fixture { exporters, queue, counters, messages, is_up }
 }
 
