@@ -8,7 +8,7 @@ use http::HeaderName;
 
 use crate::collector::Collector;
 use crate::flags::ResponseFlag;
-use crate::format::{Expression, HeaderUse, JsonFormat, TextFormat};
+use crate::format::{Expression, HeaderRef, HeaderUse, JsonFormat, TextFormat};
 use crate::stream_view::{Field, Side, StreamView, Value};
 
 /// How a line looks.
@@ -47,10 +47,12 @@ pub struct EntryFields {
     pub kind: EntryKind,
     /// Peers, by the name of the filter state that they are in.
     pub peers: Vec<(Arc<str>, Side)>,
-    /// Headers of the request.
-    pub request_headers: Vec<HeaderName>,
+    /// Headers of the request, pseudo-headers too, by the names that they are logged by.
+    pub request_headers: Vec<(Box<str>, HeaderRef)>,
     /// Headers of the answer.
     pub response_headers: Vec<HeaderName>,
+    /// Whether `:status` is among them.
+    pub response_status: bool,
     /// Trailers of the answer.
     pub response_trailers: Vec<HeaderName>,
     /// Whether it says why a request was refused, in custom tags of our own.
@@ -69,7 +71,11 @@ impl EntryFields {
 
     fn uses(&self, headers: &mut HeaderUse) {
         if self.kind == EntryKind::Http {
-            Self::STANDARD.iter().chain(&self.request_headers).for_each(|name| headers.add_request(name));
+            let named = self.request_headers.iter().filter_map(|(_, header)| match header {
+                HeaderRef::Name(name) => Some(name),
+                HeaderRef::Method | HeaderRef::Path | HeaderRef::Authority | HeaderRef::Scheme => None,
+            });
+            Self::STANDARD.iter().chain(named).for_each(|name| headers.add_request(name));
             for (names, kept) in [(&self.response_headers, &mut headers.response), (&self.response_trailers, &mut headers.trailers)] {
                 for name in names.iter().filter(|name| !kept.contains(name)).cloned().collect::<Vec<_>>() {
                     kept.push(name);

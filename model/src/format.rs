@@ -16,7 +16,7 @@ use http::HeaderName;
 
 pub use expression::{Datum, Expression};
 pub use json::{JsonFormat, JsonValue};
-pub use operator::{Operator, PeerField};
+pub use operator::{HeaderRef, Operator, PeerField};
 
 use crate::stream_view::StreamView;
 

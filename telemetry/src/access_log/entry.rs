@@ -11,6 +11,7 @@ use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 use model::access_log::{EntryFields, EntryKind};
 use model::flags::{ResponseFlag, ResponseFlags};
+use model::format::HeaderRef;
 use model::stream_view::{Field, Moment, RequestHead, StreamView, Value};
 use model::text::readable;
 use model::workload::Workload;
@@ -221,7 +222,8 @@ fn write_ids(out: &mut Vec<u8>, view: &dyn StreamView) {
 }
 
 fn write_request(out: &mut Vec<u8>, fields: &EntryFields, view: &dyn StreamView) {
-    if let Some(RequestHead { method, path, authority, scheme, headers }) = view.request() {
+    if let Some(head) = view.request() {
+        let RequestHead { method, path, authority, scheme, headers } = head;
         number(out, request::METHOD, method_number(method));
         wire::bytes(out, request::SCHEME, scheme.as_bytes());
         wire::bytes(out, request::AUTHORITY, authority.unwrap_or_default().as_bytes());
@@ -231,7 +233,16 @@ fn write_request(out: &mut Vec<u8>, fields: &EntryFields, view: &dyn StreamView)
                 wire::bytes(out, number, value.as_bytes());
             }
         }
-        write_headers(out, request::HEADERS, headers, &fields.request_headers);
+        for (name, header) in &fields.request_headers {
+            match header {
+                HeaderRef::Name(header) => write_header(out, request::HEADERS, headers, header),
+                pseudo => {
+                    if let Some(value) = pseudo.of(&head) {
+                        pair(out, request::HEADERS, name, readable(value).as_bytes());
+                    }
+                }
+            }
+        }
     }
     number(out, request::HEADERS_SIZE, counted(view, Field::DownstreamHeaderBytesReceived));
     number(out, request::BODY_SIZE, counted(view, Field::BytesReceived));
@@ -246,6 +257,9 @@ fn write_response(out: &mut Vec<u8>, fields: &EntryFields, view: &dyn StreamView
     number(out, response::HEADERS_SIZE, counted(view, Field::DownstreamHeaderBytesSent));
     number(out, response::BODY_SIZE, counted(view, Field::BytesSent));
     if let Some(headers) = view.response_headers() {
+        if fields.response_status && code != 0 {
+            pair(out, response::HEADERS, ":status", itoa::Buffer::new().format(code).as_bytes());
+        }
         write_headers(out, response::HEADERS, headers, &fields.response_headers);
     }
     if let Some(trailers) = view.response_trailers() {
@@ -263,9 +277,13 @@ fn method_number(method: &str) -> u64 {
 
 fn write_headers(out: &mut Vec<u8>, field: u32, headers: &HeaderMap, names: &[HeaderName]) {
     for name in names {
-        if let Some(value) = joined(headers, name) {
-            pair(out, field, name.as_str(), value.as_bytes());
-        }
+        write_header(out, field, headers, name);
+    }
+}
+
+fn write_header(out: &mut Vec<u8>, field: u32, headers: &HeaderMap, name: &HeaderName) {
+    if let Some(value) = joined(headers, name) {
+        pair(out, field, name.as_str(), value.as_bytes());
     }
 }
 

@@ -237,7 +237,10 @@ async fn an_access_log_service_is_told_of_a_request_what_envoy_tells_it() -> Res
             scenario.keep_endpoints(WEB_CHAIN, 1)?;
             scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
             let mut logger = grpc_logger("Http");
-            logger["typed_config"]["additional_request_headers_to_log"] = json!(["X-User"]);
+            let config = &mut logger["typed_config"];
+            config["additional_request_headers_to_log"] =
+                json!(["X-User", ":path", ":Method", ":authority", ":scheme", "host", ":protocol"]);
+            config["additional_response_headers_to_log"] = json!([":status", "x-none"]);
             scenario.http(WEB_CHAIN)?["access_log"] = json!([logger]);
             scenario.add_routes(WEB_CHAIN, vec![json!({"match": {"path": "/teapot"}, "direct_response": {"status": 418}, "name": "tea"})])
         })?

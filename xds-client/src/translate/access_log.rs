@@ -20,7 +20,7 @@ use envoy_types::pb::opentelemetry::proto::common::v1 as otlp;
 use http::HeaderName;
 use model::access_log::{AccessLog, EntryFields, EntryKind, LogCollector, LogFilter, LogFormat, LogOrigin, LogTarget, RecordValue};
 use model::flags::ResponseFlag;
-use model::format::{Expression, JsonFormat, JsonValue, TextFormat, UnknownOperator};
+use model::format::{Expression, HeaderRef, JsonFormat, JsonValue, TextFormat, UnknownOperator};
 use model::stream_view::Side;
 
 use super::{Translated, collector, open, type_name};
@@ -97,8 +97,9 @@ fn http_entries(config: &HttpGrpcAccessLogConfig, path: &str) -> Translated<Opti
     let fields = EntryFields {
         kind: EntryKind::Http,
         peers: peers(config.common_config.as_ref()),
-        request_headers: header_names(&config.additional_request_headers_to_log),
+        request_headers: config.additional_request_headers_to_log.iter().filter_map(|name| request_header(name)).collect(),
         response_headers: header_names(&config.additional_response_headers_to_log),
+        response_status: config.additional_response_headers_to_log.iter().any(|name| name.eq_ignore_ascii_case(":status")),
         response_trailers: header_names(&config.additional_response_trailers_to_log),
         adds_refusal: false,
     };
@@ -111,6 +112,7 @@ fn tcp_entries(config: &TcpGrpcAccessLogConfig, path: &str) -> Translated<Option
         peers: peers(config.common_config.as_ref()),
         request_headers: Vec::new(),
         response_headers: Vec::new(),
+        response_status: false,
         response_trailers: Vec::new(),
         adds_refusal: false,
     };
@@ -135,6 +137,11 @@ fn peers(common: Option<&CommonGrpcAccessLogConfig>) -> Vec<(Arc<str>, Side)> {
             _ => None,
         })
         .collect()
+}
+
+/// A header, or a pseudo-header, by the name that it is logged by.
+fn request_header(name: &str) -> Option<(Box<str>, HeaderRef)> {
+    Some((name.to_ascii_lowercase().into(), HeaderRef::parse(name)?))
 }
 
 /// Names that cannot be a header's are in no request.

@@ -28,7 +28,10 @@ fn entry_fields(kind: EntryKind) -> EntryFields {
     EntryFields {
         kind,
         peers: vec![("downstream_peer".into(), Side::Downstream), ("upstream_peer".into(), Side::Upstream)],
-        request_headers: names("x-user"),
+        request_headers: ["x-user", ":path", ":method", ":authority", ":scheme", "host"]
+            .map(|name| (name.into(), HeaderRef::parse(name).unwrap()))
+            .into(),
+        response_status: true,
         response_headers: names("x-answer"),
         response_trailers: names("x-trailer"),
         adds_refusal: true,
@@ -58,6 +61,10 @@ fn entered(change: impl FnOnce(&mut RequestRecord)) -> HttpAccessLogEntry {
     http_entry(&record, entry_fields(EntryKind::Http))
 }
 
+fn pairs(expected: &[(&str, &str)]) -> HashMap<String, String> {
+    expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
 fn socket(address: Option<Address>) -> (String, u32) {
     let Some(address::Address::SocketAddress(socket)) = address.unwrap().address else { panic!("a socket's address") };
     let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("a port") };
@@ -74,12 +81,22 @@ fn an_entry_of_http_says_in_its_fields_what_a_line_says() {
     assert_eq!((request.user_agent.as_str(), request.referer.as_str()), ("t/1", "r"));
     assert_eq!((request.forwarded_for.as_str(), request.request_id.as_str()), ("10.0.0.9", "id"));
     assert_eq!((request.original_path.as_str(), request.request_headers_bytes, request.request_body_bytes), ("/before", 66, 0));
-    assert_eq!(request.request_headers, HashMap::from([("x-user".to_owned(), "alice".to_owned())]));
+    assert_eq!(
+        request.request_headers,
+        pairs(&[
+            ("x-user", "alice"),
+            (":path", "/ok?a=1"),
+            (":method", "GET"),
+            (":authority", "web-svc.emojivoto"),
+            (":scheme", "http"),
+            ("host", "web-svc.emojivoto"),
+        ])
+    );
     let response = entry.response.unwrap();
     assert_eq!((response.response_code.unwrap().value, response.response_code_details.as_str()), (200, "via_upstream"));
     assert_eq!((response.response_headers_bytes, response.response_body_bytes), (227, 5));
-    assert_eq!(response.response_headers, HashMap::from([("x-answer".to_owned(), "yes".to_owned())]));
-    assert_eq!(response.response_trailers, HashMap::from([("x-trailer".to_owned(), "end".to_owned())]));
+    assert_eq!(response.response_headers, pairs(&[("x-answer", "yes"), (":status", "200")]));
+    assert_eq!(response.response_trailers, pairs(&[("x-trailer", "end")]));
 }
 
 #[test]
