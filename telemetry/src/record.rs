@@ -3,6 +3,7 @@
 //! Not for: deciding anything, or writing it out. Whoever serves the request fills the public fields along the way; what nobody
 //! filled reads as missing. Invariant: a record holds of all headers only those that its chain's formats and tags name.
 
+mod chain;
 mod seeing;
 
 use std::borrow::Cow;
@@ -10,26 +11,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_TYPE, HeaderName, USER_AGENT};
+use http::header::HeaderName;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method};
-use model::access_log::{AccessLog, LogTarget};
 use model::flags::ResponseFlags;
-use model::format::HeaderUse;
 use model::identity::SpiffeId;
-use model::metrics::Stats;
 use model::refusal::{DryRun, Refusal};
 use model::service::ServiceRef;
 use model::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
-use model::tracing::Tracing;
 use model::workload::Workload;
 
-use crate::access_log::ChainLog;
-use crate::export::{Exporters, Outbox};
 use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
 use crate::trace::TraceContext;
 
+pub use self::chain::ChainTelemetry;
 pub use self::seeing::Seeing;
 
 /// `x-request-id`.
@@ -46,86 +42,6 @@ pub(crate) const X_CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-clie
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// `grpc-message`.
 pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-
-/// What one filter chain (or hop) measures, logs and traces. Built once from its configuration, shared by all its requests.
-#[derive(Debug)]
-pub struct ChainTelemetry {
-    /// The chain's name, `%FILTER_CHAIN_NAME%`.
-    pub name: Arc<str>,
-    /// What it counts; none counts nothing.
-    pub stats: Option<Stats>,
-    /// What it logs.
-    pub(crate) logs: Vec<ChainLog>,
-    /// Whether and how it traces.
-    pub tracing: Option<Tracing>,
-    /// Where its spans go.
-    pub(crate) spans: Option<Arc<Outbox>>,
-    /// The headers that its lines and spans read.
-    pub headers: HeaderUse,
-    /// `%HOSTNAME%`.
-    pub hostname: Option<Arc<str>>,
-}
-
-impl ChainTelemetry {
-    /// Puts together what a chain measures. [`crate::Telemetry::chain`] also makes it known to the process: without, nothing of it
-    /// reaches a collector.
-    #[must_use]
-    pub fn new(name: Arc<str>, stats: Option<Stats>, access_logs: Vec<AccessLog>, tracing: Option<Tracing>) -> Self {
-        let mut headers = HeaderUse::default();
-        for log in &access_logs {
-            log.uses(&mut headers);
-        }
-        if let Some(stats) = &stats {
-            stats.uses(&mut headers);
-        }
-        if let Some(tracing) = &tracing {
-            tracing.uses(&mut headers);
-            for name in [
-                USER_AGENT,
-                X_REQUEST_ID,
-                CONTENT_TYPE,
-                X_FORWARDED_PROTO,
-                X_ENVOY_ORIGINAL_PATH,
-                X_DOWNSTREAM_SERVICE_CLUSTER,
-                X_CLIENT_TRACE_ID,
-                GRPC_TIMEOUT,
-            ] {
-                headers.add_request(&name);
-            }
-            for names in [&mut headers.response, &mut headers.trailers] {
-                if !names.contains(&GRPC_MESSAGE) {
-                    names.push(GRPC_MESSAGE);
-                }
-            }
-        }
-        let logs = access_logs.into_iter().map(|log| ChainLog { log, outbox: None }).collect();
-        Self { name, stats, logs, tracing, spans: None, headers, hostname: None }
-    }
-
-    /// Finds the collectors of its lines and spans.
-    pub(crate) fn reaching(mut self, exporters: &Arc<Exporters>) -> Self {
-        for log in &mut self.logs {
-            if let LogTarget::Collector(collector) = &log.log.target {
-                log.outbox = Some(exporters.logs(collector));
-            }
-        }
-        self.spans = self.tracing.as_ref().and_then(|tracing| Some(exporters.spans(tracing.provider.as_ref()?)));
-        self
-    }
-
-    /// What is for collectors.
-    pub(crate) fn outboxes(&self) -> impl Iterator<Item = &Arc<Outbox>> {
-        self.logs.iter().filter_map(|log| log.outbox.as_ref()).chain(&self.spans)
-    }
-
-    /// Keeps these headers of requests as well, since changes to answers read them. Of one that nobody shares yet.
-    #[must_use]
-    pub fn reading(mut self: Arc<Self>, more: &HeaderUse) -> Arc<Self> {
-        let own = Arc::get_mut(&mut self).expect("it was just made");
-        more.request.iter().for_each(|name| own.headers.add_request(name));
-        self
-    }
-}
 
 /// Our side of the connection to the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
