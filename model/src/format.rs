@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use http::HeaderName;
 
 pub use expression::{Datum, Expression};
-pub use json::{JsonFormat, JsonValue};
+pub use json::{JsonFormat, JsonValue, write_string as write_json_string};
 pub use operator::{HeaderRef, Operator, PeerField};
 
 use crate::stream_view::StreamView;

@@ -24,6 +24,13 @@ pub enum TagSource {
     },
     /// A format; missing leaves the tag out.
     Format(TextFormat),
+    /// A variable of the environment, or the default. A process that knows its environment has a text in its place.
+    Environment {
+        /// The variable.
+        name: Box<str>,
+        /// When it is not there; empty leaves the tag out.
+        default: Box<str>,
+    },
     /// Metadata of the request, of which only what dry runs leave is known; `default` otherwise.
     Metadata {
         /// What of dry runs; none for other metadata.
@@ -47,8 +54,31 @@ pub struct CustomTag {
 pub struct SpanProvider {
     /// Who takes them.
     pub collector: Collector,
-    /// The resource's `service.name`.
-    pub service_name: Arc<str>,
+    /// What it takes, and what callers and endpoints speak.
+    pub dialect: Dialect,
+}
+
+/// How spans are written, and how others are told of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// OTLP, and W3C's headers.
+    Otlp {
+        /// The resource's `service.name`.
+        service_name: Arc<str>,
+    },
+    /// Zipkin's JSON, and B3's headers.
+    Zipkin(Zipkin),
+}
+
+/// Zipkin's choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Zipkin {
+    /// A request's span is that of its caller, seen from this side; otherwise it is a child.
+    pub shares_spans: bool,
+    /// Ids of traces that begin here have 128 bits.
+    pub wide_trace_ids: bool,
+    /// W3C's headers are read where there are none of B3, and written beside them.
+    pub with_w3c: bool,
 }
 
 /// A share in hundredths of a percent: 10,000 is every request.
@@ -113,7 +143,7 @@ impl Tracing {
             match &tag.source {
                 TagSource::RequestHeader { name, .. } => headers.add_request(name),
                 TagSource::Format(format) => format.uses(headers),
-                TagSource::Literal(_) | TagSource::Metadata { .. } => {}
+                TagSource::Literal(_) | TagSource::Environment { .. } | TagSource::Metadata { .. } => {}
             }
         }
     }

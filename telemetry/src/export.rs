@@ -107,6 +107,8 @@ pub(crate) enum Signal {
         /// The resource's `service.name`.
         service_name: Arc<str>,
     },
+    /// Spans of Zipkin's.
+    Zipkin,
     /// Log records of OTLP.
     Records {
         /// The resource's attributes.
@@ -149,7 +151,7 @@ async fn export(outgoing: Outgoing, origin: Origin, connector: Arc<dyn Collector
     let built = match signal {
         Signal::Entries { kind, log_name } => Streamer::new(collector, Entries::new(&origin.node, log_name, *kind), connector)
             .map(|streamer| Exporter::Stream(Box::new(streamer))),
-        Signal::Spans { .. } | Signal::Records { .. } => {
+        Signal::Spans { .. } | Signal::Zipkin | Signal::Records { .. } => {
             Courier::new(&outgoing, connector).map(|courier| Exporter::Calls(Box::new(courier)))
         }
     };
@@ -208,7 +210,8 @@ enum Way {
 /// Brings batches to a collector.
 struct Courier {
     way: Way,
-    envelope: Envelope,
+    /// Of OTLP; Zipkin takes a list, and says nothing of what it took.
+    envelope: Option<Envelope>,
     call_timeout: Duration,
 }
 
@@ -218,15 +221,19 @@ impl Courier {
         let way = match &collector.call {
             Call::Grpc => {
                 let path = match signal {
-                    Signal::Spans { .. } => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+                    Signal::Spans { .. } | Signal::Zipkin => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
                     Signal::Records { .. } | Signal::Entries { .. } => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
                 };
                 Way::Grpc(Caller::new(collector, path, connector)?)
             }
-            Call::Http(path) => Way::Http(Poster::new(collector, path, "application/x-protobuf", connector)?),
+            Call::Http(path) => {
+                let content_type = if *signal == Signal::Zipkin { "application/json" } else { "application/x-protobuf" };
+                Way::Http(Poster::new(collector, path, content_type, connector)?)
+            }
         };
         let call_timeout = collector.timeout.map_or(EXPORT_TIMEOUT, |timeout| timeout.min(EXPORT_TIMEOUT));
-        Ok(Self { way, envelope: Envelope::new(signal), call_timeout })
+        let envelope = (*signal != Signal::Zipkin).then(|| Envelope::new(signal));
+        Ok(Self { way, envelope, call_timeout })
     }
 
     /// Sends a batch until the collector takes it, refuses it, or the time is over.
@@ -235,12 +242,18 @@ impl Courier {
     /// Dropping it loses the batch, and counts it.
     async fn export(&self, mut batch: Batch) -> Result<(), ExportError> {
         let deadline = Instant::now() + EXPORT_TIMEOUT;
-        let payload = self.envelope.around(batch.bytes());
+        let payload = match &self.envelope {
+            Some(envelope) => envelope.around(batch.bytes()),
+            None => Payload::listed(batch.bytes()),
+        };
         let mut retries = 0;
         loop {
             let call = timeout(self.call_timeout, self.call(&payload));
             let error = match timeout_at(deadline, call).await {
-                Ok(Ok(Ok(answer))) => return took(batch, &answer),
+                Ok(Ok(Ok(answer))) => {
+                    let answer = if self.envelope.is_some() { answer } else { Bytes::new() };
+                    return took(batch, &answer);
+                }
                 Ok(Ok(Err(error))) => error,
                 Ok(Err(_)) => ExportError::again("no answer in time".to_owned()),
                 Err(_) => return Err(ExportError::last("no answer in time".to_owned())),

@@ -13,7 +13,7 @@ use model::format::{JsonFormat, JsonValue, TextFormat};
 use model::identity::SpiffeId;
 use model::metrics::{REPORTING_INTERVAL_DEFAULT, Reporter, Stats};
 use model::service::ServiceRef;
-use model::tracing::{CustomTag, Sampling, SpanProvider, TagSource, Tracing};
+use model::tracing::{CustomTag, Dialect, Sampling, SpanProvider, TagSource, Tracing};
 use model::workload::{Workload, WorkloadType};
 
 use crate::export::Connecting;
@@ -110,7 +110,10 @@ pub(crate) fn tracing() -> Tracing {
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },
             CustomTag { tag: "istio.destination_workload".into(), source: format("%FILTER_STATE(upstream_peer_obj:FIELD:workload)%") },
         ],
-        provider: Some(Arc::new(SpanProvider { collector: collector(), service_name: "waypoint.emojivoto".into() })),
+        provider: Some(Arc::new(SpanProvider {
+            collector: collector(),
+            dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into() },
+        })),
         path_bytes_max: 256,
     }
 }

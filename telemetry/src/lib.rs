@@ -14,6 +14,7 @@ pub mod trace;
 mod wire;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use model::access_log::AccessLog;
 use model::metrics::Stats;
 use model::rbac;
-use model::tracing::Tracing;
+use model::tracing::{TagSource, Tracing};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tokio::runtime::Handle;
 
@@ -51,6 +52,8 @@ pub struct TelemetrySettings {
     pub zone: Arc<str>,
     /// `%HOSTNAME%`.
     pub hostname: Option<Arc<str>>,
+    /// Variables of the environment, for tags of spans that are to say them.
+    pub environment: BTreeMap<String, String>,
     /// `istio_build{tag}`.
     pub istio_version: Arc<str>,
     /// How late an access log line may be; 1 s with Envoy as Istio starts it.
@@ -75,6 +78,7 @@ impl Default for TelemetrySettings {
             node: Arc::from([]),
             zone: Arc::from(""),
             hostname: None,
+            environment: BTreeMap::new(),
             istio_version: Arc::from("unknown"),
             log_flush_interval: Duration::from_secs(1),
             log_refusals: true,
@@ -221,8 +225,14 @@ impl Telemetry {
         name: Arc<str>,
         stats: Option<Stats>,
         access_logs: Vec<AccessLog>,
-        tracing: Option<Tracing>,
+        mut tracing: Option<Tracing>,
     ) -> Arc<ChainTelemetry> {
+        for tag in tracing.iter_mut().flat_map(|tracing| &mut tracing.custom_tags) {
+            if let TagSource::Environment { name, default } = &tag.source {
+                let value = self.settings.environment.get(&**name).map_or(&**default, String::as_str);
+                tag.source = TagSource::Literal(value.into());
+            }
+        }
         self.counts.fetch_or(stats.is_some(), Relaxed);
         let adds_refusals = self.settings.log_refusals;
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
@@ -240,7 +250,8 @@ impl Telemetry {
     #[must_use]
     pub fn worker(&self) -> WorkerTelemetry {
         let worker = self.workers.fetch_add(1, Relaxed);
-        let identity = SpanIdentity { node_id: Arc::clone(&self.settings.node_id), zone: Arc::clone(&self.settings.zone) };
+        let TelemetrySettings { node_id, node_cluster, zone, .. } = &self.settings;
+        let identity = SpanIdentity::new(Arc::clone(node_id), Arc::clone(node_cluster), Arc::clone(zone));
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
             policies: WorkerPolicies::new(Arc::clone(&self.policies), worker),

@@ -23,7 +23,7 @@ use model::workload::Workload;
 
 use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
-use crate::trace::TraceContext;
+use crate::trace::{Told, TraceContext};
 
 pub use self::chain::ChainTelemetry;
 pub use self::seeing::Seeing;
@@ -377,7 +377,14 @@ impl StreamView for RequestRecord {
             Field::Protocol => Value::Text(self.protocol),
             Field::UpstreamProtocol => text(self.upstream_protocol),
             Field::ResponseCode => Value::Number(u64::from(self.response_code)),
-            Field::TraceId => self.trace.as_ref().map_or(Value::Missing, |trace| Value::Hex128(trace.trace_id)),
+            Field::TraceId => match &self.trace {
+                // Of Zipkin's, ids may have half the digits.
+                Some(trace) => match u64::try_from(trace.trace_id) {
+                    Ok(low) if trace.told != Told::W3c => Value::Hex64(low),
+                    _ => Value::Hex128(trace.trace_id),
+                },
+                None => Value::Missing,
+            },
             Field::SpanId => self.trace.as_ref().map_or(Value::Missing, |trace| Value::Hex64(trace.span_id)),
             Field::StreamId => self.request_id.as_ref().map_or(Value::Missing, |id| Value::Bytes(id.as_bytes())),
             Field::GrpcStatus if self.came_as_grpc() => text(self.grpc_status_or_derived().map(GrpcStatus::name)),

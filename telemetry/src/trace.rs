@@ -3,17 +3,19 @@
 //! Not for: spans of our own code. Source: Envoy's OpenTelemetry tracer and UUID request ids, with `parent-decides`: the flag of an
 //! incoming `traceparent` decides alone. Invariant: a malformed `traceparent` means no span, and is passed on as it came.
 
+mod b3;
 mod propagation;
 mod sampling;
 mod span;
+mod zipkin;
 
 use http::{HeaderMap, HeaderValue};
-use model::tracing::Tracing;
+use model::tracing::{Dialect, Tracing};
 
 use crate::record::{RequestRecord, X_REQUEST_ID};
 
 use self::propagation::Incoming;
-pub use self::propagation::{TRACEPARENT, TRACESTATE, TraceContext};
+pub use self::propagation::{TRACEPARENT, TRACESTATE, Told, TraceContext};
 pub(crate) use self::span::SpanWriter;
 pub(crate) use self::span::{SpanIdentity, nanoseconds};
 
@@ -53,14 +55,25 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
     let verdict = sampling::decide(tracing, request_id.as_ref(), headers);
     let rewritten = verdict.request_id.is_some();
     request_id = verdict.request_id.or(request_id);
-    let trace = match propagation::extract(headers) {
+    let trace = match tracing.provider.as_ref().map(|provider| &provider.dialect) {
         // Nobody would ever see the span: as in Envoy, what came goes on untouched.
-        _ if tracing.provider.is_none() => None,
-        Incoming::None => Some(TraceContext::root(verdict.sampled, propagation::tracestate(headers), random)),
-        Incoming::Parent(parent) => Some(TraceContext::child(parent, propagation::tracestate(headers), random)),
-        Incoming::Malformed => None,
+        None => None,
+        Some(Dialect::Zipkin(zipkin)) => b3::begin(*zipkin, headers, verdict.sampled, random),
+        Some(Dialect::Otlp { .. }) => match propagation::extract(headers) {
+            Incoming::None => Some(TraceContext::root(verdict.sampled, propagation::tracestate(headers), random)),
+            Incoming::Parent(parent) => Some(TraceContext::child(parent, propagation::tracestate(headers), random)),
+            Incoming::Malformed => None,
+        },
     };
     Decision { trace, request_id, changed_request_id: generated || rewritten, propagates: tracing.propagates }
+}
+
+/// Takes back, in headers that are forwarded, that a request's span is sampled.
+pub fn unsample(tracing: &Tracing, headers: &mut HeaderMap) {
+    propagation::unsample(headers);
+    if tracing.provider.as_ref().is_some_and(|provider| matches!(provider.dialect, Dialect::Zipkin(_))) {
+        b3::unsample(headers);
+    }
 }
 
 /// One worker's spans.

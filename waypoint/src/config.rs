@@ -141,6 +141,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// Buckets of histograms by the beginning of their names, from the pod's annotation.
     pub histogram_bounds: Vec<(String, Bounds)>,
+    /// All variables, for tags of spans that are to say one.
+    pub environment: BTreeMap<String, String>,
     /// How long a series may be idle, from the pod's annotation; none keeps all.
     pub series_idle_max: Option<Duration>,
     /// `log_output_level` of the process's own log.
@@ -233,6 +235,7 @@ impl Settings {
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),
             histogram_bounds: reader.histogram_bounds(&node.annotations),
+            environment: reader.env.clone(),
             series_idle_max: reader.series_idle_max(&node.annotations),
             log_level: reader.text("WAYPOINT_LOG").or_else(|| args.log_output_level.clone()).unwrap_or_else(|| "default:info".to_owned()),
             log_as_json: args.log_as_json,

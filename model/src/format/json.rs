@@ -305,7 +305,7 @@ pub(super) fn write_object(members: &[(&'static str, Cow<'_, str>)], out: &mut V
 }
 
 /// Appends a JSON string. Bytes that are not UTF-8 are replaced, so that a line is always JSON.
-pub(super) fn write_string(text: &[u8], out: &mut Vec<u8>) {
+pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     // Without an early end, so that many bytes are looked at in one step; hardly any text needs more.
     if text.iter().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'!' | b'#'..=b'[' | b']'..=b'~')) {

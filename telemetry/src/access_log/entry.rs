@@ -213,8 +213,10 @@ fn write_times(out: &mut Vec<u8>, view: &dyn StreamView) {
 
 /// `trace_id` and `span_id`, as custom tags.
 fn write_ids(out: &mut Vec<u8>, view: &dyn StreamView) {
-    if let Value::Hex128(id) = view.field(Field::TraceId) {
-        pair(out, common::CUSTOM_TAGS, "trace_id", format!("{id:032x}").as_bytes());
+    match view.field(Field::TraceId) {
+        Value::Hex128(id) => pair(out, common::CUSTOM_TAGS, "trace_id", format!("{id:032x}").as_bytes()),
+        Value::Hex64(low) => pair(out, common::CUSTOM_TAGS, "trace_id", format!("{low:016x}").as_bytes()),
+        _ => {}
     }
     if let Value::Hex64(id) = view.field(Field::SpanId) {
         pair(out, common::CUSTOM_TAGS, "span_id", format!("{id:016x}").as_bytes());

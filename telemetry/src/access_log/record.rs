@@ -62,8 +62,10 @@ impl RecordWriter {
         for (field, text) in refusal.iter().flat_map(|refusal| refusal.fields()) {
             wire::attribute(record, field::ATTRIBUTES, field.attribute(), &[&text]);
         }
-        if let Value::Hex128(id) = view.field(Field::TraceId) {
-            wire::bytes(record, field::TRACE_ID, &id.to_be_bytes());
+        match view.field(Field::TraceId) {
+            Value::Hex128(id) => wire::bytes(record, field::TRACE_ID, &id.to_be_bytes()),
+            Value::Hex64(low) => wire::bytes(record, field::TRACE_ID, &u128::from(low).to_be_bytes()),
+            _ => {}
         }
         if let Value::Hex64(id) = view.field(Field::SpanId) {
             wire::bytes(record, field::SPAN_ID, &id.to_be_bytes());

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use model::access_log::{LogCollector, LogOrigin};
-use model::tracing::SpanProvider;
+use model::tracing::{Dialect, SpanProvider};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -163,10 +163,11 @@ impl Exporters {
 
     /// The outbox of a provider of spans.
     pub(crate) fn spans(self: &Arc<Self>, provider: &SpanProvider) -> Arc<Outbox> {
-        self.outbox(Outgoing {
-            collector: provider.collector.clone(),
-            signal: Signal::Spans { service_name: Arc::clone(&provider.service_name) },
-        })
+        let signal = match &provider.dialect {
+            Dialect::Otlp { service_name } => Signal::Spans { service_name: Arc::clone(service_name) },
+            Dialect::Zipkin(_) => Signal::Zipkin,
+        };
+        self.outbox(Outgoing { collector: provider.collector.clone(), signal })
     }
 
     /// The outbox of a collector of logs.
@@ -193,7 +194,7 @@ impl Exporters {
             return known;
         }
         let counters = match &outgoing.signal {
-            Signal::Spans { .. } => self.counters.spans.clone(),
+            Signal::Spans { .. } | Signal::Zipkin => self.counters.spans.clone(),
             Signal::Records { .. } | Signal::Entries { .. } => self.counters.records.clone(),
         };
         let outbox = Outbox { exporters: Arc::clone(self), outgoing, counters, place: Arc::default(), refused_at: AtomicU64::new(0) };
@@ -232,6 +233,7 @@ impl Exporters {
         }
         let framing = match &outbox.outgoing.signal {
             Signal::Spans { .. } | Signal::Records { .. } => Framing::OTLP,
+            Signal::Zipkin => Framing::Comma,
             Signal::Entries { .. } => Framing::ENTRIES,
         };
         let queue = Arc::new(Queue::new(outbox.counters.clone(), framing));

@@ -24,12 +24,19 @@ const SCOPED: u32 = 2;
 pub(super) struct Payload {
     pub(super) head: Bytes,
     pub(super) items: Bytes,
+    /// What comes after them.
+    pub(super) tail: &'static [u8],
 }
 
 impl Payload {
+    /// A list of these items, in JSON.
+    pub(super) fn listed(items: Vec<u8>) -> Self {
+        Self { head: Bytes::from_static(b"["), items: items.into(), tail: b"]" }
+    }
+
     /// Its bytes in one piece.
     pub(super) fn joined(&self) -> Bytes {
-        [&self.head[..], &self.items[..]].concat().into()
+        [&self.head[..], &self.items[..], self.tail].concat().into()
     }
 }
 
@@ -56,7 +63,7 @@ impl Envelope {
                     InstrumentationScope { name: "waypoint".to_owned(), version: version.to_owned(), ..InstrumentationScope::default() };
                 (attributes, Some(scope))
             }
-            Signal::Entries { .. } => (Vec::new(), None),
+            Signal::Zipkin | Signal::Entries { .. } => (Vec::new(), None),
             Signal::Records { resource } => (resource.iter().map(|(key, value)| attribute(key, value)).collect(), None),
         };
         let resource = Resource { attributes, ..Resource::default() };
@@ -76,7 +83,7 @@ impl Envelope {
         for part in [resource, &scoped, scope] {
             head.extend_from_slice(part);
         }
-        Payload { head: head.into(), items: items.into() }
+        Payload { head: head.into(), items: items.into(), tail: b"" }
     }
 }
 
@@ -109,7 +116,7 @@ impl Entries {
     pub(super) fn around(&self, items: Vec<u8>, is_first: bool) -> Payload {
         let mut head = if is_first { self.identifier.clone() } else { Vec::new() };
         wire::head(&mut head, self.field, items.len());
-        Payload { head: head.into(), items: items.into() }
+        Payload { head: head.into(), items: items.into(), tail: b"" }
     }
 }
 

@@ -30,6 +30,8 @@ pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(crate) enum Framing {
     /// The head of a repeated field.
     Field(u32),
+    /// A comma, unless it is the first.
+    Comma,
 }
 
 impl Framing {
@@ -159,6 +161,8 @@ impl Queue {
         let before = last.items.len();
         match self.framing {
             Framing::Field(field) => wire::head(&mut last.items, field, item.len()),
+            Framing::Comma if last.items.is_empty() => {}
+            Framing::Comma => last.items.push(b','),
         }
         last.items.extend_from_slice(item);
         last.count += 1;

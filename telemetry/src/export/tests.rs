@@ -101,7 +101,7 @@ fn span_of(change: impl FnOnce(&mut crate::record::RequestRecord)) -> (Vec<u8>, 
     let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
     record.trace = crate::trace::begin(Some(&tracing), &http::HeaderMap::new(), true, &mut fastrand::Rng::new()).trace;
     change(&mut record);
-    let mut writer = crate::trace::SpanWriter::new(crate::trace::SpanIdentity { node_id: "waypoint~".into(), zone: "".into() });
+    let mut writer = crate::trace::SpanWriter::new(crate::trace::SpanIdentity::new("waypoint~".into(), "".into(), "".into()));
     let bytes = writer.write(&record, record.trace.as_ref().unwrap(), &tracing).to_vec();
     let span = Span::decode(&*bytes).unwrap();
     (bytes, span)
@@ -385,8 +385,7 @@ fn span_data(meant: &Span) -> SpanData {
 async fn export_with(mut exporter: SpanExporter, span: SpanData) {
     let attributes = [("language", "rust"), ("name", "waypoint"), ("version", env!("CARGO_PKG_VERSION"))]
         .map(|(key, value)| opentelemetry::KeyValue::new(format!("telemetry.sdk.{key}"), value));
-    let resource =
-        opentelemetry_sdk::Resource::builder_empty().with_service_name(provider().service_name).with_attributes(attributes).build();
+    let resource = opentelemetry_sdk::Resource::builder_empty().with_service_name("waypoint.emojivoto").with_attributes(attributes).build();
     exporter.set_resource(&resource);
     exporter.export(vec![span]).await.unwrap();
 }

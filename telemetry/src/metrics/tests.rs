@@ -593,7 +593,15 @@ fn m35_openmetrics_has_the_series_of_the_text_and_durations_name_traces() {
     let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
     metrics.worker.store.want_exemplars();
     let trace = |trace_id, sampled| {
-        Some(crate::trace::TraceContext { trace_id, span_id: 1, parent: None, sampled, tracestate: http::HeaderValue::from_static("") })
+        Some(crate::trace::TraceContext {
+            trace_id,
+            span_id: 1,
+            parent: None,
+            sampled,
+            tracestate: http::HeaderValue::from_static(""),
+            is_shared: false,
+            told: crate::trace::Told::W3c,
+        })
     };
     for (trace_id, sampled, seconds) in [(0xa, true, 0), (0xb, true, 1), (0xc, false, 2), (0xd, true, 0)] {
         let mut record = fixture::request(&chain);

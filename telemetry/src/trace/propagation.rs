@@ -1,9 +1,12 @@
 //! `traceparent` and `tracestate` (W3C Trace Context, version 00), read and written as Envoy's OpenTelemetry tracer does.
 //!
-//! Not for: B3 headers, which pass through untouched.
+//! Not for: B3 headers, which are [`super::b3`]'s.
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
+use model::tracing::Zipkin;
+
+use super::b3;
 
 /// `traceparent`.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -27,14 +30,35 @@ pub struct TraceContext {
     pub sampled: bool,
     /// Passed on as it came; several lines joined by commas, empty if there was none.
     pub tracestate: HeaderValue,
+    /// Whether it is the caller's span as well.
+    pub is_shared: bool,
+    /// How endpoints are told of it.
+    pub told: Told,
+}
+
+/// How endpoints are told of a span.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// By `traceparent` and `tracestate`.
+    #[default]
+    W3c,
+    /// By the headers of B3.
+    B3 {
+        /// In one header, as the caller spoke.
+        in_one: bool,
+        /// By `traceparent` as well.
+        with_w3c: bool,
+    },
 }
 
 /// The caller's span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
-    trace_id: u128,
-    span_id: u64,
-    sampled: bool,
+    pub(super) trace_id: u128,
+    pub(super) span_id: u64,
+    /// Its own parent, where its caller says so.
+    pub(super) parent: Option<u64>,
+    pub(super) sampled: bool,
 }
 
 /// What `traceparent` says.
@@ -47,17 +71,44 @@ pub(super) enum Incoming {
 
 impl TraceContext {
     pub(super) fn root(sampled: bool, tracestate: HeaderValue, random: &mut fastrand::Rng) -> Self {
-        Self { trace_id: random.u128(1..), span_id: random.u64(1..), parent: None, sampled, tracestate }
+        let (is_shared, told) = (false, Told::W3c);
+        Self { trace_id: random.u128(1..), span_id: random.u64(1..), parent: None, sampled, tracestate, is_shared, told }
     }
 
     pub(super) fn child(parent: Parent, tracestate: HeaderValue, random: &mut fastrand::Rng) -> Self {
-        Self { trace_id: parent.trace_id, span_id: random.u64(1..), parent: Some(parent.span_id), sampled: parent.sampled, tracestate }
+        let (trace_id, span_id, sampled) = (parent.trace_id, random.u64(1..), parent.sampled);
+        Self { trace_id, span_id, parent: Some(parent.span_id), sampled, tracestate, is_shared: false, told: Told::W3c }
     }
 
-    /// Replaces `traceparent` and `tracestate` by this span's; the latter is written even when it is empty, as Envoy does.
+    /// A span of Zipkin's, without a caller or with one.
+    pub(super) fn zipkin(zipkin: Zipkin, parent: Option<Parent>, sampled: bool, random: &mut fastrand::Rng) -> Self {
+        let new = random.u64(1..);
+        let (trace_id, span_id, parent) = match parent {
+            // The first span's id is the lower half of its trace's.
+            None if zipkin.wide_trace_ids => (u128::from(random.u64(1..)) << 64 | u128::from(new), new, None),
+            None => (new.into(), new, None),
+            Some(caller) if zipkin.shares_spans => (caller.trace_id, caller.span_id, caller.parent.filter(|parent| *parent != 0)),
+            Some(caller) => (caller.trace_id, new, Some(caller.span_id)),
+        };
+        let told = Told::B3 { in_one: false, with_w3c: zipkin.with_w3c };
+        Self { trace_id, span_id, parent, sampled, tracestate: HeaderValue::from_static(""), is_shared: zipkin.shares_spans, told }
+    }
+
+    /// Replaces the caller's headers by this span's: `traceparent` and `tracestate`, of which the latter is written even when it is
+    /// empty, or B3's, as Envoy does.
     pub fn inject(&self, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, self.traceparent());
-        headers.insert(TRACESTATE, self.tracestate.clone());
+        match self.told {
+            Told::W3c => {
+                headers.insert(TRACEPARENT, self.traceparent());
+                headers.insert(TRACESTATE, self.tracestate.clone());
+            }
+            Told::B3 { in_one, with_w3c } => {
+                b3::inject(self, in_one, headers);
+                if with_w3c {
+                    headers.insert(TRACEPARENT, self.traceparent());
+                }
+            }
+        }
     }
 
     fn traceparent(&self) -> HeaderValue {
@@ -88,7 +139,23 @@ fn parse(value: &[u8]) -> Option<Parent> {
     let span_id = u64::from_be_bytes(read_hex(&value[36..52])?);
     let flags: [u8; 1] = read_hex(&value[53..])?;
     // Version 255 is forbidden; later versions begin like this one.
-    (version != [0xff] && trace_id != 0 && span_id != 0).then_some(Parent { trace_id, span_id, sampled: flags[0] & FLAG_SAMPLED != 0 })
+    (version != [0xff] && trace_id != 0 && span_id != 0).then_some(Parent {
+        trace_id,
+        span_id,
+        parent: None,
+        sampled: flags[0] & FLAG_SAMPLED != 0,
+    })
+}
+
+/// Clears the flag `sampled`.
+pub(super) fn unsample(headers: &mut HeaderMap) {
+    let flags_off = headers.get(TRACEPARENT).and_then(|value| {
+        let (context, _) = value.to_str().ok()?.rsplit_once('-')?;
+        HeaderValue::try_from(format!("{context}-00")).ok()
+    });
+    if let Some(value) = flags_off {
+        headers.insert(TRACEPARENT, value);
+    }
 }
 
 /// All `tracestate` lines as one; empty if there is none.

@@ -14,10 +14,10 @@ use http::uri::PathAndQuery;
 use model::refusal::Refusal;
 use model::stream_view::StreamView;
 use model::text::readable;
-use model::tracing::{CustomTag, TagSource, Tracing};
+use model::tracing::{CustomTag, Dialect, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
 
-use super::TraceContext;
+use super::{TraceContext, zipkin};
 use crate::record::{
     GRPC_MESSAGE, GRPC_TIMEOUT, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO,
     X_REQUEST_ID,
@@ -65,6 +65,18 @@ pub(crate) struct SpanIdentity {
     pub(crate) node_id: Arc<str>,
     /// `zone`.
     pub(crate) zone: Arc<str>,
+    /// Zipkin's name of the service.
+    pub(crate) node_cluster: Arc<str>,
+    /// The node's address.
+    pub(crate) address: Option<IpAddr>,
+}
+
+impl SpanIdentity {
+    /// The second part of a node's id is its address.
+    pub(crate) fn new(node_id: Arc<str>, node_cluster: Arc<str>, zone: Arc<str>) -> Self {
+        let address = node_id.split('~').nth(1).and_then(|address| address.parse().ok());
+        Self { node_id, zone, node_cluster, address }
+    }
 }
 
 /// Writes spans into a buffer that it keeps.
@@ -81,14 +93,23 @@ impl SpanWriter {
         Self { identity, span: Vec::new(), rendered: Vec::new() }
     }
 
-    /// The span of a request that ended, as an OTLP `Span`.
+    /// The span of a request that ended, as its provider takes it: an OTLP `Span`, or an object of Zipkin's.
     pub(crate) fn write(&mut self, record: &RequestRecord, trace: &TraceContext, tracing: &Tracing) -> &[u8] {
-        self.span.clear();
-        write_head(record, trace, &mut self.span);
-        let mut attributes = Attributes { out: &mut self.span, rendered: &mut self.rendered };
-        write_attributes(&mut attributes, record, tracing, &self.identity);
-        write_end(record, trace, &mut self.span);
-        &self.span
+        let Self { identity, span, rendered } = self;
+        span.clear();
+        match tracing.provider.as_ref().map(|provider| &provider.dialect) {
+            Some(Dialect::Zipkin(_)) => {
+                zipkin::write_head(record, trace, identity, span);
+                write_attributes(&mut Attributes { out: zipkin::Tags::new(span), rendered }, record, tracing, identity);
+                zipkin::write_end(span);
+            }
+            Some(Dialect::Otlp { .. }) | None => {
+                write_head(record, trace, span);
+                write_attributes(&mut Attributes { out: OtlpSink(span), rendered }, record, tracing, identity);
+                write_end(record, trace, span);
+            }
+        }
+        span
     }
 }
 
@@ -103,10 +124,15 @@ fn write_head(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
     if let Some(parent) = trace.parent {
         wire::bytes(out, field::PARENT_SPAN_ID, &parent.to_be_bytes());
     }
-    wire::bytes(out, field::NAME, record.operation.as_deref().unwrap_or(OPERATION_DEFAULT).as_bytes());
+    wire::bytes(out, field::NAME, operation(record).as_bytes());
     wire::number(out, field::KIND, KIND_SERVER);
     wire::fixed64(out, field::START_TIME, nanoseconds(stream.start_time));
     wire::fixed64(out, field::END_TIME, nanoseconds(stream.start_time + stream.duration()));
+}
+
+/// A span's name.
+pub(super) fn operation(record: &RequestRecord) -> &str {
+    record.operation.as_deref().unwrap_or(OPERATION_DEFAULT)
 }
 
 /// What comes after them.
@@ -140,18 +166,32 @@ fn is_failed(record: &RequestRecord) -> bool {
     }
 }
 
-struct Attributes<'a> {
-    out: &'a mut Vec<u8>,
+/// What attributes are written to.
+pub(super) trait Sink {
+    /// Adds one whose value is the text that the parts make together.
+    fn add_parts(&mut self, key: &str, parts: &[&str]);
+}
+
+struct OtlpSink<'a>(&'a mut Vec<u8>);
+
+impl Sink for OtlpSink<'_> {
+    fn add_parts(&mut self, key: &str, parts: &[&str]) {
+        wire::attribute(self.0, field::ATTRIBUTES, key, parts);
+    }
+}
+
+struct Attributes<'a, S> {
+    out: S,
     rendered: &'a mut Vec<u8>,
 }
 
-impl Attributes<'_> {
+impl<S: Sink> Attributes<'_, S> {
     fn add(&mut self, key: &str, value: &str) {
         self.add_parts(key, &[value]);
     }
 
     fn add_parts(&mut self, key: &str, parts: &[&str]) {
-        wire::attribute(self.out, field::ATTRIBUTES, key, parts);
+        self.out.add_parts(key, parts);
     }
 
     fn add_number(&mut self, key: &str, value: u64) {
@@ -172,7 +212,7 @@ impl Attributes<'_> {
     }
 }
 
-fn write_attributes(out: &mut Attributes<'_>, record: &RequestRecord, tracing: &Tracing, identity: &SpanIdentity) {
+fn write_attributes<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord, tracing: &Tracing, identity: &SpanIdentity) {
     let stream = &record.stream;
     let grpc = record.came_as_grpc();
     out.add("node_id", &identity.node_id);
@@ -251,7 +291,7 @@ impl std::io::Write for IpText {
     }
 }
 
-fn add_outcome(out: &mut Attributes<'_>, record: &RequestRecord, grpc: bool) {
+fn add_outcome<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord, grpc: bool) {
     let stream = &record.stream;
     if let Some(cluster) = &stream.cluster {
         out.add("upstream_cluster", cluster);
@@ -270,14 +310,14 @@ fn add_outcome(out: &mut Attributes<'_>, record: &RequestRecord, grpc: bool) {
 }
 
 /// Why it was refused, `waypoint.refusal.by` and so on.
-fn add_refusal(out: &mut Attributes<'_>, refusal: &Refusal) {
+fn add_refusal<S: Sink>(out: &mut Attributes<'_, S>, refusal: &Refusal) {
     for (field, text) in refusal.fields() {
         out.add(field.attribute(), &text);
     }
 }
 
 /// Adds a custom tag, unless it has nothing to say.
-fn add_custom(attributes: &mut Attributes<'_>, record: &RequestRecord, tag: &CustomTag) {
+fn add_custom<S: Sink>(attributes: &mut Attributes<'_, S>, record: &RequestRecord, tag: &CustomTag) {
     let Attributes { out, rendered } = attributes;
     let value = match &tag.source {
         TagSource::Literal(text) => Cow::Borrowed(&**text),
@@ -291,17 +331,18 @@ fn add_custom(attributes: &mut Attributes<'_>, record: &RequestRecord, tag: &Cus
             // The only thing a missing value prints as; a mixed text keeps it, as in Envoy.
             if *rendered == ABSENT.as_bytes() { Cow::Borrowed("") } else { readable(rendered) }
         }
+        TagSource::Environment { default, .. } => Cow::Borrowed(&**default),
         TagSource::Metadata { field, default } => {
             Cow::Borrowed(field.and_then(|field| field.of(&record.stream.dry_runs)).unwrap_or(default))
         }
     };
     if !value.is_empty() {
-        wire::attribute(out, field::ATTRIBUTES, &tag.tag, &[&value]);
+        out.add_parts(&tag.tag, &[&value]);
     }
 }
 
 /// `http.url`: `http://web.shop/path?query`; the path is the one that came, cut to `path_bytes_max`.
-fn add_url(out: &mut Attributes<'_>, record: &RequestRecord, path_bytes_max: usize) {
+fn add_url<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord, path_bytes_max: usize) {
     let Some(head) = &record.head else { return out.add("http.url", "") };
     let header = |name: &HeaderName| record.request_header(name).map(|value| readable(value.as_bytes()));
     let scheme = header(&X_FORWARDED_PROTO).unwrap_or_else(|| head.scheme.as_str().into());

@@ -220,7 +220,11 @@ fn overall_sampling_bounds_every_reason_and_takes_the_digit_back() {
 }
 
 fn identity() -> SpanIdentity {
-    SpanIdentity { node_id: "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local".into(), zone: "".into() }
+    SpanIdentity::new(
+        "waypoint~10.42.0.20~waypoint-7d4.emojivoto~emojivoto.svc.cluster.local".into(),
+        "waypoint.emojivoto".into(),
+        "".into(),
+    )
 }
 
 fn written(record: &RequestRecord, tracing: &Tracing) -> Span {

@@ -308,3 +308,69 @@ async fn an_access_log_service_is_told_who_sends_who_the_peers_are_and_what_the_
     assert_eq!(counted.received_bytes, 6);
     Ok(())
 }
+
+/// The provider that istiod makes of `zipkin`.
+fn zipkin_provider(option: &str) -> Value {
+    json!({
+        "name": "envoy.tracers.zipkin",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.config.trace.v3.ZipkinConfig",
+            "collector_service": {"http_uri": {"uri": format!("http://{AUTHORITY}/api/v2/spans"), "cluster": SINK, "timeout": "5s"}},
+            "collector_endpoint_version": "HTTP_JSON", "trace_id_128bit": true, "shared_span_context": false,
+            "trace_context_option": option,
+        },
+    })
+}
+
+/// A span without what differs from request to request and from proxy to proxy: ids, times, addresses, and tags of who is who.
+fn zipkin_alike(span: &Value) -> Value {
+    let mut span = span.clone();
+    for member in ["id", "timestamp", "duration", "annotations", "localEndpoint"] {
+        span[member] = Value::Bool(span.get(member).is_some());
+    }
+    if let Some(tags) = span["tags"].as_object_mut() {
+        tags.retain(|name, _| !name.starts_with("istio.") && !["node_id", "peer.address", "guid:x-request-id"].contains(&name.as_str()));
+    }
+    span
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zipkin_is_told_of_a_request_what_envoy_tells_it_and_endpoints_see_its_headers() -> Result<()> {
+    let sink = TelemetrySink::start(Speaks::Http1).await?;
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            scenario.insert(Kind::Cluster, SINK, sink.cluster(SINK));
+            scenario.http(WEB_CHAIN)?["tracing"]["provider"] = zipkin_provider("USE_B3_WITH_W3C_PROPAGATION");
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let (trace, caller) = ("463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312");
+    let (mut said, mut seen) = (Vec::new(), Vec::new());
+    for (proxy, hbone) in [("ours1", mesh.hbone()), ("envoy", envoy.hbone())] {
+        let mut http = peer.connect(hbone).await?.http1(WEB).await?;
+        let request = http.request(Method::GET, "/zipkin").header("user-agent", proxy).header("x-b3-traceid", trace);
+        let answer = http.send(request.header("x-b3-spanid", caller).header("x-b3-sampled", "1").body(empty())?).await?;
+        let find = |message: &Message| {
+            let spans: Vec<Value> = serde_json::from_slice(&message.body).ok()?;
+            Some((message.clone(), spans.into_iter().find(|span| span["tags"]["user_agent"] == proxy)?))
+        };
+        let (message, mut span) = sink.wait_for(proxy, DEADLINE, find).await?;
+        assert_eq!((message.path.as_str(), &message.headers["content-type"]), ("/api/v2/spans", &"application/json".parse()?));
+        let id = span["id"].as_str().context("an id")?.to_owned();
+        let told = answer.json();
+        let headers = told["headers"].as_array().context("headers")?.iter();
+        let trace_headers = headers.filter_map(|pair| Some((pair[0].as_str()?.to_owned(), pair[1].as_str()?.replace(&id, "SPAN"))));
+        seen.push(trace_headers.filter(|(name, _)| name.contains("b3") || name.starts_with("trace")).collect::<BTreeMap<_, _>>());
+        span["tags"]["user_agent"] = Value::Null;
+        said.push(zipkin_alike(&span));
+    }
+    assert_eq!(said[0], said[1]);
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0]["x-b3-parentspanid"], caller);
+    Ok(())
+}

@@ -10,11 +10,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use model::route::{Forward, Mirror, Priority};
+use model::tracing::Tracing;
 use smallvec::SmallVec;
 use telemetry::MirrorCounters;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -35,8 +36,6 @@ use crate::worker::Worker;
 const MIRROR_BYTES_MAX: usize = 256 * 1024;
 /// The longest that a copy may take when its route has no time limit.
 const MIRROR_TIME_MAX: Duration = Duration::from_secs(300);
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Sends the copies that a route asks for. The body is to be read in place of the one that came: the copies' bytes come from it.
 pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &Forward, timeout: Option<Duration>) -> Body {
@@ -62,7 +61,7 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
             copies.push(copy);
             Body::wrap(copied)
         };
-        let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.is_some()), copied);
+        let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.as_ref()), copied);
         let copy = Copy { worker: Arc::clone(&run.worker), cluster, priority: forward.priority, counters: counters.clone() };
         let limit = timeout.unwrap_or(MIRROR_TIME_MAX);
         tokio::spawn(async move {
@@ -74,7 +73,7 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
 }
 
 /// The head of a copy.
-fn head(mirror: &Mirror, parts: &request::Parts, is_traced: bool) -> request::Parts {
+fn head(mirror: &Mirror, parts: &request::Parts, tracing: Option<&Tracing>) -> request::Parts {
     let mut parts = parts.clone();
     parts.headers.remove(header::EXPECT);
     let host = match (&mirror.host, parts.headers.get(header::HOST)) {
@@ -85,8 +84,8 @@ fn head(mirror: &Mirror, parts: &request::Parts, is_traced: bool) -> request::Pa
     if let Some(host) = host {
         parts.headers.insert(header::HOST, host);
     }
-    if mirror.is_unsampled && is_traced {
-        unsample(&mut parts.headers);
+    if let Some(tracing) = tracing.filter(|_| mirror.is_unsampled) {
+        telemetry::trace::unsample(tracing, &mut parts.headers);
     }
     parts
 }
@@ -96,16 +95,6 @@ fn with_suffix(host: &HeaderValue) -> Option<HeaderValue> {
     let text = host.to_str().ok()?;
     let (name, port) = filters::header_match::split_port(text);
     HeaderValue::try_from(format!("{name}-shadow{port}")).ok()
-}
-
-fn unsample(headers: &mut HeaderMap) {
-    let flags_off = headers.get(TRACEPARENT).and_then(|value| {
-        let (context, _) = value.to_str().ok()?.rsplit_once('-')?;
-        HeaderValue::try_from(format!("{context}-00")).ok()
-    });
-    if let Some(value) = flags_off {
-        headers.insert(TRACEPARENT, value);
-    }
 }
 
 /// Where a copy goes.

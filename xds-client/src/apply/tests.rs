@@ -18,6 +18,7 @@ use model::endpoint::EndpointAddress;
 use model::listener::Listeners;
 use model::rbac::RbacAction;
 use model::route::{ClusterChoice, RouteAction};
+use model::tracing::Dialect;
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -207,7 +208,8 @@ fn telemetry_is_read_where_it_is_configured() {
     assert_eq!(chain.access_logs.len(), 1);
     let tracing = chain.tracing.as_ref().unwrap();
     let provider = tracing.provider.as_ref().unwrap();
-    assert_eq!((&*provider.collector.cluster, &*provider.service_name), ("outbound|4317||tempo.tempo.svc.cluster.local", "waypoint.shop"));
+    assert_eq!(&*provider.collector.cluster, "outbound|4317||tempo.tempo.svc.cluster.local");
+    assert_eq!(provider.dialect, Dialect::Otlp { service_name: "waypoint.shop".into() });
     assert!(tracing.custom_tags.iter().any(|tag| &*tag.tag == "istio.source_workload"));
     assert!(chain.stats.is_some());
     let plain = apply("istiod-1.31/01-plain");

@@ -223,6 +223,11 @@ pub(super) fn are_logged_peers(value: &Value, site: &Site<'_>) -> bool {
     is_service && value.as_list().is_some_and(|names| names.iter().all(is_peer))
 }
 
+/// `collector_endpoint_version`: HTTP_JSON.
+pub(super) fn is_http_json(value: &Value, _: &Site<'_>) -> bool {
+    is_one_of(value, &[1])
+}
+
 /// `transport_api_version`: AUTO or V3.
 pub(super) fn is_third_version(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0, 2])

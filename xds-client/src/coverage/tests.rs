@@ -450,8 +450,8 @@ fn input() -> Value {
 
 #[test]
 fn findings_are_bounded() {
-    let tags: Vec<_> =
-        (0..super::FINDINGS_MAX + 3).map(|index| json!({"tag": index.to_string(), "environment": {"name": "HOME"}})).collect();
+    let unknown = json!({"kind": {"host": {}}, "metadata_key": {"key": "a", "path": [{"key": "b"}]}});
+    let tags: Vec<_> = (0..super::FINDINGS_MAX + 3).map(|index| json!({"tag": index.to_string(), "metadata": unknown})).collect();
     let findings = walk_json(&format!("{MANAGER}.Tracing"), &json!({"custom_tags": tags}));
     assert_eq!((findings.listed.len(), findings.omitted), (super::FINDINGS_MAX, 3));
 }

@@ -28,11 +28,14 @@ pub(super) fn grpc(service: &core::GrpcService, path: &str) -> Translated<Option
     }))
 }
 
-/// A collector that is called by HTTP; none if it is not reached through a cluster, or its URI is none.
+/// A collector that is called by HTTP; none if it is not reached through a cluster, or its URI is none. A URI that is only a path is
+/// that of a host named as the cluster.
 pub(super) fn http(service: &core::HttpService, path: &str) -> Translated<Option<Collector>> {
     let Some(uri) = service.http_uri.as_ref() else { return Ok(None) };
     let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else { return Ok(None) };
-    let Some((host, target)) = host_and_path(&uri.uri) else { return Ok(None) };
+    let read =
+        if uri.uri.starts_with('/') { HeaderValue::from_str(cluster).ok().zip(uri.uri.parse().ok()) } else { host_and_path(&uri.uri) };
+    let Some((host, target)) = read else { return Ok(None) };
     let headers = service.request_headers_to_add.iter().filter_map(|option| option.header.as_ref());
     Ok(Some(Collector {
         cluster: cluster.as_str().into(),

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::trace::v3::OpenTelemetryConfig;
 use envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType;
+use envoy_types::pb::envoy::config::trace::v3::zipkin_config::TraceContextOption;
+use envoy_types::pb::envoy::config::trace::v3::{OpenTelemetryConfig, ZipkinConfig};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension as HttpRequestId;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as proto;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
@@ -14,13 +15,15 @@ use envoy_types::pb::envoy::r#type::metadata::v3::metadata_kind;
 use envoy_types::pb::envoy::r#type::tracing::v3 as tag;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use http::HeaderName;
+use model::collector::{Call, Collector};
 use model::format::TextFormat;
 use model::refusal::DryRunField;
-use model::tracing::{CustomTag, RequestIdUse, Sampling, SpanProvider, TagSource, Tracing};
+use model::tracing::{CustomTag, Dialect, RequestIdUse, Sampling, SpanProvider, TagSource, Tracing, Zipkin};
 
 use super::{Translated, collector, open, type_name};
 
 const UUID: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
+const ZIPKIN: &str = "envoy.config.trace.v3.ZipkinConfig";
 const OPEN_TELEMETRY: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
 /// Envoy's bound on the path in `http.url`.
 const PATH_BYTES_MAX_DEFAULT: u32 = 256;
@@ -31,6 +34,10 @@ pub(super) fn tracing(value: &proto::Tracing, request_id: RequestIdUse, path: &s
         Some(ConfigType::TypedConfig(config)) if type_name(config) == OPEN_TELEMETRY => {
             let path = format!("{path}.provider");
             otlp(&open(config, &path)?, &path)?
+        }
+        Some(ConfigType::TypedConfig(config)) if type_name(config) == ZIPKIN => {
+            let path = format!("{path}.provider");
+            zipkin(&open(config, &path)?, &path)?
         }
         _ => None,
     };
@@ -64,7 +71,32 @@ fn otlp(config: &OpenTelemetryConfig, path: &str) -> Translated<Option<SpanProvi
         (None, Some(service)) => collector::http(service, &format!("{path}.http_service"))?,
         (None, None) => None,
     };
-    Ok(collector.map(|collector| SpanProvider { collector, service_name: config.service_name.as_str().into() }))
+    let dialect = Dialect::Otlp { service_name: config.service_name.as_str().into() };
+    Ok(collector.map(|collector| SpanProvider { collector, dialect }))
+}
+
+fn zipkin(config: &ZipkinConfig, path: &str) -> Translated<Option<SpanProvider>> {
+    let collector = match &config.collector_service {
+        Some(service) => collector::http(service, &format!("{path}.collector_service"))?,
+        None if config.collector_cluster.is_empty() => None,
+        None => {
+            let cluster = &config.collector_cluster;
+            let authority = if config.collector_hostname.is_empty() { cluster } else { &config.collector_hostname };
+            config.collector_endpoint.parse().ok().map(|target| Collector {
+                cluster: cluster.as_str().into(),
+                authority: authority.as_str().into(),
+                call: Call::Http(target),
+                headers: Vec::new(),
+                timeout: None,
+            })
+        }
+    };
+    let dialect = Dialect::Zipkin(Zipkin {
+        shares_spans: config.shared_span_context.as_ref().is_none_or(|shared| shared.value),
+        wide_trace_ids: config.trace_id_128bit,
+        with_w3c: config.trace_context_option == i32::from(TraceContextOption::UseB3WithW3cPropagation),
+    });
+    Ok(collector.map(|collector| SpanProvider { collector, dialect }))
 }
 
 fn custom_tag(value: &tag::CustomTag) -> Option<CustomTag> {
@@ -77,7 +109,9 @@ fn custom_tag(value: &tag::CustomTag) -> Option<CustomTag> {
         },
         Type::Value(format) => TagSource::Format(TextFormat::parse(format, &mut Vec::new()).omitting_missing()),
         Type::Metadata(metadata) => TagSource::Metadata { field: dry_run(metadata), default: metadata.default_value.as_str().into() },
-        Type::Environment(_) => return None,
+        Type::Environment(variable) => {
+            TagSource::Environment { name: variable.name.as_str().into(), default: variable.default_value.as_str().into() }
+        }
     };
     Some(CustomTag { tag: Arc::from(value.tag.as_str()), source })
 }
@@ -92,5 +126,59 @@ fn dry_run(value: &tag::custom_tag::Metadata) -> Option<DryRunField> {
             path_segment::Segment::Index(_) => None,
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use prost::Message as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(json: &Value) -> Tracing {
+        let name = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing";
+        let bytes = xds_proto::message_from_json(name, json).unwrap();
+        tracing(&proto::Tracing::decode(&bytes[..]).unwrap(), RequestIdUse::default(), "tracing").unwrap()
+    }
+
+    fn zipkin(mut config: Value) -> Arc<SpanProvider> {
+        config["@type"] = format!("type.googleapis.com/{ZIPKIN}").into();
+        read(&json!({"provider": {"name": "envoy.tracers.zipkin", "typed_config": config}})).provider.unwrap()
+    }
+
+    /// As istiod sends it to proxies since 1.29, and to those before.
+    #[test]
+    fn both_forms_of_zipkins_provider_lead_to_the_same_collector() {
+        let common = json!({"collector_endpoint_version": "HTTP_JSON", "trace_id_128bit": true, "shared_span_context": false});
+        let (mut new, mut old) = (common.clone(), common);
+        new["collector_service"] = json!({
+            "http_uri": {"uri": "http://zipkin.shop.svc.cluster.local/api/v2/spans", "cluster": "outbound|9411||zipkin", "timeout": "5s"},
+            "request_headers_to_add": [{"header": {"key": "x-tenant", "value": "shop"}}],
+        });
+        old["collector_cluster"] = "outbound|9411||zipkin".into();
+        old["collector_endpoint"] = "/api/v2/spans".into();
+        old["collector_hostname"] = "zipkin.shop.svc.cluster.local".into();
+        let (new, old) = (zipkin(new), zipkin(old));
+        assert_eq!(new.collector.timeout, Some(std::time::Duration::from_secs(5)));
+        assert_eq!(new.collector.headers.len(), 1);
+        let bare = Collector { timeout: None, headers: Vec::new(), ..new.collector.clone() };
+        assert_eq!((bare, new.dialect.clone()), (old.collector.clone(), old.dialect.clone()));
+        assert_eq!(&*old.collector.authority, "zipkin.shop.svc.cluster.local");
+        let istios = Zipkin { shares_spans: false, wide_trace_ids: true, with_w3c: false };
+        assert_eq!(old.dialect, Dialect::Zipkin(istios));
+    }
+
+    #[test]
+    fn zipkins_spans_are_shared_and_its_ids_short_unless_it_says_otherwise() {
+        let provider = zipkin(json!({"collector_cluster": "zipkin", "collector_endpoint": "/api/v2/spans"}));
+        assert_eq!(&*provider.collector.authority, "zipkin");
+        assert_eq!(provider.dialect, Dialect::Zipkin(Zipkin { shares_spans: true, wide_trace_ids: false, with_w3c: false }));
+        let provider = zipkin(json!({
+            "collector_cluster": "zipkin", "collector_endpoint": "/", "trace_context_option": "USE_B3_WITH_W3C_PROPAGATION",
+        }));
+        assert!(matches!(provider.dialect, Dialect::Zipkin(Zipkin { with_w3c: true, .. })));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use model::collector::Call;
-use model::tracing::SpanProvider;
+use model::tracing::{Dialect, SpanProvider};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
@@ -73,7 +73,7 @@ async fn exported(answers: Vec<Vec<u8>>) -> (Vec<Posted>, (u64, u64)) {
         headers: vec![("authorization".parse().unwrap(), "Bearer k".parse().unwrap())],
         timeout: Some(Duration::from_secs(2)),
     };
-    let queue = exporters.spans(&SpanProvider { collector, service_name: "waypoint.emojivoto".into() });
+    let queue = exporters.spans(&SpanProvider { collector, dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into() } });
     // A span needs a name only.
     (0..5).for_each(|_| queue.push(|| b"\x2a\x01n"));
     exporters.shutdown(Instant::now() + Duration::from_secs(60)).await;

@@ -152,7 +152,7 @@ pub(super) const ENTRIES: &[Entry] = &[
                 "metadata",
                 whole_when("of dry runs", check::is_of_dry_run, "nothing writes other metadata of requests, so the tag has its default"),
             ),
-            ("environment", Listed("the tag is left out")),
+            ("environment", Whole),
         ],
     ),
     entry(Observability, "envoy.type.tracing.v3.CustomTag.Literal", &[("value", Honoured)]),
@@ -167,6 +167,21 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("resource_detectors", Listed("the resource has its service name only")),
             ("sampler", Listed("sampling is the chain's")),
             ("max_cache_size", Listed("the queue's bound is our own")),
+        ],
+    ),
+    entry(
+        Observability,
+        "envoy.config.trace.v3.ZipkinConfig",
+        &[
+            ("collector_cluster", Whole),
+            ("collector_endpoint", Whole),
+            ("collector_hostname", Whole),
+            ("collector_service", Honoured),
+            ("collector_endpoint_version", when("HTTP_JSON", check::is_http_json, "spans are sent as JSON all the same")),
+            ("trace_id_128bit", Whole),
+            ("shared_span_context", Whole),
+            ("trace_context_option", Whole),
+            ("split_spans_for_request", Listed("one span per request")),
         ],
     ),
     entry(
@@ -309,7 +324,7 @@ const LOG_FILTERS: &[super::super::rule::Extension] = &[walked("envoy.extensions
 
 const TRACERS: &[super::super::rule::Extension] = &[
     walked("envoy.config.trace.v3.OpenTelemetryConfig"),
-    listed("envoy.config.trace.v3.ZipkinConfig", "spans are not exported"),
+    walked("envoy.config.trace.v3.ZipkinConfig"),
     listed("envoy.config.trace.v3.DatadogConfig", "spans are not exported"),
     listed("envoy.config.trace.v3.SkyWalkingConfig", "spans are not exported"),
 ];
