@@ -25,7 +25,7 @@ use model::access_log::AccessLog;
 use model::metrics::Stats;
 use model::rbac;
 use model::tracing::{TagSource, Tracing};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::runtime::Handle;
 
 use crate::access_log::{LogCounters, WorkerLogs, Writers};
@@ -36,7 +36,7 @@ use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
 use crate::trace::{Decision, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, SERIES_MAX};
+pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, NATIVE_BUCKETS_MAX, SERIES_MAX};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.
@@ -278,8 +278,11 @@ impl Telemetry {
         if let Some(idle_max) = self.settings.series_idle_max {
             self.store.expire(Instant::now(), idle_max);
         }
-        if exposition == Exposition::OpenMetrics {
+        if exposition != Exposition::Text {
             self.store.want_exemplars();
+        }
+        if exposition == Exposition::Protobuf {
+            self.store.want_native();
         }
         let draining = self.draining.load(Relaxed);
         let gauge = |name, value| Gauge { name, labels: Vec::new(), value };
@@ -295,8 +298,7 @@ impl Telemetry {
         metrics::write(&self.store, &gauges, exposition, out)?;
         self.policies.write(exposition, out)?;
         self.series.set(i64::try_from(self.store.series_count()).unwrap_or(i64::MAX));
-        let own = TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(io::Error::other)?;
-        metrics::own(&own, exposition, out)
+        metrics::own(&self.registry.gather(), exposition, out)
     }
 
     /// The latest kinds of refusals, dry runs too, the newest first.

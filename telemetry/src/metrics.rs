@@ -1,11 +1,14 @@
 //! Istio's standard metrics: counted per worker, resolved to series once, printed as Envoy prints them.
 //!
 //! Not for: the process's own metrics, which live in the `prometheus` registry.
-//! Invariant: recording a request whose series this worker knows formats no text and takes no lock.
+//! Invariant: recording a request whose series this worker knows formats no text, and takes no lock but those of its own cells, which
+//! only a scrape contends for, once a scraper wants exemplars or native buckets.
 
 mod exposition;
 mod histogram;
 mod labels;
+mod native;
+mod protobuf;
 mod store;
 
 use std::collections::HashMap;
@@ -29,6 +32,8 @@ pub(crate) use self::exposition::{Gauge, own, write};
 pub(crate) use self::histogram::Counter;
 pub use self::histogram::{Bounds, HISTOGRAM_BOUNDS_MAX};
 pub(crate) use self::labels::push_pair;
+pub use self::native::NATIVE_BUCKETS_MAX;
+pub(crate) use self::protobuf::write_counters;
 pub use self::store::SERIES_MAX;
 pub(crate) use self::store::{Series, Store};
 
@@ -192,9 +197,11 @@ fn count(counter: Option<&Arc<Counter>>, by: u64) {
     }
 }
 
-fn observe(histogram: Option<&Arc<Histogram>>, value: u64) {
-    if let Some(histogram) = histogram {
-        histogram.record(value);
+fn observe(histogram: Option<&Arc<Histogram>>, value: u64, is_native: bool) {
+    match histogram {
+        Some(histogram) if is_native => histogram.record_native(value),
+        Some(histogram) => histogram.record(value),
+        None => {}
     }
 }
 
@@ -246,14 +253,15 @@ impl WorkerMetrics {
         });
         count(cells.requests.as_ref(), 1);
         let milliseconds = whole_milliseconds(stream.duration());
-        observe(cells.duration.as_ref(), milliseconds);
+        let is_native = self.store.wants_native();
+        observe(cells.duration.as_ref(), milliseconds, is_native);
         if self.store.wants_exemplars()
             && let (Some(duration), Some(trace)) = (&cells.duration, record.trace.as_ref().filter(|trace| trace.sampled))
         {
             duration.exemplify(milliseconds, trace.trace_id, stream.start_time + stream.duration());
         }
-        observe(cells.request_bytes.as_ref(), record.wire_bytes_received);
-        observe(cells.response_bytes.as_ref(), record.wire_bytes_sent);
+        observe(cells.request_bytes.as_ref(), record.wire_bytes_received, is_native);
+        observe(cells.response_bytes.as_ref(), record.wire_bytes_sent, is_native);
     }
 
     /// Counts the messages of a gRPC stream since the last report.

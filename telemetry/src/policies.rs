@@ -14,7 +14,7 @@ use model::rbac::{Decision, Mode, RbacAction};
 use model::refusal::Refusal;
 use parking_lot::Mutex;
 
-use crate::metrics::{Counter, Exposition, Series, push_pair};
+use crate::metrics::{Counter, Exposition, Series, push_pair, write_counters};
 use crate::record::{Head, StreamRecord};
 
 /// Series of decisions, enforced and dry runs each; what comes later is counted under the policy `overflow`.
@@ -116,6 +116,10 @@ impl Policies {
         ];
         for (name, help, family) in families {
             let all: Vec<_> = family.lock().values().map(Arc::clone).collect();
+            if exposition == Exposition::Protobuf {
+                write_counters((name, help), &all, out)?;
+                continue;
+            }
             for (at, series) in all.iter().enumerate() {
                 if at == 0 {
                     let family = exposition.family(name);

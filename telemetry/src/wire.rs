@@ -20,7 +20,8 @@ fn tag(out: &mut Vec<u8>, field: u32, wire_type: u32) {
     encode_varint(u64::from(field << 3 | wire_type), out);
 }
 
-fn length(out: &mut Vec<u8>, bytes: usize) {
+/// A length, as it stands before what is delimited by it.
+pub(crate) fn length(out: &mut Vec<u8>, bytes: usize) {
     encode_varint(wide(bytes), out);
 }
 
@@ -74,6 +75,16 @@ pub(crate) fn fixed32(out: &mut Vec<u8>, field: u32, value: u32) {
 pub(crate) fn number(out: &mut Vec<u8>, field: u32, value: impl Into<u64>) {
     tag(out, field, VARINT);
     encode_varint(value.into(), out);
+}
+
+/// A `double`.
+pub(crate) fn double(out: &mut Vec<u8>, field: u32, value: f64) {
+    fixed64(out, field, value.to_bits());
+}
+
+/// A `sint32` or a `sint64`.
+pub(crate) fn signed(out: &mut Vec<u8>, field: u32, value: i64) {
+    number(out, field, (value.unsigned_abs() << 1) - u64::from(value < 0));
 }
 
 /// A `KeyValue` whose value is the text that `parts` make together.

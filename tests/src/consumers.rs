@@ -93,14 +93,29 @@ impl Prometheus {
     /// # Errors
     /// It cannot be built, does not start, or is not ready in time.
     pub async fn start(address: IpAddr, target: SocketAddr) -> Result<Self> {
+        Self::start_with(address, target, &json!({})).await
+    }
+
+    /// The same, and takes native histograms beside the classic ones.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn start_native(address: IpAddr, target: SocketAddr) -> Result<Self> {
+        Self::start_with(address, target, &json!({"scrape_native_histograms": true, "always_scrape_classic_histograms": true})).await
+    }
+
+    async fn start_with(address: IpAddr, target: SocketAddr, more: &Value) -> Result<Self> {
         let (binary, folder) = (binary_of("prometheus").await?, tempfile::tempdir()?);
         let labels = json!({"namespace": "shop", "pod": "waypoint-0", "gateway_networking_k8s_io_gateway_name": "waypoint"});
-        let job = json!({
+        let mut job = json!({
             "job_name": "kubernetes-pods",
             "honor_labels": true,
             "metrics_path": "/stats/prometheus",
             "static_configs": [{"targets": [target.to_string()], "labels": labels}],
         });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            job[name] = value.clone();
+        }
         let configuration = json!({"global": {"scrape_interval": "1s"}, "scrape_configs": [job]});
         // JSON is YAML.
         let path = folder.path().join("prometheus.yml");

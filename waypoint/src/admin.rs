@@ -210,26 +210,33 @@ fn page(admin: &Admin, exposition: Exposition, compresses: bool) -> Response<Ful
     response
 }
 
-/// The weight of the best range or coding that `is_it`, of a list in a header; none if there is none.
-fn weight(headers: &HeaderMap, name: header::HeaderName, is_it: impl Fn(&str) -> bool) -> Option<f32> {
+/// The weight of the best range or coding of this name and with these parameters, of a list in a header; none if there is none.
+fn weight(headers: &HeaderMap, name: header::HeaderName, wanted: &str, parameters: &[&str]) -> Option<f32> {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     let weights = lists.flat_map(|list| list.split(',')).filter_map(|range| {
         let mut parts = range.split(';').map(str::trim);
-        parts.next().filter(|range| is_it(range))?;
-        Some(parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0))
+        let is_it = parts.next() == Some(wanted) && parameters.iter().all(|wanted| parts.clone().any(|part| part == *wanted));
+        is_it.then(|| parts.find_map(|part| part.strip_prefix("q=")?.parse().ok()).unwrap_or(1.0))
     });
     weights.max_by(f32::total_cmp)
 }
 
-/// OpenMetrics where the scraper prefers it to text.
+/// What the scraper prefers to text, if it says so; of what it likes alike, what says more.
 fn wanted(headers: &HeaderMap) -> Exposition {
-    let of = |wanted: &'static str| weight(headers, header::ACCEPT, move |range| range == wanted).unwrap_or(0.0);
-    let open = of("application/openmetrics-text");
-    if open > 0.0 && open > of("text/plain") { Exposition::OpenMetrics } else { Exposition::Text }
+    let of = |wanted, parameters: &[&str]| weight(headers, header::ACCEPT, wanted, parameters).unwrap_or(0.0);
+    let protobuf = of("application/vnd.google.protobuf", &["proto=io.prometheus.client.MetricFamily", "encoding=delimited"]);
+    let (open, text) = (of("application/openmetrics-text", &[]), of("text/plain", &[]));
+    if protobuf > text && protobuf >= open {
+        Exposition::Protobuf
+    } else if open > text {
+        Exposition::OpenMetrics
+    } else {
+        Exposition::Text
+    }
 }
 
 fn takes_gzip(headers: &HeaderMap) -> bool {
-    weight(headers, header::ACCEPT_ENCODING, |coding| coding == "gzip").is_some_and(|weight| weight > 0.0)
+    weight(headers, header::ACCEPT_ENCODING, "gzip", &[]).is_some_and(|weight| weight > 0.0)
 }
 
 /// Quickly rather than well: a page is much alike itself.
@@ -279,7 +286,15 @@ mod tests {
             ("application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", Exposition::OpenMetrics),
             ("application/openmetrics-text;q=0.2,text/plain", Exposition::Text),
             ("application/openmetrics-text;q=0", Exposition::Text),
-            ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", Exposition::Text),
+            ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", Exposition::Protobuf),
+            // As Prometheus asks where it takes native histograms.
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,\
+                 application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+                Exposition::Protobuf,
+            ),
+            ("application/openmetrics-text;q=0.6,application/vnd.google.protobuf;q=0.9", Exposition::OpenMetrics),
+            ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text", Exposition::Text),
         ] {
             assert_eq!(wanted(&headers(header::ACCEPT, accept)), expected, "{accept}");
         }

@@ -6,8 +6,12 @@
 use std::io::{self, Write};
 use std::time::UNIX_EPOCH;
 
+use prometheus::TextEncoder;
+use prometheus::proto::MetricFamily;
+
 use super::histogram::{Bounds, Counter, HistogramTotal};
 use super::labels::push_pair;
+use super::protobuf;
 use super::store::{Family, Store};
 
 /// A gauge of the process itself.
@@ -25,6 +29,8 @@ pub enum Exposition {
     Text,
     /// OpenMetrics 1.0: names, labels and bounds are those of the text.
     OpenMetrics,
+    /// Prometheus' protobuf, delimited: the same, and native histograms.
+    Protobuf,
 }
 
 impl Exposition {
@@ -34,13 +40,14 @@ impl Exposition {
         match self {
             Self::Text => "text/plain; charset=UTF-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Protobuf => "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
         }
     }
 
     /// A counter's name where its type is said: OpenMetrics leaves the ending to its samples.
     pub(crate) fn family(self, name: &str) -> &str {
         match self {
-            Self::Text => name,
+            Self::Text | Self::Protobuf => name,
             Self::OpenMetrics => name.strip_suffix(COUNTER_ENDING).unwrap_or(name),
         }
     }
@@ -49,8 +56,12 @@ impl Exposition {
 /// What counters' names end in.
 const COUNTER_ENDING: &str = "_total";
 
-/// Writes the process's own metrics, which come in the text format.
-pub(crate) fn own(text: &str, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
+/// Writes the process's own metrics.
+pub(crate) fn own(families: &[MetricFamily], exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
+    if exposition == Exposition::Protobuf {
+        return protobuf::own(families, out);
+    }
+    let text = TextEncoder::new().encode_to_string(families).map_err(io::Error::other)?;
     if exposition == Exposition::Text {
         return out.write_all(text.as_bytes());
     }
@@ -66,6 +77,9 @@ pub(crate) fn own(text: &str, exposition: Exposition, out: &mut dyn Write) -> io
 
 /// Writes every series of the store and the gauges, which must be sorted by name.
 pub(crate) fn write(store: &Store, gauges: &[Gauge], exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
+    if exposition == Exposition::Protobuf {
+        return protobuf::write(store, gauges, out);
+    }
     for family in &store.counters {
         write_counters(family, exposition, out)?;
     }

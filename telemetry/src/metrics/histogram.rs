@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
+use super::native::{NativeCounts, bucket_of};
+
 /// Upper bounds of Envoy's default histogram.
 const BOUNDS_DEFAULT: [f64; 19] = [
     0.5,
@@ -42,6 +44,7 @@ pub struct Bounds(Box<[Bound]>);
 struct Bound {
     /// The largest whole number that is not above it: values are whole numbers, so 0.5 takes zeros only.
     largest: u64,
+    value: f64,
     text: Box<str>,
 }
 
@@ -57,11 +60,21 @@ impl Bounds {
         {
             return None;
         }
-        Some(Self(bounds.iter().map(|bound| Bound { largest: floor(*bound), text: bound.to_string().into() }).collect()))
+        Some(Self(bounds.iter().map(|bound| Bound { largest: floor(*bound), value: *bound, text: bound.to_string().into() }).collect()))
     }
 
     fn of(&self, value: u64) -> usize {
         self.0.partition_point(|bound| bound.largest < value)
+    }
+
+    /// The largest whole number of a bucket; of the last one, that of the bucket before it.
+    fn largest(&self, bucket: usize) -> u64 {
+        self.0.get(bucket).or(self.0.last()).map_or(0, |bound| bound.largest)
+    }
+
+    /// The bound of a bucket; none of the last one, which has none.
+    pub(crate) fn value(&self, bucket: usize) -> Option<f64> {
+        self.0.get(bucket).map(|bound| bound.value)
     }
 
     /// How the bound of a bucket prints.
@@ -108,7 +121,7 @@ impl Cell for Histogram {
 
     fn new(bounds: &Arc<Bounds>) -> Self {
         let buckets = (0..=bounds.0.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds: Arc::clone(bounds), buckets, sum: AtomicU64::new(0), exemplars: Mutex::default() }
+        Self { bounds: Arc::clone(bounds), buckets, sum: AtomicU64::new(0), exemplars: Mutex::default(), native: Mutex::default() }
     }
 
     fn total(&self) -> u64 {
@@ -137,6 +150,8 @@ pub(crate) struct Histogram {
     buckets: Box<[AtomicU64]>,
     sum: AtomicU64,
     exemplars: Mutex<Vec<Exemplar>>,
+    /// Of the same values; none until a scraper asked for them.
+    native: Mutex<Option<NativeCounts>>,
 }
 
 /// A request that stands for a bucket, by its trace.
@@ -152,6 +167,34 @@ impl Histogram {
     pub(crate) fn record(&self, value: u64) {
         self.buckets[self.bounds.of(value)].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
+    }
+
+    /// Counts a value in its native bucket as well, once this one is read so.
+    pub(crate) fn record_native(&self, value: u64) {
+        // Held for both, so that who reads finds it in both or in none.
+        let mut native = self.native.lock();
+        self.record(value);
+        if let Some(native) = &mut *native {
+            native.add(bucket_of(value), 1);
+        }
+    }
+
+    /// Adds all to a total, native buckets too. They begin, the first time, with what was counted before, at the bounds of the classic
+    /// buckets: a histogram's count has to be the sum of its native buckets.
+    pub(crate) fn add_native_to(&self, total: &mut HistogramTotal) {
+        let mut native = self.native.lock();
+        self.add_to(total);
+        let native = native.get_or_insert_with(|| {
+            let mut native = NativeCounts::default();
+            for (at, bucket) in self.buckets.iter().enumerate() {
+                let count = bucket.load(Relaxed);
+                if count > 0 {
+                    native.add(bucket_of(self.bounds.largest(at)), count);
+                }
+            }
+            native
+        });
+        total.native.merge(native);
     }
 
     /// Keeps a request for its bucket, in place of the one before.
@@ -176,6 +219,8 @@ impl Histogram {
 pub(crate) struct HistogramTotal {
     pub(crate) buckets: Vec<u64>,
     pub(crate) sum: u64,
+    /// Of the native buckets, where they were asked for.
+    pub(crate) native: NativeCounts,
     exemplars: Vec<Exemplar>,
 }
 

@@ -150,6 +150,8 @@ pub(crate) struct Store {
     told: Mutex<Option<Instant>>,
     /// Whether somebody reads exemplars.
     exemplars: AtomicBool,
+    /// Whether somebody reads native buckets.
+    native: AtomicBool,
 }
 
 impl Store {
@@ -171,6 +173,7 @@ impl Store {
             generation: AtomicU64::new(0),
             told: Mutex::default(),
             exemplars: AtomicBool::new(false),
+            native: AtomicBool::new(false),
         }
     }
 
@@ -200,6 +203,15 @@ impl Store {
 
     pub(crate) fn wants_exemplars(&self) -> bool {
         self.exemplars.load(Relaxed)
+    }
+
+    /// From now on native buckets are counted.
+    pub(crate) fn want_native(&self) {
+        self.native.store(true, Relaxed);
+    }
+
+    pub(crate) fn wants_native(&self) -> bool {
+        self.native.load(Relaxed)
     }
 
     pub(crate) fn counter(&self, wanted: Wanted<'_>) -> Arc<Counter> {

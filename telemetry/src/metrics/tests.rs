@@ -611,7 +611,9 @@ fn m35_openmetrics_has_the_series_of_the_text_and_durations_name_traces() {
     }
     let mut page = Vec::new();
     write(&metrics.worker.store, &[], Exposition::OpenMetrics, &mut page).unwrap();
-    own("# HELP waypoint_x_total X.\n# TYPE waypoint_x_total counter\nwaypoint_x_total 1\n", Exposition::OpenMetrics, &mut page).unwrap();
+    let own_counter = prometheus::IntCounter::new("waypoint_x_total", "X.").unwrap();
+    own_counter.inc();
+    own(&own_counter.collect(), Exposition::OpenMetrics, &mut page).unwrap();
     let page = String::from_utf8(page).unwrap();
     assert!(page.starts_with("# TYPE istio_requests counter\nistio_requests_total{"), "{page}");
     assert!(page.ends_with("# HELP waypoint_x X.\n# TYPE waypoint_x counter\nwaypoint_x_total 1\n# EOF\n"), "{page}");

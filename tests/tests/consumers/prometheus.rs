@@ -80,6 +80,35 @@ async fn e01_prometheus_answers_dashboards_and_kialis_details() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn e01_prometheus_takes_native_histograms_beside_the_classic_ones() -> Result<()> {
+    let traffic = Traffic::begin().await?;
+    let net = &traffic.mesh.net;
+    let prometheus = Prometheus::start_native(IpAddr::V4(net.pod(0, 4)), traffic.mesh.waypoint.port(15020)).await?;
+    logged(&traffic.mesh, "/native").await?;
+    let durations = r#"istio_request_duration_milliseconds{reporter="waypoint"}"#;
+    for query in [
+        format!("histogram_quantile(0.9, sum(rate({durations}[10s])))"),
+        format!("histogram_fraction(0, 60000, sum({durations})) == 1"),
+        // One histogram says what the other does, to the last request.
+        r#"histogram_count(sum(istio_request_bytes)) == on() sum(istio_request_bytes_count)"#.to_owned(),
+        r#"histogram_sum(sum(istio_request_bytes)) == on() sum(istio_request_bytes_sum)"#.to_owned(),
+        r#"sum(istio_request_bytes_bucket{le="+Inf"}) == on() sum(istio_request_bytes_count)"#.to_owned(),
+    ] {
+        answers(&prometheus, &query).await?;
+    }
+    for query in MESH_DASHBOARD.into_iter().chain(OURS) {
+        answers(&prometheus, query).await?;
+    }
+    let error = prometheus.last_error().await?;
+    ensure!(error.as_deref() == Some(""), "a scrape failed: {error:?}");
+    until("a trace at a native histogram", DEADLINE, async || {
+        let traces = prometheus.traces_of(durations).await?;
+        Ok(if traces.is_empty() { Look::NotYet("none".to_owned()) } else { Look::Done(()) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn e02_kialis_graph_has_every_edge_once() -> Result<()> {
     let (_traffic, prometheus) = scraped().await?;
     let expected: BTreeSet<kiali::Edge> = EDGES
