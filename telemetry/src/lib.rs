@@ -5,6 +5,7 @@
 //! while a request runs and handed over once.
 
 mod access_log;
+pub mod costs;
 pub mod export;
 pub mod grpc;
 mod metrics;
@@ -29,6 +30,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::runtime::Handle;
 
 use crate::access_log::{LogCounters, WorkerLogs, Writers};
+use crate::costs::{Costs, WorkerCosts};
 use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
 use crate::policies::{Policies, WorkerPolicies};
@@ -104,6 +106,7 @@ pub struct Telemetry {
     policies: Arc<Policies>,
     writers: Arc<Writers>,
     exporters: Arc<Exporters>,
+    costs: Costs,
     mirrors: MirrorCounters,
     external: ExternalCounters,
 }
@@ -195,19 +198,25 @@ impl Telemetry {
             "Times a series found no place and was counted in one named overflow.",
         );
         let series = IntGauge::new("waypoint_metric_series", "Series of Istio's standard metrics.").expect("a well-formed name");
+        let writers = Arc::new(Writers::new(settings.log_flush_interval, lines));
+        let exporters = Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters);
+        let (logs, queues) = (Arc::clone(&writers), Arc::clone(&exporters));
+        let keepers: Vec<costs::Keeper> =
+            vec![("access_logs", Box::new(move || logs.bytes())), ("exporters", Box::new(move || queues.bytes()))];
         Arc::new(Self {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             counts: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             series: register(&registry, series),
-            registry,
             store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
             policies: Arc::default(),
-            writers: Arc::new(Writers::new(settings.log_flush_interval, lines)),
-            exporters: Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters),
+            writers,
+            exporters,
+            costs: register(&registry, Costs::new(keepers)),
             mirrors,
             external,
+            registry,
             settings,
         })
     }
@@ -258,6 +267,7 @@ impl Telemetry {
             logs: WorkerLogs::new(Arc::clone(&self.writers)),
             spans: WorkerSpans::new(identity),
             random: fastrand::Rng::new(),
+            costs: self.costs.worker(),
             mirrors: self.mirrors.clone(),
             external: self.external.clone(),
             not_sync: PhantomData,
@@ -330,6 +340,8 @@ impl Telemetry {
 /// One worker's telemetry. It may move to the worker's thread, and is used by one thread at a time.
 #[derive(Debug)]
 pub struct WorkerTelemetry {
+    /// What serving costs this worker.
+    pub costs: Arc<WorkerCosts>,
     /// Copies of requests that were given up.
     pub mirrors: MirrorCounters,
     /// What came of checks.

@@ -21,7 +21,6 @@ use model::service::ServiceRef;
 use model::stream_view::StreamView;
 use model::workload::Workload;
 
-use self::histogram::Histogram;
 pub use self::labels::LABEL_BYTES_MAX;
 use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render, with_label};
 use self::store::Wanted;
@@ -29,11 +28,11 @@ use crate::record::{ChainTelemetry, ConnectionRecord, GrpcMessages, RequestRecor
 
 pub use self::exposition::Exposition;
 pub(crate) use self::exposition::{Gauge, own, write};
-pub(crate) use self::histogram::Counter;
 pub use self::histogram::{Bounds, HISTOGRAM_BOUNDS_MAX};
+pub(crate) use self::histogram::{Cell, Counter, Histogram, HistogramTotal};
 pub(crate) use self::labels::push_pair;
 pub use self::native::NATIVE_BUCKETS_MAX;
-pub(crate) use self::protobuf::write_counters;
+pub(crate) use self::protobuf::{float, write_counters};
 pub use self::store::SERIES_MAX;
 pub(crate) use self::store::{Series, Store};
 

@@ -284,6 +284,8 @@ pub struct RequestRecord {
     pub forwarded_for: Option<IpAddr>,
     /// The route's decorator: the span's name.
     pub operation: Option<Arc<str>>,
+    /// How long others were waited for: endpoints, services, delays.
+    pub waited: Duration,
     request_headers: HeaderMap,
     response_headers: Option<HeaderMap>,
     response_trailers: Option<HeaderMap>,
@@ -311,6 +313,7 @@ impl RequestRecord {
             request_id: None,
             forwarded_for: None,
             operation: None,
+            waited: Duration::ZERO,
             request_headers: HeaderMap::new(),
             response_headers: None,
             response_trailers: None,

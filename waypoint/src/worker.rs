@@ -9,6 +9,7 @@ use filters::jwt::TokenCache;
 use model::rate_limit::TokenBucket;
 use parking_lot::Mutex;
 use telemetry::WorkerTelemetry;
+use telemetry::costs::WorkerCosts;
 use tokio::sync::Semaphore;
 
 use crate::external::Checks;
@@ -45,6 +46,8 @@ pub struct Worker {
     pub check_bodies: Arc<Semaphore>,
     /// Refusals of which the nearest policy may be found.
     pub explanations: TokenBucket,
+    /// What serving costs.
+    pub costs: Arc<WorkerCosts>,
     telemetry: Mutex<WorkerTelemetry>,
     random: Mutex<fastrand::Rng>,
     tokens: Mutex<TokenCache>,
@@ -70,6 +73,7 @@ impl Worker {
             check_bodies: Arc::new(Semaphore::new(CHECK_BODIES_KIB_MAX)),
             explanations: TokenBucket::new(EXPLANATIONS_PER_SECOND_MAX, EXPLANATIONS_PER_SECOND_MAX, Duration::from_secs(1))
                 .expect("it holds some and gets some"),
+            costs: Arc::clone(&telemetry.costs),
             telemetry: Mutex::new(telemetry),
             random: Mutex::new(fastrand::Rng::new()),
             tokens: Mutex::default(),

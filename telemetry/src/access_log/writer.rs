@@ -133,6 +133,13 @@ impl Writers {
         Some(Outlet { buffer, writer: found.thread.thread().clone(), counters: self.counters.clone() })
     }
 
+    /// Bytes that wait to be written.
+    pub(crate) fn bytes(&self) -> u64 {
+        let targets = self.targets.lock();
+        let shared = targets.iter().map(|target| &target.shared);
+        shared.map(|shared| shared.buffers.lock().iter().map(|buffer| length(buffer.bytes.lock().len())).sum::<u64>()).sum()
+    }
+
     pub(crate) fn count_refused(&self) {
         self.counters.dropped.inc();
     }
@@ -269,6 +276,10 @@ impl Writer {
             tracing::error!(target = ?self.target, %error, "access log lines are lost");
         }
     }
+}
+
+fn length(length: usize) -> u64 {
+    u64::try_from(length).expect("a length fits")
 }
 
 fn count_lines(bytes: &[u8]) -> u64 {

@@ -264,6 +264,12 @@ impl Exporters {
         }
     }
 
+    /// Bytes that wait for collectors.
+    pub(crate) fn bytes(&self) -> u64 {
+        let tasks = self.tasks.lock();
+        tasks.running.iter().chain(&tasks.retired).map(|exporter| exporter.queue.bytes()).sum()
+    }
+
     /// Exports what is queued and ends the tasks; those not done by `deadline` are aborted.
     pub(crate) async fn shutdown(&self, deadline: Instant) {
         let Tasks { running, retired } = std::mem::take(&mut *self.tasks.lock());

@@ -181,6 +181,11 @@ impl Queue {
         }
     }
 
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        length(self.shared.waiting.lock().bytes)
+    }
+
     /// Waits for a full batch, or for [`Self::stop`].
     ///
     /// # Cancel safety

@@ -267,7 +267,7 @@ fn write_labels(out: &mut Vec<u8>, rendered: &str) {
 }
 
 /// As the format wants numbers; beyond 2^53 to the nearest that there is.
-fn float(number: u64) -> f64 {
+pub(crate) fn float(number: u64) -> f64 {
     let high = u32::try_from(number >> 32).expect("the upper half");
     let low = u32::try_from(number & u64::from(u32::MAX)).expect("the lower half");
     f64::from(high) * 4_294_967_296.0 + f64::from(low)

@@ -8,6 +8,7 @@ mod bad_input;
 mod by_host;
 mod collectors;
 mod control_plane;
+mod costs;
 mod destinations;
 mod differential;
 mod dns;

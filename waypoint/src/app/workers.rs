@@ -8,11 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 use model::endpoint::HBONE_PORT;
 use telemetry::Telemetry;
+use telemetry::costs::{Side, WorkerCosts};
 use tokio::sync::{broadcast, watch};
 
 use super::AppError;
@@ -95,8 +97,14 @@ fn worker_count(settings: &Settings) -> Result<NonZeroUsize, AppError> {
     count.decide().map_err(|error| AppError::Setting(error.to_string()))
 }
 
-struct Logged;
+struct Logged(Arc<WorkerCosts>);
 impl PoolObserver for Logged {
+    fn tcp_connected(&self, took: Duration) {
+        self.0.connected(took);
+    }
+    fn tls_established(&self, took: Duration) {
+        self.0.handshake(Side::Dialled, took);
+    }
     fn dial_failed(&self, address: SocketAddr, error: &crate::hbone::client::ConnectError) {
         tracing::debug!(%address, %error, "no HBONE connection");
     }
@@ -105,11 +113,14 @@ impl ListenObserver for Logged {
     fn over_limit(&self, peer: SocketAddr) {
         tracing::warn!(%peer, "connection limit reached; closed");
     }
-    fn accept_failed(&self, error: &io::Error, pause: Option<std::time::Duration>) {
+    fn accept_failed(&self, error: &io::Error, pause: Option<Duration>) {
         tracing::warn!(%error, ?pause, "accepting failed");
     }
 }
 impl ServerObserver for Logged {
+    fn tls_established(&self, took: Duration) {
+        self.0.handshake(Side::Accepted, took);
+    }
     fn handshake_refused(&self, peer: SocketAddr, _local: Option<SocketAddr>, reason: &HandshakeRefusal) {
         tracing::info!(%peer, reason = reason.name(), detail = %reason, "HBONE connection refused");
     }
@@ -122,8 +133,10 @@ impl ServerObserver for Logged {
 }
 
 async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: ConnectionLimit, mut flushes: broadcast::Receiver<IpAddr>) {
+    let telemetry = share.telemetry.worker();
+    let observer = Arc::new(Logged(Arc::clone(&telemetry.costs)));
     let dialer = Dialer {
-        pool: Pool::new(PoolOptions::default(), Arc::new(Logged)),
+        pool: Pool::new(PoolOptions::default(), Arc::clone(&observer) as _),
         tls: Arc::clone(&share.tls),
         accepted: Arc::clone(&share.accepted),
         originator: Arc::clone(&share.originator),
@@ -142,7 +155,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
             }
         }
     });
-    let worker = Arc::new(Worker::new(Arc::clone(&share.published), dialer, share.telemetry.worker()));
+    let worker = Arc::new(Worker::new(Arc::clone(&share.published), dialer, telemetry));
     let mut drain = share.drain.clone();
     let addresses = tokio::select! {
         biased;
@@ -152,7 +165,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
             Err(_) => return,
         },
     };
-    let server = Arc::new(server(&share, worker));
+    let server = Arc::new(server(&share, worker, Arc::clone(&observer)));
     let mut loops = Vec::new();
     for address in addresses {
         match bind(address) {
@@ -161,7 +174,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
                     limit: limit.clone(),
                     drain: share.drain.clone(),
                     on_drain: OnDrain::KeepAccepting,
-                    observer: Arc::new(Logged),
+                    observer: Arc::clone(&observer) as _,
                 };
                 let server = Arc::clone(&server);
                 loops.push(tokio::spawn(accept_loop(listener, accepting, move |tcp, peer, permit| {
@@ -190,7 +203,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
 }
 
 /// The HBONE server of one worker.
-fn server(share: &WorkerShare, worker: Arc<Worker>) -> Server<impl crate::hbone::server::ConnectHandler + use<>> {
+fn server(share: &WorkerShare, worker: Arc<Worker>, observer: Arc<Logged>) -> Server<impl crate::hbone::server::ConnectHandler + use<>> {
     let options = share.published.generation().map_or_else(ServerOptions::default, |generation| {
         let terminate = &generation.listeners.terminate;
         let mut options = ServerOptions::default();
@@ -200,5 +213,5 @@ fn server(share: &WorkerShare, worker: Arc<Worker>) -> Server<impl crate::hbone:
     });
     let drain = share.drain.clone();
     let handler = move |connect: Connect| serve_connect(connect, Arc::clone(&worker), drain.clone());
-    Server::new(Arc::clone(&share.tls), handler, Arc::new(Logged), options, share.drain.clone())
+    Server::new(Arc::clone(&share.tls), handler, observer, options, share.drain.clone())
 }

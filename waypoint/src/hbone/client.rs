@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
 use super::coalesce::{Coalesce, Failure, Outlet, coalesce};
+use super::pool::PoolObserver;
 use super::stream::{HboneStream, StreamLease};
 use super::{ConnectionEnd, ConnectionFacts, Keepalive, KeepaliveOptions, Upstream, WindowOptions};
 use super::{FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, SEND_QUEUE_BYTES_MAX};
@@ -147,16 +148,25 @@ pub(super) struct Dialled {
 }
 
 /// Opens one connection. It may turn out later that the peer refuses our certificate; see [`ClientTls::connect`].
-pub(super) async fn dial(address: SocketAddr, tls: &ClientTls, options: &ClientOptions) -> Result<Dialled, ConnectError> {
-    let deadline = Instant::now() + options.connect_timeout;
+pub(super) async fn dial(
+    address: SocketAddr,
+    tls: &ClientTls,
+    options: &ClientOptions,
+    observer: &dyn PoolObserver,
+) -> Result<Dialled, ConnectError> {
+    let began = Instant::now();
+    let deadline = began + options.connect_timeout;
     let tcp = match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|error| ConnectError::from_tcp(&error))?,
         Err(_) => return Err(ConnectError::TcpTimeout),
     };
+    let connected = Instant::now();
+    observer.tcp_connected(connected - began);
     listen::tune(&tcp).map_err(|error| ConnectError::from_tcp(&error))?;
     let local_address = tcp.local_addr().map_err(|error| ConnectError::from_tcp(&error))?;
     let handshake = async {
         let (stream, handshake) = tls.connect(tcp, address.ip()).await.map_err(ConnectError::Tls)?;
+        observer.tls_established(connected.elapsed());
         let facts = Arc::new(ConnectionFacts::new(address, local_address, handshake));
         let Established { send, driver, failure } = establish(stream, options).await?;
         Ok(Dialled { send, driver, facts, failure })

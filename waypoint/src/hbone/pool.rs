@@ -57,6 +57,10 @@ impl Default for PoolOptions {
 pub trait PoolObserver: Send + Sync + 'static {
     /// A connection is established.
     fn connection_opened(&self, _connection: &Upstream) {}
+    /// A TCP connection was made, to a tunnel or without one.
+    fn tcp_connected(&self, _took: Duration) {}
+    /// A TLS handshake succeeded, with a pod or with an application.
+    fn tls_established(&self, _took: Duration) {}
     /// A dial failed.
     fn dial_failed(&self, _address: SocketAddr, _error: &ConnectError) {}
     /// A connection is over.
@@ -200,6 +204,12 @@ impl Pool {
         Err(ConnectError::ConnectionLost)
     }
 
+    /// Who is told what happens.
+    #[must_use]
+    pub fn observer(&self) -> &dyn PoolObserver {
+        &*self.0.observer
+    }
+
     /// Forgets the connections to a tunnel address: the pod is gone, or is another one now. Streams finish.
     pub fn flush(&self, address: SocketAddr) {
         let removed = self.0.by_address.lock().remove(&address);
@@ -279,7 +289,7 @@ impl Pool {
         let tls = Arc::clone(tls);
         tokio::spawn(async move {
             let shared = Arc::clone(&counted.0);
-            match dial(address, &tls, &shared.options.client).await {
+            match dial(address, &tls, &shared.options.client, &*shared.observer).await {
                 Err(error) => {
                     shared.observer.dial_failed(address, &error);
                     shared.dialled(address, &tls, None);

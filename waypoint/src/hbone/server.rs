@@ -136,6 +136,8 @@ impl ConnectRefusal {
 pub trait ServerObserver: Send + Sync + 'static {
     /// A connection failed before it was one.
     fn handshake_refused(&self, _peer: SocketAddr, _local: Option<SocketAddr>, _reason: &HandshakeRefusal) {}
+    /// A TLS handshake succeeded.
+    fn tls_established(&self, _took: Duration) {}
     /// A connection is established.
     fn connection_opened(&self, _connection: &Downstream) {}
     /// A connection is over.
@@ -324,7 +326,9 @@ impl<H: ConnectHandler> Server<H> {
         let socket = |error: std::io::Error| HandshakeRefusal::Tls(TlsFailure::from_io(&error));
         let local_address = tcp.local_addr().map_err(socket)?;
         let tls = self.tls.server().ok_or(HandshakeRefusal::NoIdentity)?;
+        let began = Instant::now();
         let (stream, handshake) = tls.accept(tcp).await.map_err(HandshakeRefusal::Tls)?;
+        self.observer.tls_established(began.elapsed());
         let (gathered, outlet) = coalesce(stream);
         let failure = outlet.failure();
         let handshaken = outlet.drive(self.builder().handshake(gathered)).await.map_err(socket)?;

@@ -19,6 +19,7 @@ use model::flags::ResponseFlag;
 use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
 use smallvec::SmallVec;
+use telemetry::costs::{Kept, Owner, RetryReason};
 use tokio::time::Interval;
 
 use super::edits;
@@ -75,7 +76,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     }
     let is_http1 = parts.version != Version::HTTP_2;
     let authority = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-    let known_host = match balance::host_of(&cluster, authority).await {
+    let began = cluster.by_host.is_some().then(Instant::now);
+    let known_host = balance::host_of(&cluster, authority).await;
+    if let Some(began) = began {
+        run.recording.waited_since(began);
+    }
+    let known_host = match known_host {
         Ok(known_host) => known_host,
         Err(none) => return Ok(fail(run, &none.into(), to, false)),
     };
@@ -215,6 +221,8 @@ struct Tries<'a> {
     /// The endpoint of a try that has not ended, where it matters how it ends.
     trying: Option<EndpointEntry>,
     retries: u32,
+    /// Since when others are waited for.
+    waiting: Option<Instant>,
     /// Counts the retry until there is an answer.
     retry_permit: Option<Permit>,
 }
@@ -232,7 +240,7 @@ impl<'a> Tries<'a> {
         let body = match (body.is_end_stream(), policy.retry) {
             (true, _) => Source::Empty,
             (false, None) => Source::Once(Some(body)),
-            (false, Some(_)) => Source::Replay(Replay::new(body)),
+            (false, Some(_)) => Source::Replay(Replay::new(body, Kept::new(&run.worker.costs, Owner::Replay))),
         };
         let by_host = cluster.by_host.is_some() || cluster.cluster.sockets.tls().any(|tls| tls.depends_on_host());
         let host = parts.headers.get(http::header::HOST).filter(|_| by_host);
@@ -250,6 +258,7 @@ impl<'a> Tries<'a> {
             priorities: SmallVec::new(),
             trying: None,
             retries: 0,
+            waiting: None,
             retry_permit: None,
         }
     }
@@ -267,6 +276,8 @@ impl<'a> Tries<'a> {
                     }
                 }
             };
+            // Where the try was given up.
+            self.waited();
             self.note(match &outcome {
                 Ok(answered) => Some(verdict_of(&answered.response)),
                 Err(failure) => failure.verdict(),
@@ -294,7 +305,12 @@ impl<'a> Tries<'a> {
             self.retry_permit = permit;
             let told = outcome.ok().and_then(|answered| self.told_back_off(policy, answered.response.headers()));
             self.retries += 1;
+            if let Some(reason) = result.map(reason_of) {
+                self.run.worker.costs.retried(reason);
+            }
+            self.waiting = Some(Instant::now());
             tokio::time::sleep(told.unwrap_or_else(|| back_off(policy, self.retries, self.run.worker.draw()))).await;
+            self.waited();
         }
     }
 
@@ -314,6 +330,13 @@ impl<'a> Tries<'a> {
                 Source::Once(body) => body.is_some(),
                 Source::Replay(replay) => replay.can_repeat(),
             }
+    }
+
+    /// Whatever was waited for is there, or given up.
+    fn waited(&mut self) {
+        if let Some(began) = self.waiting.take() {
+            self.run.recording.waited_since(began);
+        }
     }
 
     /// Tells how the try went, once.
@@ -363,7 +386,9 @@ impl<'a> Tries<'a> {
                 Some(lease) => lease,
                 // Boxed, so that requests that need no connect do not carry the room for one.
                 None => {
+                    self.waiting = Some(Instant::now());
                     let made = Box::pin(worker.sessions.make(wanted, &worker.dialer)).await;
+                    self.waited();
                     made?
                 }
             };
@@ -378,10 +403,12 @@ impl<'a> Tries<'a> {
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sending = lease.session.send(request, Some(self.run.interim.clone()));
+            self.waiting = Some(Instant::now());
             let sent = match self.run.recording.message_reports() {
                 None => sending.await,
                 Some(reports) => counting(&mut self.run.recording, reports, sending).await,
             };
+            self.waited();
             match sent {
                 Ok(response) => return Ok(Answered { response, lease, active }),
                 Err(mut error) => {
@@ -442,6 +469,19 @@ impl<'a> Tries<'a> {
     }
 }
 
+/// What a try came to that is followed by another.
+fn reason_of(result: TryResult) -> RetryReason {
+    match result {
+        TryResult::NoConnection => RetryReason::ConnectFailure,
+        TryResult::Refused => RetryReason::Refused,
+        TryResult::Reset { .. } => RetryReason::Reset,
+        TryResult::TryTimeout => RetryReason::Timeout,
+        TryResult::Answer { status: 500.., .. } => RetryReason::ServerError,
+        TryResult::Answer { grpc_status: Some(1..), .. } => RetryReason::GrpcStatus,
+        TryResult::Answer { .. } => RetryReason::Answer,
+    }
+}
+
 fn answer_of(response: &Response<Body>, policy: Option<&RetryPolicy>) -> TryResult {
     TryResult::Answer {
         has_header: policy.is_some_and(|policy| policy.on.retriable_headers && has_header(policy, response.headers())),
@@ -482,6 +522,7 @@ fn pass_on(
         parts.headers.insert(X_ENVOY_DECORATOR_OPERATION, operation);
     }
     run.recording.answered(parts.status, &parts.headers);
+    run.recording.count_overhead();
     let mut response = Response::from_parts(parts, body);
     if to.http.changes_answers {
         let filters = to.route.first_filters.iter().chain(&to.route.filters).rev();

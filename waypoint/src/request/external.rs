@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use filters::chain::Selected;
@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use model::chain::HttpChain;
 use model::ext_authz::{BodyShown, ExtAuthz, RouteExternal};
 use model::refusal::{PolicyRule, Refusal, RefusedBy};
+use telemetry::costs::{Kept, Owner};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::limits;
@@ -130,10 +131,12 @@ impl Run {
     }
 
     async fn ask(&mut self, filter: &ExtAuthz, asking: &mut Asking<'_>, parts: &mut request::Parts) -> Result<(), Box<LocalReply>> {
+        let began = Instant::now();
         let answer = match self.show(filter, asking, parts).await? {
             true => self.answer_of(filter, (asking.of_route(filter), asking.shown.as_ref()), parts).await,
             false => Answer::Overloaded,
         };
+        self.recording.waited_since(began);
         let answer = match answer {
             Answer::Allowed(allowed) if self.change(&allowed, parts, asking.http).is_none() => Answer::Unusable,
             answer => answer,
@@ -174,7 +177,7 @@ impl Run {
         if parts.headers.contains_key(header::EXPECT) {
             self.interim.send(StatusCode::CONTINUE, &HeaderMap::new());
         }
-        let mut read = Read::of(std::mem::take(&mut asking.body));
+        let mut read = Read::of(std::mem::take(&mut asking.body), Kept::new(&self.worker.costs, Owner::Authorization));
         match read.until(wanted, &self.worker.check_bodies).await {
             Ok(()) => {
                 let (shown, body) = read.shown(wanted.bytes_max);
@@ -262,11 +265,12 @@ struct Read {
     rest: Body,
     has_ended: bool,
     kept: Option<OwnedSemaphorePermit>,
+    counted: Kept,
 }
 
 impl Read {
-    fn of(rest: Body) -> Self {
-        Self { data: BytesMut::new(), trailers: None, rest, has_ended: false, kept: None }
+    fn of(rest: Body, counted: Kept) -> Self {
+        Self { data: BytesMut::new(), trailers: None, rest, has_ended: false, kept: None, counted }
     }
 
     /// Reads on until there is enough, or nothing more.
@@ -309,18 +313,19 @@ impl Read {
             }
         }
         self.data.extend_from_slice(data);
+        self.counted.add(data.len());
         Ok(())
     }
 
     /// What is shown, and the body as it came.
     fn shown(self, bytes_max: usize) -> (Shown, Body) {
-        let Self { data, trailers, rest, has_ended, kept } = self;
+        let Self { data, trailers, rest, has_ended, kept, counted } = self;
         let ahead = data.freeze();
         let is_partial = ahead.len() > bytes_max || !has_ended;
         let shown = Shown { bytes: ahead.slice(..ahead.len().min(bytes_max)), is_partial };
         // What remains says how the body was framed, even where it is nothing.
         let is_nothing = ahead.is_empty() && trailers.is_none() && rest.is_end_stream();
-        (shown, if is_nothing { Body::empty() } else { Body::wrap(Whole { ahead, trailers, rest, kept }) })
+        (shown, if is_nothing { Body::empty() } else { Body::wrap(Whole { ahead, trailers, rest, kept, counted }) })
     }
 }
 
@@ -330,6 +335,7 @@ struct Whole {
     trailers: Option<HeaderMap>,
     rest: Body,
     kept: Option<OwnedSemaphorePermit>,
+    counted: Kept,
 }
 
 impl HttpBody for Whole {
@@ -341,6 +347,7 @@ impl HttpBody for Whole {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
         }
         self.kept = None;
+        self.counted.clear();
         if let Some(trailers) = self.trailers.take() {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
@@ -369,6 +376,8 @@ mod tests {
 
     use std::collections::VecDeque;
 
+    use telemetry::costs::WorkerCosts;
+
     use super::*;
 
     /// Frames that come at once; then the end, or silence.
@@ -389,7 +398,7 @@ mod tests {
 
     fn body(pieces: &[&'static str], ends: bool) -> Read {
         let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))).collect();
-        Read::of(Body::wrap(Frames(frames, ends)))
+        Read::of(Body::wrap(Frames(frames, ends)), Kept::new(&WorkerCosts::unread(), Owner::Authorization))
     }
 
     const fn up_to(bytes_max: usize, allows_partial: bool) -> BodyShown {
@@ -433,7 +442,7 @@ mod tests {
                 Some(data) => Frame::data(data.clone()),
                 None => Frame::trailers(trailers.clone()),
             });
-            let mut read = Read::of(Body::wrap(Frames(frames.collect(), true)));
+            let mut read = Read::of(Body::wrap(Frames(frames.collect(), true)), Kept::new(&WorkerCosts::unread(), Owner::Authorization));
             read.until(up_to(bytes_max, true), &room).await.unwrap();
             let whole = read.shown(bytes_max).1.collect().await.unwrap();
             assert_eq!(whole.trailers(), Some(&trailers), "{bytes_max}");

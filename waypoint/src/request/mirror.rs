@@ -5,7 +5,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use model::route::{Forward, Mirror, Priority};
 use model::tracing::Tracing;
 use smallvec::SmallVec;
 use telemetry::MirrorCounters;
+use telemetry::costs::{Kept, Owner};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::Run;
@@ -33,7 +33,7 @@ use crate::upstream::failure::UpstreamFailure;
 use crate::worker::Worker;
 
 /// Bytes of a body that its copy may be behind; beyond, the copy is given up and counted.
-const MIRROR_BYTES_MAX: usize = 256 * 1024;
+const MIRROR_BYTES_MAX: u64 = 256 * 1024;
 /// The longest that a copy may take when its route has no time limit.
 const MIRROR_TIME_MAX: Duration = Duration::from_secs(300);
 
@@ -57,7 +57,7 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
         let copied = if body.is_end_stream() {
             Body::empty()
         } else {
-            let (copy, copied) = copy_of(counters.clone());
+            let (copy, copied) = copy_of(counters.clone(), Kept::new(&run.worker.costs, Owner::Mirrors));
             copies.push(copy);
             Body::wrap(copied)
         };
@@ -148,20 +148,20 @@ enum Piece {
 struct Writer {
     pieces: UnboundedSender<Piece>,
     /// Bytes that were not read yet; bounds the pieces, of which none is empty.
-    ahead: Arc<AtomicUsize>,
+    ahead: Arc<Kept>,
     counters: MirrorCounters,
 }
 
 /// The reading side.
 struct Reader {
     pieces: UnboundedReceiver<Piece>,
-    ahead: Arc<AtomicUsize>,
+    ahead: Arc<Kept>,
     has_ended: bool,
 }
 
-fn copy_of(counters: MirrorCounters) -> (Writer, Reader) {
+fn copy_of(counters: MirrorCounters, counted: Kept) -> (Writer, Reader) {
     let (sender, pieces) = unbounded_channel();
-    let ahead = Arc::new(AtomicUsize::new(0));
+    let ahead = Arc::new(counted);
     (Writer { pieces: sender, ahead: Arc::clone(&ahead), counters }, Reader { pieces, ahead, has_ended: false })
 }
 
@@ -172,7 +172,8 @@ impl Writer {
             return self.pieces.send(Piece::Trailers(trailers.clone())).is_ok();
         }
         let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) else { return true };
-        if self.ahead.fetch_add(data.len(), Ordering::Relaxed).saturating_add(data.len()) > MIRROR_BYTES_MAX {
+        if self.ahead.add(data.len()) > MIRROR_BYTES_MAX {
+            self.ahead.take(data.len());
             self.counters.too_slow.inc();
             return false;
         }
@@ -227,7 +228,7 @@ impl HttpBody for Reader {
         }
         Poll::Ready(match ready!(self.pieces.poll_recv(context)) {
             Some(Piece::Data(data)) => {
-                self.ahead.fetch_sub(data.len(), Ordering::Relaxed);
+                self.ahead.take(data.len());
                 Some(Ok(Frame::data(data)))
             }
             Some(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
@@ -246,8 +247,13 @@ mod tests {
 
     use http_body_util::StreamBody;
     use prometheus::IntCounter;
+    use telemetry::costs::WorkerCosts;
 
     use super::*;
+
+    fn uncounted() -> Kept {
+        Kept::new(&WorkerCosts::unread(), Owner::Mirrors)
+    }
 
     fn counters() -> MirrorCounters {
         let counter = || IntCounter::new("c", "c").unwrap();
@@ -263,7 +269,7 @@ mod tests {
     async fn a_copy_has_the_bytes_and_trailers_of_its_request() {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "7".parse().unwrap());
-        let (copy, copied) = copy_of(counters());
+        let (copy, copied) = copy_of(counters(), uncounted());
         let frames = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Ok(Frame::trailers(trailers.clone()))];
         assert_eq!(original(frames, copy).collect().await.unwrap().to_bytes(), "ab");
         let copied = copied.collect().await.unwrap();
@@ -273,13 +279,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_copy_breaks_off_with_its_request_or_when_it_is_too_slow() {
-        let (copy, copied) = copy_of(counters());
+        let (copy, copied) = copy_of(counters(), uncounted());
         let broken = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Err(BodyError::Truncated)];
         assert!(original(broken, copy).collect().await.is_err());
         assert_eq!(copied.collect().await.err(), Some(BodyError::Abandoned));
         let counters = counters();
-        let (copy, copied) = copy_of(counters.clone());
-        let chunk = || Ok(Frame::data(Bytes::from(vec![7; MIRROR_BYTES_MAX / 2 + 1])));
+        let (copy, copied) = copy_of(counters.clone(), uncounted());
+        let chunk = || Ok(Frame::data(Bytes::from(vec![7; usize::try_from(MIRROR_BYTES_MAX / 2).unwrap() + 1])));
         assert!(original(vec![chunk(), chunk(), chunk()], copy).collect().await.is_ok());
         assert_eq!((copied.collect().await.err(), counters.too_slow.get()), (Some(BodyError::Abandoned), 1));
     }

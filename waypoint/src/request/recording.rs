@@ -52,6 +52,18 @@ impl Recording {
         self.record.as_mut().expect("a recording is used only before it is finished")
     }
 
+    /// Others were waited for since then.
+    pub(super) fn waited_since(&mut self, began: Instant) {
+        self.record().waited += began.elapsed();
+    }
+
+    /// The head of an endpoint's answer is on its way: what that took here.
+    pub(super) fn count_overhead(&mut self) {
+        let record = self.record();
+        let took = record.stream.start.elapsed().saturating_sub(record.waited);
+        self.worker.costs.overhead(took);
+    }
+
     /// Where it is sent, and for which service.
     pub(super) fn note_cluster(&mut self, name: &Arc<str>, entry: Option<&ClusterEntry>) {
         let stream = &mut self.record().stream;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
+use telemetry::costs::Kept;
 
 use crate::http::body::{Body, BodyError};
 
@@ -21,6 +22,7 @@ struct Source {
     body: Body,
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    counted: Kept,
     trailers: Option<HeaderMap>,
     has_ended: bool,
     is_too_large: bool,
@@ -33,13 +35,14 @@ struct Source {
 pub struct Replay(Arc<Mutex<Source>>);
 
 impl Replay {
-    /// Of the client's body.
+    /// Of the client's body; what is kept of it is counted.
     #[must_use]
-    pub fn new(body: Body) -> Self {
+    pub fn new(body: Body, counted: Kept) -> Self {
         Self(Arc::new(Mutex::new(Source {
             body,
             kept: Vec::new(),
             kept_bytes: 0,
+            counted,
             trailers: None,
             has_ended: false,
             is_too_large: false,
@@ -146,8 +149,10 @@ impl Source {
         if self.kept_bytes > REPLAY_BYTES_MAX {
             self.is_too_large = true;
             self.kept = Vec::new();
+            self.counted.clear();
         } else {
             self.kept.push(data.clone());
+            self.counted.add(data.len());
         }
     }
 }
@@ -158,13 +163,19 @@ mod tests {
 
     use http_body_util::{BodyExt, StreamBody};
 
+    use telemetry::costs::{Owner, WorkerCosts};
+
     use super::*;
+
+    fn kept(body: Body) -> Replay {
+        Replay::new(body, Kept::new(&WorkerCosts::unread(), Owner::Replay))
+    }
 
     fn replay(chunks: &[&'static [u8]], trailers: Option<HeaderMap>) -> Replay {
         let mut frames: Vec<Result<Frame<Bytes>, BodyError>> =
             chunks.iter().map(|chunk| Ok(Frame::data(Bytes::from_static(chunk)))).collect();
         frames.extend(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
-        Replay::new(Body::wrap(StreamBody::new(futures_util::stream::iter(frames))))
+        kept(Body::wrap(StreamBody::new(futures_util::stream::iter(frames))))
     }
 
     #[tokio::test]
@@ -204,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_fails_fails_the_try() {
         let failing = StreamBody::new(futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"a"))), Err(BodyError::Truncated)]));
-        let replay = Replay::new(Body::wrap(failing));
+        let replay = kept(Body::wrap(failing));
         assert_eq!(replay.body().collect().await.err(), Some(BodyError::Truncated));
     }
 }

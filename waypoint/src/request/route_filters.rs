@@ -60,7 +60,9 @@ impl Run {
                         self.note_destination(route);
                     }
                     self.recording.record().stream.flags.insert(ResponseFlag::DelayInjected);
+                    let began = Instant::now();
                     tokio::time::sleep(delay).await;
+                    self.recording.waited_since(began);
                 }
                 injected.abort.map(LocalReply::fault)
             }

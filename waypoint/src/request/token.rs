@@ -3,7 +3,7 @@
 //! Invariant: a header that only a verified token may set is never what the client sent.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use filters::jwt::{Fetched, Known, TokenProblem, Unmet, authenticate, without_parameter};
 use http::header::WWW_AUTHENTICATE;
@@ -45,10 +45,12 @@ impl Run {
                 Ok(said) => return said,
                 Err(remote) => {
                     let set = published.key_sets.get(&remote);
+                    let began = Instant::now();
                     let fetched = match (set, self.worker.key_waits.try_acquire()) {
                         (Some(set), Ok(_permit)) => set.wait().await,
                         _ => Fetched::Failed,
                     };
+                    self.recording.waited_since(began);
                     // Each is waited for once, so that this ends.
                     waited.push((remote, fetched));
                 }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -138,7 +138,11 @@ pub async fn dial(to: &Destination<'_>, dialer: &Dialer, timeout: Duration) -> R
     let server_name = server_name(tls, to)?;
     let connected = async {
         let carrier = introduced(to, dialer).await?;
+        let began = Instant::now();
         let stream = TlsConnector::from(config).connect(server_name, carrier).await;
+        if stream.is_ok() {
+            dialer.pool.observer().tls_established(began.elapsed());
+        }
         stream.map(|stream| UpstreamIo::Tls(Box::new(stream))).map_err(|error| ConnectFailure { reason: describe_tls(&error).into() })
     };
     pingora_timeout::timeout(timeout, connected).await.map_err(|_| timed_out())?
@@ -171,7 +175,9 @@ async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, Conn
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
         }
         EndpointAddress::Plain(address) => {
+            let began = Instant::now();
             let stream = TcpStream::connect(address).await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
+            dialer.pool.observer().tcp_connected(began.elapsed());
             // Options that a socket may lack without harm.
             let _ = stream.set_nodelay(true);
             let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&probes(to.keepalive));
