@@ -1,16 +1,17 @@
 //! The PROXY protocol towards applications: who the client is comes first, and no connection serves two clients.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use http::StatusCode;
 use serde_json::json;
+use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::exchange_raw;
 use tests::scenario::{DB, DB_CHAIN, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, Scenario};
-use tests::workload::App;
+use tests::workload::{App, Workload};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -100,6 +101,56 @@ async fn a_client_is_told_in_text_and_its_connection_serves_no_other_client() ->
     assert_ne!(words[0][2], words[1][2], "two clients, two addresses");
     assert_eq!((&words[0], &words[1]), (&words[2], &words[3]));
     assert_eq!(connections.load(Ordering::Relaxed), 2, "one client's requests share a connection");
+    Ok(())
+}
+
+/// Lets an application that does not know it be spoken to by it: notes each header, and passes on what follows.
+async fn in_front(mesh: &Mesh, application: SocketAddr) -> Result<Arc<Mutex<Vec<String>>>> {
+    let listener = TcpListener::bind(SocketAddr::new(mesh.net.pod(7, 1).into(), PRIVILEGED_PORT_SHIFT + 80)).await?;
+    let headers = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&headers);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let noted = Arc::clone(&noted);
+            tokio::spawn(async move {
+                let (mut stream, mut header) = (BufStream::new(stream), String::new());
+                stream.read_line(&mut header).await?;
+                noted.lock().unwrap_or_else(PoisonError::into_inner).push(header);
+                tokio::io::copy_bidirectional(&mut stream, &mut TcpStream::connect(application).await?).await
+            });
+        }
+    });
+    Ok(headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_one_client_share_an_http2_connection_within_the_limit_as_in_envoy() -> Result<()> {
+    let builder = Mesh::builder("01-plain")?.edit(|scenario| {
+        speak(scenario, LEGACY_CHAIN, "V1")?;
+        let cluster = scenario.resource(Kind::Cluster, LEGACY_CHAIN)?;
+        cluster["circuit_breakers"]["thresholds"][0]["max_connections"] = 1.into();
+        cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }});
+        Ok(())
+    })?;
+    let mesh = builder.proxy_config("concurrency", 1.into()).start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let app = Workload::plain("legacy", SocketAddr::new(mesh.net.pod(7, 2).into(), PRIVILEGED_PORT_SHIFT), App::Http).await?;
+    let headers = in_front(&mesh, app.address()).await?;
+    for proxy in [mesh.hbone(), envoy.hbone()] {
+        headers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let (one, other) = (mesh.peer("frontend-0")?.connect(proxy).await?, mesh.peer("batch-0")?.connect(proxy).await?);
+        for connection in [&one, &other] {
+            // One after the other, then at once.
+            assert_eq!(connection.get(LEGACY, "/").await?.status, StatusCode::OK, "{proxy}");
+            let answers = futures_util::future::join_all((0..5).map(|_| connection.get(LEGACY, "/delay/100"))).await;
+            answers.into_iter().try_for_each(|answer| answer.map(|answer| assert_eq!(answer.status, StatusCode::OK, "{proxy}")))?;
+        }
+        let headers = headers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert!(headers.len() == 2 && headers[0] != headers[1], "{proxy}: a client has one connection, and one of its own: {headers:?}");
+    }
     Ok(())
 }
 

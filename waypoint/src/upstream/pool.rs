@@ -34,6 +34,8 @@ use crate::tls::originate::Inside;
 pub const IDLE_SESSIONS_MAX: usize = 1024;
 /// Endpoints with a shared HTTP/2 session before those that have ended are swept out.
 const SHARED_SWEEP_AT: usize = 256;
+/// Clients with HTTP/2 sessions of their own, where applications are told who the client is; beyond, the one that asked longest ago loses its.
+const CLIENTS_SHARED_MAX: usize = 1024;
 /// HTTP/2 sessions to one endpoint of a cluster; beyond, requests wait for the peer's stream limit.
 const SHARED_PER_ENDPOINT_MAX: usize = 8;
 /// The same where a cluster limits the streams of a connection; beyond, the first carries more.
@@ -73,6 +75,8 @@ struct Open {
     session: ClientSession,
     local_address: Option<SocketAddr>,
     used: Used,
+    /// When a request last took it.
+    taken: Instant,
 }
 
 type Shared = Arc<tokio::sync::Mutex<Vec<Open>>>;
@@ -241,6 +245,7 @@ fn usable(open: &mut Vec<Open>, key: &Key, rules: &ConnectionUse) -> Option<Leas
 
 fn share(open: &mut Open, key: &Key) -> Option<Lease> {
     open.used.requests = open.used.requests.saturating_add(1);
+    open.taken = Instant::now();
     Some(Lease {
         session: open.session.share()?,
         key: key.clone(),
@@ -324,24 +329,31 @@ impl SessionPool {
         // One connect at a time for an endpoint; whoever waited finds the session.
         // Nobody waits in a line of connects to an endpoint that is gone: as if the wait were their own connect.
         let timeout = wanted.cluster.cluster.connect_timeout;
-        let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
-        if let Some(lease) = usable(&mut held, &key, &wanted.cluster.cluster.connections) {
-            return Ok(lease);
-        }
-        let counted = line.as_ref().and_then(|line| line.connection(&wanted));
-        if line.is_some() && counted.is_none() {
-            // No further connection may be made: this one waits for the peer's stream limit.
+        let (mut held, counted) = loop {
+            let mut held = pingora_timeout::timeout(timeout, slot.lock()).await.map_err(|_elapsed| timed_out())?;
+            if let Some(lease) = usable(&mut held, &key, &wanted.cluster.cluster.connections) {
+                return Ok(lease);
+            }
+            let Some(line) = &line else { break (held, None) };
+            if let Some(counted) = line.connection(&wanted) {
+                break (held, Some(counted));
+            }
+            // No further connection may be made: this one waits for the peer's stream limit, or until one that takes no more has ended.
             if let Some(lease) = held.first_mut().and_then(|open| share(open, &key)) {
                 return Ok(lease);
             }
-        }
+            drop(held);
+            line.freed.notified().await;
+        };
         let (session, local_address) = self.connect(wanted, dialer, counted).await?;
         let used = Used { requests: 1, ..Used::now() };
-        if key.proxied.is_none() {
-            held.extend(session.share().map(|session| Open { session, local_address, used }));
-        }
+        held.extend(session.share().map(|session| Open { session, local_address, used, taken: used.since }));
         drop(held);
-        self.sweep();
+        if let Some(line) = line {
+            // It is there for all who wait.
+            line.freed.notify_waiters();
+        }
+        self.sweep(&slot);
         Ok(Lease { session, key, is_reused: false, local_address, used, is_last: false, line: None })
     }
 
@@ -450,11 +462,20 @@ impl SessionPool {
         Ok(session)
     }
 
-    /// Forgets HTTP/2 sessions that have ended.
-    fn sweep(&self) {
+    /// Forgets HTTP/2 sessions that have ended, and of those that serve one client only the ones that were not taken for longest: nobody
+    /// says when a client has gone. What is forgotten ends after its last request.
+    fn sweep(&self, newest: &Shared) {
         let mut shared = self.shared.lock();
         if shared.len() >= SHARED_SWEEP_AT {
             shared.retain(|_, slot| slot.try_lock().map_or(true, |held| held.iter().any(|open| open.session.is_open())));
+        }
+        let of_one_client = |key: &Key| key.proxied.is_some();
+        while shared.keys().filter(|key| of_one_client(key)).count() > CLIENTS_SHARED_MAX {
+            let taken = |slot: &Shared| slot.try_lock().ok().and_then(|held| held.iter().map(|open| open.taken).max());
+            let known = shared.iter().filter(|(key, slot)| of_one_client(key) && !Arc::ptr_eq(slot, newest));
+            let Some(oldest) = known.filter_map(|(key, slot)| Some((taken(slot)?, key))).min_by_key(|(taken, _)| *taken) else { return };
+            let oldest = oldest.1.clone();
+            shared.remove(&oldest);
         }
     }
 }
