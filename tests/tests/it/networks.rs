@@ -62,6 +62,26 @@ async fn a_service_in_another_network_is_reached_through_its_gateway() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_through_a_gateway_serves_no_other_service_behind_it() -> Result<()> {
+    let builder = Mesh::builder("01-plain")?;
+    let at = SocketAddr::new(builder.net().pod(200, 1).into(), 15008);
+    let builder = builder.edit(|scenario| behind(scenario, WEB_CHAIN, at, "web.shop.svc.cluster.local"))?;
+    let mut mesh = builder.proxy_config("concurrency", 1.into()).start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let _gateway = gateway(&mesh, at, mesh.net.pod(1, 1).into()).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    for service in ["web.shop.svc.cluster.local", "web.global.example.com"] {
+        mesh.push_accepted(|scenario| behind(scenario, WEB_CHAIN, at, service)).await?;
+        for _ in 0..2 {
+            assert_eq!(connection.get(WEB, "/remote").await?.status, StatusCode::OK);
+        }
+    }
+    let asked: Vec<_> = web.record().connects().into_iter().map(|connect| connect.authority).collect();
+    assert_eq!(asked, ["web.shop.svc.cluster.local", "web.global.example.com"].map(|service| format!("{service}:{REMOTE_PORT}")));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_fails_is_named_and_its_pod_s_refusal_too() -> Result<()> {
     let builder = Mesh::builder("01-plain")?;
     let at = SocketAddr::new(builder.net().pod(200, 1).into(), 15008);

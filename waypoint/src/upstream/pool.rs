@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Instant;
 
+use model::authority::Authority;
 use model::cluster::ConnectionUse;
 use model::endpoint::{Endpoint, EndpointAddress};
 use model::route::Priority;
@@ -46,6 +47,8 @@ const LIMITED_PER_ENDPOINT_MAX: usize = 1024;
 struct Key {
     cluster: Arc<str>,
     endpoint: EndpointAddress,
+    /// Behind a gateway of another network: what is asked for there. One gateway leads to many services.
+    remote: Option<Authority>,
     transport: Transport,
     /// Where the transport or the endpoint depends on it.
     host: Option<Box<str>>,
@@ -226,6 +229,7 @@ impl<'a> Wanted<'a> {
         Key {
             cluster: Arc::clone(&self.cluster.cluster.name),
             endpoint: self.endpoint.address,
+            remote: self.endpoint.remote.clone(),
             transport: self.transport().clone(),
             host: self.host().map(Into::into),
             proxied: self.proxied(),
