@@ -23,6 +23,8 @@ pub enum Entry {
     Addresses(Vec<IpAddr>, u32),
     /// SERVFAIL.
     Failure,
+    /// Nothing at all.
+    Silence,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +115,7 @@ fn answer(state: &Mutex<State>, query: &[u8]) -> Option<Vec<u8>> {
     let (code, addresses, seconds) = match state.entries.get(&name) {
         None => (3, Vec::new(), 0),
         Some(Entry::Failure) => (2, Vec::new(), 0),
+        Some(Entry::Silence) => return None,
         Some(Entry::Addresses(addresses, seconds)) => {
             let is_wanted = |one: &&IpAddr| (kind == TYPE_A && one.is_ipv4()) || (kind == TYPE_AAAA && one.is_ipv6());
             (0, addresses.iter().filter(is_wanted).copied().collect(), *seconds)

@@ -9,6 +9,7 @@ mod edits;
 mod external;
 mod limits;
 mod mirror;
+mod named_host;
 mod recording;
 mod replay;
 mod reply;

@@ -205,7 +205,8 @@ async fn named_host(
         record.stream.termination_details = Some("server_name_not_of_service".into());
         return Err(StatusCode::NOT_FOUND);
     }
-    let found = balance::host_of(cluster, Some(&format!("{name}:{port}"))).await;
+    // Boxed: connections to other clusters carry no room for it.
+    let found = Box::pin(balance::host_of(cluster, Some(&format!("{name}:{port}")))).await;
     found.map_err(|none| {
         let failure = UpstreamFailure::from(none);
         failure.flag().into_iter().for_each(|flag| record.stream.flags.insert(flag));

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tests::dns::{Entry, NameServer};
+use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Answer, Connection, client_hello, exchange_raw, full, plain_get};
 use tests::pki::Pki;
-use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder};
+use tests::process::Lines;
+use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder, Scenario};
 use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
@@ -23,6 +25,36 @@ const PORT: u16 = 8080;
 const DNS_PORT: u16 = 5353;
 const ADMIN_PORT: u16 = 15000;
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sets fields of the DNS cache, in the cluster and in the filter, which Envoy wants to be the same.
+fn set_cache(scenario: &mut Scenario, values: &Value) -> Result<()> {
+    fn edit(value: &mut Value, values: &Value) {
+        match value {
+            Value::Array(items) => items.iter_mut().for_each(|item| edit(item, values)),
+            Value::Object(fields) => {
+                if let Some(cache) = fields.get_mut("dns_cache_config") {
+                    values.as_object().into_iter().flatten().for_each(|(name, value)| cache[name] = value.clone());
+                }
+                fields.values_mut().for_each(|field| edit(field, values));
+            }
+            _ => {}
+        }
+    }
+    edit(scenario.resource(Kind::Cluster, WILD_CHAIN)?, values);
+    edit(scenario.chain(WILD_CHAIN)?, values);
+    Ok(())
+}
+
+/// Envoy beside a mesh, which asks the test's name server.
+async fn envoy(mesh: &Mesh, names: &NameServer) -> Result<Envoy> {
+    let address = names.address();
+    let resolver = json!({"typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [{"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}}],
+        "dns_resolver_options": {"no_default_search_domain": true},
+    }}});
+    Envoy::beside(mesh).edit(|scenario| set_cache(scenario, &resolver))?.start().await
+}
 
 /// The recorded wildcard, for requests that name a port, too; a test answers for its names.
 async fn wild(cache: Value) -> Result<(MeshBuilder, NameServer)> {
@@ -39,10 +71,7 @@ async fn wild(cache: Value) -> Result<(MeshBuilder, NameServer)> {
                 "response_code_details": "%RESPONSE_CODE_DETAILS%",
             }},
         }}]);
-        let config = &mut scenario.resource(Kind::Cluster, WILD_CHAIN)?["cluster_type"]["typed_config"]["dns_cache_config"];
-        for (field, value) in cache.as_object().into_iter().flatten() {
-            config[field] = value.clone();
-        }
+        set_cache(scenario, &cache)?;
         Ok(())
     })?;
     let names = NameServer::start(SocketAddr::new(builder.net().pod(0, 53).into(), DNS_PORT)).await?;
@@ -111,6 +140,91 @@ async fn a_host_that_cannot_be_looked_up_is_refused_by_name_and_tried_again() ->
     names.set(ONE, Entry::Addresses(vec![first], 60));
     until("an answer", DEADLINE, async || {
         let status = get(&connection, ONE).await?.status;
+        Ok(if status == StatusCode::OK { Look::Done(()) } else { Look::NotYet(status.to_string()) })
+    })
+    .await
+}
+
+/// The line of a request for a host.
+async fn line_of(output: &Lines, host: &str) -> Result<Value> {
+    until(&format!("the line of {host}"), DEADLINE, async || {
+        let lines = output.all();
+        let mut read = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = read.find(|line| line["authority"] == format!("{host}:{PORT}"));
+        Ok(found.map_or_else(|| Look::NotYet(lines.join("\n")), Look::Done))
+    })
+    .await
+}
+
+/// Which limit the host of a request stands for; none of the name servers answers in time.
+const WAITS: [(&str, &str); 5] = [
+    ("route.wild.example.com", r#"{"timeout": "0.3s"}"#),
+    ("try.wild.example.com", r#"{"timeout": "0s", "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s"}}"#),
+    ("stream.wild.example.com", r#"{"timeout": "0s", "max_stream_duration": {"max_stream_duration": "0.3s"}}"#),
+    ("idle.wild.example.com", r#"{"timeout": "0s", "idle_timeout": "0.3s"}"#),
+    ("failure.wild.example.com", r#"{"timeout": "0s"}"#),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_for_a_name_server_ends_as_in_envoy() -> Result<()> {
+    let (builder, names) = wild(json!({"dns_query_timeout": "1s"})).await?;
+    let builder = builder.edit(|scenario| {
+        let routes = WAITS.map(|(host, limits)| {
+            let mut action: Value = serde_json::from_str(limits)?;
+            action["cluster"] = WILD_CHAIN.into();
+            let is_host = json!([{"name": ":authority", "string_match": {"prefix": host}}]);
+            Ok(json!({"name": host, "match": {"prefix": "/", "headers": is_host}, "route": action}))
+        });
+        scenario.add_routes(WILD_CHAIN, routes.into_iter().collect::<Result<_>>()?)
+    })?;
+    let mesh = builder.start().await?;
+    let envoy = envoy(&mesh, &names).await?;
+    WAITS.iter().for_each(|(host, _)| names.set(host, Entry::Silence));
+    names.set("failure.wild.example.com", Entry::Failure);
+    let mut ours = Vec::new();
+    for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+        let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+        for (at, (host, _)) in WAITS.iter().enumerate() {
+            let answer = get(&connection, host).await?;
+            let mut line = line_of(output, host).await?;
+            if *host == "failure.wild.example.com" {
+                // What a name server's failure is called is each resolver's own.
+                let details = line["response_code_details"].as_str().and_then(|details| details.split_once('{')).context("no reason")?;
+                line["response_code_details"] = details.0.into();
+            }
+            let seen = (answer.status, answer.text(), line);
+            if proxy == mesh.hbone() {
+                ours.push(seen);
+            } else {
+                assert_eq!(ours[at], seen, "{host}");
+            }
+        }
+    }
+    let ends: Vec<_> = ours.iter().map(|(_, _, line)| line["response_code_details"].as_str().unwrap_or_default()).collect();
+    let timeout = "dns_resolution_failure{resolve_timeout}";
+    assert_eq!(ends[..4], [timeout, timeout, "max_duration_timeout", "stream_idle_timeout"], "limits of the route begin when it is known");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_waits_for_no_name_server() -> Result<()> {
+    let (builder, names) = wild(json!({"dns_query_timeout": "60s", "dns_cache_circuit_breaker": {"max_pending_requests": 1}})).await?;
+    let mesh = builder.start().await?;
+    names.set(ONE, Entry::Silence);
+    let (connection, (_two, second)) = (mesh.connect("frontend-0").await?, app(&mesh, 2).await?);
+    let waiting = tokio::spawn({
+        let connection = connection.clone();
+        async move { get(&connection, ONE).await }
+    });
+    until("a question", DEADLINE, async || Ok(if names.questions(ONE) > 0 { Look::Done(()) } else { Look::NotYet(String::new()) })).await?;
+    names.set(TWO, Entry::Addresses(vec![second], 60));
+    assert_eq!(get(&connection, TWO).await?.text(), "Dynamic forward proxy pending request overflow");
+    waiting.abort();
+    let line = line_of(mesh.waypoint.output_lines(), ONE).await?;
+    assert_eq!((&line["response_flags"], &line["response_code_details"]), (&json!("DC"), &json!("downstream_remote_disconnect")));
+    // The line may come before what the request held is gone.
+    until("its place is free", DEADLINE, async || {
+        let status = get(&connection, TWO).await?.status;
         Ok(if status == StatusCode::OK { Look::Done(()) } else { Look::NotYet(status.to_string()) })
     })
     .await

@@ -25,6 +25,7 @@ use tokio::time::Interval;
 use super::edits;
 use super::limits::{self, Activity, Expired, Expiry};
 use super::mirror;
+use super::named_host::known_host;
 use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
@@ -75,15 +76,9 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         return Ok(run.reply(LocalReply::no_path()));
     }
     let is_http1 = parts.version != Version::HTTP_2;
-    let authority = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
-    let began = cluster.by_host.is_some().then(Instant::now);
-    let known_host = balance::host_of(&cluster, authority).await;
-    if let Some(began) = began {
-        run.recording.waited_since(began);
-    }
-    let known_host = match known_host {
+    let known_host = match known_host(&mut run, (&parts, body.is_end_stream()), to, &cluster).await {
         Ok(known_host) => known_host,
-        Err(none) => return Ok(fail(run, &none.into(), to, false)),
+        Err(failure) => return Ok(fail(run, &failure, to, false)),
     };
     let limits = limits_told(&mut run, &mut parts, to);
     let tells = !to.http.options.suppresses_envoy_headers;
@@ -163,12 +158,18 @@ fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> Ti
     timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, per_try, grpc)
 }
 
+/// The limits of a request as they are now.
+pub(super) fn limits_left(run: &mut Run, parts: &request::Parts, to: &Forwarding<'_>) -> TimeLimits {
+    let record = run.recording.record();
+    let limits = time_limits(parts, to, record.is_grpc);
+    // It began with the request, whatever was asked of others since.
+    TimeLimits { stream: limits.stream.map(|limit| limit.saturating_sub(record.stream.start.elapsed())), ..limits }
+}
+
 /// The limits of a request, of which the upstream is told what concerns it.
 fn limits_told(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>) -> TimeLimits {
     let is_grpc = run.recording.record().is_grpc;
-    let mut limits = time_limits(parts, to, is_grpc);
-    // It began with the request, whatever was asked of others since.
-    limits.stream = limits.stream.map(|limit| limit.saturating_sub(run.recording.record().stream.start.elapsed()));
+    let mut limits = limits_left(run, parts, to);
     tell_limits(&mut parts.headers, &limits, (Duration::ZERO, !to.http.options.suppresses_envoy_headers));
     if is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
         // Lines and spans have what the upstream is told.

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use telemetry::MirrorCounters;
 use telemetry::costs::{Kept, Owner};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
 
 use super::Run;
 use crate::call::{self, verdict_of};
@@ -108,11 +109,12 @@ struct Copy {
 impl Copy {
     /// Sends it and reads the answer to its end. Nobody waits for it, but the endpoint is judged by it (Envoy).
     async fn send(&self, request: Request<Body>, limit: Duration) {
+        let deadline = Instant::now() + limit;
         let authority = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let Ok(host) = balance::host_of(&self.cluster, authority).await else { return };
+        let Ok(Ok(host)) = timeout_at(deadline, balance::host_of(&self.cluster, authority)).await else { return };
         let wish = Wish { host: host.as_deref(), ..Wish::default() };
         let Some(entry) = balance::choose(&self.cluster, &wish, || self.worker.draw()) else { return };
-        let verdict = match tokio::time::timeout(limit, self.exchange(request, &entry)).await {
+        let verdict = match timeout_at(deadline, self.exchange(request, &entry)).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(Overflow)) => return self.counters.overflow.inc(),
             Err(_elapsed) => Verdict::TimedOut,

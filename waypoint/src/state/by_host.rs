@@ -168,7 +168,7 @@ impl HostTable {
         let answered = found.wait_for(|found| !matches!(found, Found::NotYet));
         // The sender is the host's own, so that it outlives the wait.
         let has_answer = tokio::time::timeout(self.rules.lookup_timeout + WAIT_SLACK, answered).await.is_ok();
-        let answer = host.answer().filter(|_| has_answer).unwrap_or(Err(NoHost::Unresolved("timeout".into())));
+        let answer = host.answer().filter(|_| has_answer).unwrap_or(Err(NoHost::Unresolved("resolve_timeout".into())));
         answer.map(|()| host)
     }
 
@@ -367,7 +367,7 @@ mod tests {
         });
         table.wanted().await;
         assert_eq!(host_of(&table, "b.example.com").await, Err(NoHost::TooManyWaiting));
-        assert_eq!(first.await.unwrap(), Err(NoHost::Unresolved("timeout".into())));
+        assert_eq!(first.await.unwrap(), Err(NoHost::Unresolved("resolve_timeout".into())));
         assert_eq!(host_of(&table, "not a host").await, Err(NoHost::Unresolved("no_host".into())));
         assert_eq!(host_of(&table, "192.0.2.7:8443").await.unwrap(), "192.0.2.7:8443", "an address needs no lookup");
     }

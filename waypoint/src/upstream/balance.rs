@@ -43,8 +43,7 @@ pub struct Wish<'a> {
 pub async fn host_of(cluster: &ServedCluster, authority: Option<&str>) -> Result<Option<Arc<KnownHost>>, NoHost> {
     match &cluster.by_host {
         None => Ok(None),
-        // Boxed: requests to other clusters carry no room for it.
-        Some(table) => Box::pin(table.host(authority.unwrap_or_default())).await.map(Some),
+        Some(table) => table.host(authority.unwrap_or_default()).await.map(Some),
     }
 }
 

@@ -300,7 +300,7 @@ async fn look_up(table: &HostTable, host: &KnownHost, resolver: &Resolver) -> Op
             None
         }
         Err(_elapsed) => {
-            host.failed("timeout".into());
+            host.failed("resolve_timeout".into());
             None
         }
     }
