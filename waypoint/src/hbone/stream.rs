@@ -1,4 +1,4 @@
-//! One CONNECT stream as a byte stream.
+//! An HTTP/2 stream as a byte stream ([`ByteStream`]), and a tunnel, which is one ([`HboneStream`]).
 //!
 //! Not for: opening or answering CONNECTs.
 //!
@@ -62,15 +62,22 @@ impl Drop for StreamLease {
     }
 }
 
-/// A tunnel. `AsyncRead` and `AsyncWrite` are cancel safe in tokio's sense; small writes wait for a flush.
+/// What follows the heads of a CONNECT and its answer. `AsyncRead` and `AsyncWrite` are cancel safe in tokio's sense;
+/// small writes wait for a flush.
 #[derive(Debug)]
-pub struct HboneStream {
+pub struct ByteStream {
     send: SendStream<Bytes>,
     recv: RecvStream,
     unread: Bytes,
     gathered: BytesMut,
     read_ended: bool,
     end_sent: bool,
+}
+
+/// A tunnel: a [`ByteStream`], and what carries it.
+#[derive(Debug)]
+pub struct HboneStream {
+    bytes: ByteStream,
     connection: Arc<ConnectionFacts>,
     headers: HeaderMap,
     _lease: Option<StreamLease>,
@@ -78,17 +85,7 @@ pub struct HboneStream {
 
 impl HboneStream {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, connection: Arc<ConnectionFacts>) -> Self {
-        Self {
-            send,
-            recv,
-            unread: Bytes::new(),
-            gathered: BytesMut::new(),
-            read_ended: false,
-            end_sent: false,
-            connection,
-            headers: HeaderMap::new(),
-            _lease: None,
-        }
+        Self { bytes: ByteStream::new(send, recv), connection, headers: HeaderMap::new(), _lease: None }
     }
 
     pub(super) fn with_answer(mut self, headers: HeaderMap, lease: StreamLease) -> Self {
@@ -107,6 +104,68 @@ impl HboneStream {
     #[must_use]
     pub fn answer_headers(&self) -> &HeaderMap {
         &self.headers
+    }
+
+    /// As [`ByteStream::unread`].
+    pub fn unread(&mut self, bytes: Bytes) {
+        self.bytes.unread(bytes);
+    }
+
+    /// As [`ByteStream::poll_read_chunk`].
+    ///
+    /// # Errors
+    /// As reading.
+    pub fn poll_read_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        self.bytes.poll_read_chunk(cx)
+    }
+
+    /// As [`ByteStream::poll_write_chunk`].
+    ///
+    /// # Errors
+    /// As writing.
+    pub fn poll_write_chunk(&mut self, cx: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<()>> {
+        self.bytes.poll_write_chunk(cx, bytes)
+    }
+
+    /// As [`ByteStream::reset`].
+    pub fn reset(self, reason: Reason) {
+        self.bytes.reset(reason);
+    }
+}
+
+impl AsyncRead for HboneStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().bytes).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for HboneStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().bytes).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().bytes).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.bytes.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().bytes).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().bytes).poll_shutdown(cx)
+    }
+}
+
+impl ByteStream {
+    /// Of both halves of a stream whose heads have passed.
+    #[must_use]
+    pub fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self { send, recv, unread: Bytes::new(), gathered: BytesMut::new(), read_ended: false, end_sent: false }
     }
 
     /// Gives bytes back, to be read again before all others: for whoever had to look to know whose they are.
@@ -145,7 +204,7 @@ impl HboneStream {
         Poll::Ready(self.send(cx, chunk, false))
     }
 
-    /// Ends the tunnel at once, both ways, as an error to the peer. What was not sent yet is lost.
+    /// Ends the stream at once, both ways, as an error to the peer. What was not sent yet is lost.
     pub fn reset(mut self, reason: Reason) {
         self.end_sent = true;
         self.send.send_reset(reason);
@@ -238,7 +297,7 @@ fn stream_error(error: h2::Error) -> io::Error {
     io::Error::new(kind, error)
 }
 
-impl AsyncRead for HboneStream {
+impl AsyncRead for ByteStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if buffer.remaining() == 0 {
@@ -252,7 +311,7 @@ impl AsyncRead for HboneStream {
     }
 }
 
-impl AsyncWrite for HboneStream {
+impl AsyncWrite for ByteStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.end_sent {
