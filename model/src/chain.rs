@@ -19,6 +19,7 @@ use crate::route_table::RouteTable;
 use crate::timeout::ChainTimeouts;
 use crate::tracing::Tracing;
 use crate::turns::Turns;
+use crate::upgrade::Upgrades;
 
 /// A filter that decides about a request, in the chain's order.
 #[derive(Clone, Debug)]
@@ -75,8 +76,10 @@ pub struct HttpOptions {
     pub merge_slashes: bool,
     /// `UNESCAPE_AND_FORWARD` of `%2F` and `%5C`.
     pub unescape_slashes: bool,
-    /// Whether WebSocket upgrades pass.
-    pub websocket: bool,
+    /// What it says of upgrades.
+    pub upgrades: Upgrades,
+    /// Whether clients may ask for them over HTTP/2, by an extended CONNECT (`allow_connect`).
+    pub extended_connect: bool,
     /// Make an `x-request-id` if there is none.
     pub generate_request_id: bool,
     /// Accept HTTP/1.0.

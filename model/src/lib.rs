@@ -30,6 +30,7 @@ pub mod hash;
 pub mod cors;
 pub mod ext_authz;
 pub mod rate_limit;
+pub mod upgrade;
 pub mod route;
 pub mod route_table;
 pub mod rbac;

@@ -21,6 +21,7 @@ use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
 use crate::timeout::RouteTimeouts;
 use crate::turns::Turns;
+use crate::upgrade::Upgrades;
 
 /// How a path is matched. Paths are matched without their query.
 #[derive(Clone, Debug)]
@@ -137,6 +138,8 @@ pub struct Forward {
     pub priority: Priority,
     /// What is hashed, for clusters that choose by it.
     pub hash: Vec<HashPolicy>,
+    /// What it says of upgrades, before its chain.
+    pub upgrades: Upgrades,
 }
 
 /// An answer made here.

@@ -59,6 +59,8 @@ pub const EMPTY: &str = "10.96.1.8:80";
 
 /// The chain and the cluster of `web`.
 pub const WEB_CHAIN: &str = "inbound-vip|80|http|web.shop.svc.cluster.local";
+/// Those of `ratings`.
+pub const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
 /// Those of `reviews`.
 pub const REVIEWS_CHAIN: &str = "inbound-vip|9080|http|reviews.shop.svc.cluster.local";
 /// Those of `db`.

@@ -2,7 +2,7 @@
 //!
 //! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/cut` ends in the middle of a body, `/reset` before the
 //! answer, `/fail/N/COUNT[/DELAYms][/…]` answers N to the first COUNT requests of that path, after the delay (where N is `connection`, it
-//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101 and echoes what follows; everything
+//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101, or 200 to an extended CONNECT, and echoes what follows; everything
 //! else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's get `grpc-status: 0`
 //! in trailers. A request body is read to its end before the answer; `x-answer-with: NAME=VALUE` adds a header to that.
 //!
@@ -407,7 +407,7 @@ async fn serve_http(record: Arc<Record>, mut stream: impl AsyncRead + AsyncWrite
     let shared = Arc::clone(&record);
     let service = service_fn(move |request| answer(Arc::clone(&shared), request));
     if is_http2 {
-        http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await?;
+        http2::Builder::new(TokioExecutor::new()).enable_connect_protocol().serve_connection(stream, service).await?;
         return Ok(());
     }
     let mut serving = pin!(http1::Builder::new().half_close(true).serve_connection(stream, service).with_upgrades());
@@ -485,9 +485,10 @@ fn asked_headers(head: &http::request::Parts, mut response: http::response::Buil
     Ok(response)
 }
 
-/// 101 in the protocol that was asked for, and an echo of what comes then.
+/// 101 in the protocol that was asked for, or 200 to an extended CONNECT, and an echo of what comes then.
 fn switch_protocols(request: &mut Request<Incoming>) -> Result<Response<AnswerBody>> {
-    let asked = request.headers().get("upgrade").cloned().context("no Upgrade header")?;
+    let asked = request.headers().get("upgrade").cloned();
+    let is_connect = request.extensions().get::<hyper::ext::Protocol>().is_some();
     let upgraded = hyper::upgrade::on(request);
     tokio::spawn(async move {
         if let Ok(stream) = upgraded.await {
@@ -497,7 +498,11 @@ fn switch_protocols(request: &mut Request<Incoming>) -> Result<Response<AnswerBo
             drop(writer.shutdown().await);
         }
     });
-    let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade").header("upgrade", asked);
+    let response = match asked {
+        _ if is_connect => Response::builder(),
+        Some(asked) => Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("connection", "upgrade").header("upgrade", asked),
+        None => return Err(anyhow!("neither an Upgrade header nor a protocol")),
+    };
     Ok(response.body(whole(Bytes::new()))?)
 }
 

@@ -480,7 +480,7 @@ impl Run {
         if record.is_grpc && http.count_grpc_messages {
             record.grpc_messages = Some(telemetry::record::GrpcMessages::default());
         }
-        if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(http, protocol)) {
+        if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(routed, protocol)) {
             self.route = Some(Arc::clone(route));
             return Ok(self.reply(LocalReply::upgrade_refused()));
         }
@@ -565,6 +565,10 @@ impl Run {
     }
 }
 
-fn allows_upgrade(http: &HttpChain, protocol: &HeaderValue) -> bool {
-    http.options.websocket && protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+fn allows_upgrade(Routed { http, route }: Routed<'_>, protocol: &HeaderValue) -> bool {
+    let of_chain = &http.options.upgrades;
+    match &route.action {
+        RouteAction::Forward(forward) => forward.upgrades.allow(protocol.as_bytes(), of_chain),
+        RouteAction::Redirect(_) | RouteAction::Direct(_) => of_chain.say(protocol.as_bytes()).unwrap_or(false),
+    }
 }

@@ -345,6 +345,7 @@ where
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout,
             keeps_header_case: http.options.keeps_header_case,
+            extended_connect: http.options.extended_connect,
             path: path_options(&http.options),
             ..ServerOptions::default()
         },

@@ -133,6 +133,11 @@ pub(crate) fn keeps_header_case(value: &core::Http1ProtocolOptions) -> bool {
     }
 }
 
+/// A switch that is on unless it is turned off.
+pub(crate) fn is_on(value: Option<&google::BoolValue>) -> bool {
+    value.is_none_or(|value| value.value)
+}
+
 /// Reads a duration that means "none" when it is zero.
 pub(crate) fn positive_duration(value: Option<&google::Duration>, path: &str) -> Translated<Option<Duration>> {
     let read = value.map(|value| duration(value, path)).transpose()?;

@@ -4,11 +4,9 @@ use anyhow::{Context, Result};
 use http::Method;
 use serde_json::json;
 use tests::peer::{Connection, empty, exchange_raw, full};
-use tests::scenario::{DB, EMPTY, Mesh, RATINGS, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, EMPTY, Mesh, RATINGS, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::workload::{App, Workload};
 use tokio::task::JoinSet;
-
-const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
 
 /// A mesh, its pods, and the calls that go on until it is dropped.
 pub(crate) struct Traffic {

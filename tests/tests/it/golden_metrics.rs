@@ -10,14 +10,13 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
 use tests::peer::{exchange_raw, full};
-use tests::scenario::{DB, EMPTY, LEGACY, Mesh, RATINGS, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, EMPTY, LEGACY, Mesh, RATINGS, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::workload::{App, Workload};
 use tokio::io::AsyncWriteExt;
 
 use crate::policy::{identity, rbac};
 
 pub(crate) const LEGACY_CHAIN: &str = "inbound-vip|80|http|legacy.shop.svc.cluster.local";
-pub(crate) const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
 const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 const REPORTING_INTERVAL: &str = "0.2s";
 

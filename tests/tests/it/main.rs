@@ -37,3 +37,4 @@ mod server_names;
 mod smuggling;
 mod telemetry;
 mod telemetry_oracle;
+mod upgrades;

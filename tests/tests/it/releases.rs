@@ -3,10 +3,9 @@
 use anyhow::{Context, Result};
 use http::StatusCode;
 use tests::peer::{exchange_raw, plain_get};
-use tests::scenario::{DB, DB_CHAIN, Mesh, RATINGS, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, RATINGS, RATINGS_CHAIN, WEB, WEB_CHAIN};
 use tests::workload::App;
 
-const RATINGS_CHAIN: &str = "inbound-vip|9000|http|ratings.shop.svc.cluster.local";
 const RELEASES: [&str; 2] = ["../istiod-1.28/default-chain", "../istiod-1.29/default-chain"];
 const ADMIN_PORT: u16 = 15000;
 

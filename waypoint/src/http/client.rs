@@ -221,7 +221,7 @@ pub enum SendErrorKind {
     /// The connection failed while reading or writing.
     #[error("the connection failed: {0}")]
     Io(io::ErrorKind),
-    /// The request cannot be expressed in the connection's protocol: an upgrade over HTTP/2, or a head that is not uniform.
+    /// The request cannot be expressed in the connection's protocol: an upgrade with a body over HTTP/2, or a head that is not uniform.
     #[error("the request cannot be sent over this protocol")]
     Unsupported,
 }

@@ -86,7 +86,7 @@ impl Malformed {
     }
 }
 
-/// The protocol that a client asks to change to, by `connection: upgrade`. In the request's extensions.
+/// The protocol that a client asks to change to, by `connection: upgrade` or an extended CONNECT. In the request's extensions.
 ///
 /// `h2c` never gets here: it would let HTTP/2 pass unseen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,13 +120,11 @@ const NEVER_NOMINATED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-envoy-", "x-b3-"
 /// # Errors
 /// Why it must not be forwarded.
 pub fn request_in(parts: &mut request::Parts, protocol: Protocol, path: &PathOptions) -> Result<(), Malformed> {
-    if parts.method == Method::CONNECT {
-        return Err(Malformed::Connect);
-    }
+    let extended = extended_connect(parts)?;
     check_framing(&mut parts.headers)?;
     let upgrade = match protocol {
         Protocol::Http1 => upgrade_requested(parts),
-        Protocol::Http2 => None,
+        Protocol::Http2 => extended,
     };
     strip_hop_by_hop(&mut parts.headers);
     // Before any rule looks at cookies: crumbs are one field, and not a list joined by commas.
@@ -271,6 +269,23 @@ fn upgrade_requested(parts: &request::Parts) -> Option<UpgradeRequested> {
     let is_asked = parts.headers.get_all(header::CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     let is_http2 = parts.headers.get_all(header::UPGRADE).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"h2c"));
     (is_asked && !is_http2 && parts.version == Version::HTTP_11).then(|| UpgradeRequested(protocol.clone()))
+}
+
+/// The protocol of an extended CONNECT, which is a `GET` from here on (Envoy). Its length is that of no body.
+///
+/// `h2c` is refused, since what is inside would be read by nobody here.
+fn extended_connect(parts: &mut request::Parts) -> Result<Option<UpgradeRequested>, Malformed> {
+    if parts.method != Method::CONNECT {
+        return Ok(None);
+    }
+    let protocol = parts.extensions.remove::<::h2::ext::Protocol>().ok_or(Malformed::Connect)?;
+    if protocol.as_str().eq_ignore_ascii_case("h2c") {
+        return Err(Malformed::Connect);
+    }
+    let protocol = HeaderValue::from_str(protocol.as_str()).map_err(|_invalid| Malformed::Connect)?;
+    parts.method = Method::GET;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Ok(Some(UpgradeRequested(protocol)))
 }
 
 fn check_host(parts: &mut request::Parts, protocol: Protocol) -> Result<(), Malformed> {

@@ -198,6 +198,8 @@ pub struct ServerOptions {
     pub idle_timeout: Option<Duration>,
     /// HTTP/2: streams open at once.
     pub streams_max: u32,
+    /// HTTP/2: clients may ask for another protocol by an extended CONNECT (RFC 8441), and are told so.
+    pub extended_connect: bool,
     /// HTTP/1.1: what a half-closed client means.
     pub half_close: HalfClose,
     /// HTTP/1.1: names of headers keep the case in which they are sent.
@@ -213,6 +215,7 @@ impl Default for ServerOptions {
             head_fields_max: HEAD_FIELDS_MAX,
             idle_timeout: Some(IDLE_TIMEOUT),
             streams_max: STREAMS_MAX,
+            extended_connect: false,
             half_close: HalfClose::default(),
             keeps_header_case: false,
             path: PathOptions::default(),

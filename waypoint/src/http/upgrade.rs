@@ -1,10 +1,14 @@
-//! A connection that stops being HTTP/1.1: the client's and the upstream's raw streams, joined after a 101.
+//! A request that becomes a stream of bytes each way: the client's and the upstream's, joined after a 101.
 //!
-//! The request loop forwards the request and returns the upstream's 101 as it is. The upstream's stream travels in the
-//! response's extensions; the downstream connection joins both once the 101 is written, and ends when they do.
+//! A side that speaks HTTP/1.1 asks by `upgrade` and is a connection from then on; one that speaks HTTP/2 asks by an
+//! extended CONNECT (RFC 8441) and is a stream of its connection. Between both there is one form, whatever the request
+//! came by: a `GET` with `UpgradeRequested` in its extensions, and a 101 for an answer that switches.
+//!
+//! The request loop forwards the request and returns the upstream's 101 as it is. The upstream's half travels in the
+//! response's extensions; the downstream side joins both once the head of the answer is written, and ends when they do.
 //! Whoever wants to know takes [`watch`] first.
 //!
-//! Not here: extended CONNECT (RFC 8441), so an upgrade goes from HTTP/1.1 to HTTP/1.1 only.
+//! Invariant: what a client sends behind the head reaches an upstream only after that has switched.
 
 use std::fmt;
 use std::io;
@@ -21,6 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::body::Body;
+use super::h2::StreamInUse;
+use crate::hbone::stream::ByteStream;
 
 /// Bytes buffered each way between the two streams.
 const COPY_BYTES: usize = 16 * 1024;
@@ -69,33 +75,70 @@ struct Watch {
     bounds: Bounds,
 }
 
-/// The upstream's half, in the extensions of its 101.
+/// One side of what is joined.
+pub(super) enum Half {
+    /// An HTTP/1.1 connection, once its codec lets go of it.
+    Http1(OnUpgrade),
+    /// A stream of an HTTP/2 connection, and what counts it as open.
+    Http2(Box<ByteStream>, Option<StreamInUse>),
+}
+
+impl Half {
+    /// Its bytes. `None` if the connection ended instead.
+    async fn open(self) -> Option<Open> {
+        match self {
+            Half::Http1(upgraded) => Some(Open::Http1(TokioIo::new(upgraded.await.ok()?))),
+            Half::Http2(stream, in_use) => Some(Open::Http2(stream, in_use)),
+        }
+    }
+}
+
+/// The upstream's half, in the extensions of its 101. Extensions are cloned; only one of the clones has it.
 #[derive(Clone)]
-pub(super) struct UpstreamHalf(pub OnUpgrade);
+pub(super) struct UpstreamHalf(Arc<Mutex<Option<Half>>>);
+
+impl UpstreamHalf {
+    pub(super) fn new(half: Half) -> UpstreamHalf {
+        UpstreamHalf(Arc::new(Mutex::new(Some(half))))
+    }
+}
 
 /// Both halves, while the 101 is on its way.
 pub(super) struct Pending {
-    client: OnUpgrade,
-    upstream: OnUpgrade,
+    client: Half,
+    upstream: Half,
     watcher: Option<Watcher>,
 }
 
-impl Pending {
-    /// Takes the upstream's half and the watcher out of a 101. `None` if there is no upstream's half.
-    pub(super) fn new(client: OnUpgrade, response: &mut Response<Body>) -> Option<Pending> {
+/// The upstream's half and the watcher of a 101.
+pub(super) struct Switched {
+    upstream: Half,
+    watcher: Option<Watcher>,
+}
+
+impl Switched {
+    /// Takes them out. `None` if there is no upstream's half.
+    pub(super) fn of(response: &mut Response<Body>) -> Option<Switched> {
         let UpstreamHalf(upstream) = response.extensions_mut().remove()?;
-        let watcher = response.extensions_mut().remove();
-        Some(Pending { client, upstream, watcher })
+        let upstream = upstream.lock().take()?;
+        Some(Switched { upstream, watcher: response.extensions_mut().remove() })
     }
 
+    /// With the client's half.
+    pub(super) fn with(self, client: Half) -> Pending {
+        Pending { client, upstream: self.upstream, watcher: self.watcher }
+    }
+}
+
+impl Pending {
     /// Copies both ways until both have ended, passing each end on (half-close), or a bound has passed.
     pub(super) async fn join(self) {
-        let (Ok(client), Ok(upstream)) = (self.client.await, self.upstream.await) else { return };
+        let (Some(client), Some(upstream)) = (self.client.open().await, self.upstream.open().await) else { return };
         let (sender, bounds) = self.watcher.and_then(|watcher| watcher.0.lock().take()).map(|watch| (watch.sender, watch.bounds)).unzip();
         let Bounds { until, moved } = bounds.unwrap_or_default();
         let counts = Arc::new(Counts { moved, ..Counts::default() });
-        let mut client = Counted { io: TokioIo::new(client), n_bytes: Arc::clone(&counts), read: |counts| &counts.up };
-        let mut upstream = Counted { io: TokioIo::new(upstream), n_bytes: Arc::clone(&counts), read: |counts| &counts.down };
+        let mut client = Counted { io: client, n_bytes: Arc::clone(&counts), read: |counts| &counts.up };
+        let mut upstream = Counted { io: upstream, n_bytes: Arc::clone(&counts), read: |counts| &counts.down };
         let until = async {
             match until {
                 Some(until) => until.await,
@@ -123,9 +166,47 @@ struct Counts {
     moved: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
+/// The bytes of one side.
+enum Open {
+    Http1(TokioIo<Upgraded>),
+    Http2(Box<ByteStream>, #[expect(dead_code, reason = "held for its end")] Option<StreamInUse>),
+}
+
+impl AsyncRead for Open {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Open::Http1(io) => Pin::new(io).poll_read(cx, buffer),
+            Open::Http2(stream, _) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Open {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Open::Http1(io) => Pin::new(io).poll_write(cx, bytes),
+            Open::Http2(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Open::Http1(io) => Pin::new(io).poll_flush(cx),
+            Open::Http2(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Open::Http1(io) => Pin::new(io).poll_shutdown(cx),
+            Open::Http2(stream, _) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// Counts what is read from one side: `copy_bidirectional` forgets its counts when it fails.
 struct Counted {
-    io: TokioIo<Upgraded>,
+    io: Open,
     n_bytes: Arc<Counts>,
     read: fn(&Counts) -> &AtomicU64,
 }

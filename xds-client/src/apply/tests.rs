@@ -128,7 +128,7 @@ fn the_default_route_has_istios_retries_and_no_time_limit() {
     assert_eq!((forward.timeouts.request, forward.cluster_not_found_status), (None, 503));
     assert_eq!(route.operation.as_ref().map(|operation| &*operation.name), Some("web.shop.svc.cluster.local:80/*"));
     assert!(matches!(&forward.clusters, ClusterChoice::One(name) if **name == *web()));
-    assert!(http.options.normalize_path && http.options.websocket && http.count_grpc_messages);
+    assert!(http.options.normalize_path && http.options.upgrades.say(b"websocket") == Some(true) && http.count_grpc_messages);
 }
 
 #[test]

@@ -278,11 +278,12 @@ fn inline_format(format: &DynamicMessage) -> String {
     field(format, "text_format_source").and_then(|source| Some(text(source.as_message()?, "inline_string"))).unwrap_or_default()
 }
 
-/// `upgrade_type`: WebSocket, and CONNECT where a tunnel is terminated.
+/// `upgrade_type`: CONNECT only where a tunnel is terminated, by its connection manager or by the route to what is inside.
 pub(super) fn is_known_upgrade(value: &Value, site: &Site<'_>) -> bool {
     let Some(upgrade) = value.as_str() else { return false };
-    let terminating = || site.holder.is_some_and(|manager| terminates(manager.message));
-    upgrade.eq_ignore_ascii_case("websocket") || (upgrade.eq_ignore_ascii_case("connect") && terminating())
+    let is_connect = upgrade.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("connect"));
+    let of_tunnel = || site.holder.is_some_and(|holder| terminates(holder.message) || leads_inside(holder.message));
+    !is_connect || of_tunnel()
 }
 
 /// In the connection manager that terminates tunnels, where no header of a tunnel's request reaches anyone.
@@ -315,9 +316,9 @@ pub(super) fn is_match_of_tunnel(_: &Value, site: &Site<'_>) -> bool {
     action.is_some_and(|action| action.as_message().is_some_and(leads_inside))
 }
 
-/// `upgrade_configs` of the route from the tunnel to what is inside.
-pub(super) fn is_action_of_tunnel(_: &Value, site: &Site<'_>) -> bool {
-    leads_inside(site.message)
+/// In an upgrade of the route from the tunnel to what is inside.
+pub(super) fn is_upgrade_of_tunnel(_: &Value, site: &Site<'_>) -> bool {
+    site.holder.is_some_and(|action| leads_inside(action.message))
 }
 
 fn leads_inside(action: &DynamicMessage) -> bool {

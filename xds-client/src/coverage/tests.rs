@@ -479,5 +479,5 @@ fn an_upgrade_to_connect_is_for_the_tunnel_only() {
     let forwarding = "forward_client_cert_details: x-forwarded-client-cert would be written";
     assert_eq!(manager("CONNECT", "main_internal"), [""; 0]);
     assert_eq!(manager("websocket", "web"), [forwarding]);
-    assert_eq!(manager("CONNECT", "web"), [forwarding, "upgrade_configs[0].upgrade_type: another protocol would be upgraded to"]);
+    assert_eq!(manager("CONNECT", "web"), [forwarding, "upgrade_configs[0].upgrade_type: CONNECT inside a tunnel would be forwarded"]);
 }

@@ -22,14 +22,15 @@ use model::metrics::Stats;
 use model::rbac::Rbac;
 use model::route::{ClusterChoice, RouteAction, RouteFilter};
 use model::route_table::RouteTable;
+use model::upgrade::Upgrades;
 use xds_proto::istio::stats::PluginConfig;
 
 use super::judges::{self, Judges};
 use super::mutation::HEADER_MUTATION;
 use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
 use super::{
-    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, jwt, keeps_header_case, open, positive_duration, required, route,
-    stats, timeout, tracing, turns, type_name,
+    PLUMBING, Problem, Translated, access_log, ext_authz, extension_type, is_on, jwt, keeps_header_case, open, positive_duration, required,
+    route, stats, timeout, tracing, turns, type_name,
 };
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
@@ -339,7 +340,8 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         normalize_path: value.normalize_path.as_ref().is_some_and(|normalize| normalize.value),
         merge_slashes: value.merge_slashes,
         unescape_slashes,
-        websocket: value.upgrade_configs.iter().any(|upgrade| upgrade.upgrade_type.eq_ignore_ascii_case("websocket")),
+        upgrades: Upgrades::new(value.upgrade_configs.iter().map(|one| (one.upgrade_type.as_str().into(), is_on(one.enabled.as_ref())))),
+        extended_connect: value.http2_protocol_options.as_ref().is_some_and(|options| options.allow_connect),
         generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
         http1_0: value.http_protocol_options.as_ref().is_some_and(|options| options.accept_http_10),
         keeps_header_case: value.http_protocol_options.as_ref().is_some_and(keeps_header_case),

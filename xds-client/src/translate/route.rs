@@ -16,9 +16,10 @@ use model::route::{
     ClusterChoice, DirectResponse, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch, WeightedCluster,
 };
 use model::route_table::{Domain, RouteTable, VirtualHost};
+use model::upgrade::Upgrades;
 
 use super::route_filters::{Configs, Slots};
-use super::{Problem, Translated, hash, matcher, mirror, positive_duration, required, rewrite, timeout, turns};
+use super::{Problem, Translated, hash, is_on, matcher, mirror, positive_duration, required, rewrite, timeout, turns};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -214,7 +215,8 @@ fn forward(value: &proto::RouteAction, (outer, headers): (&Outer<'_>, &Levels), 
         Err(_) => return Err(Problem::new(format!("{path}.priority"), format!("{} is not known", value.priority))),
     };
     let hash = hash::policies(&value.hash_policy, path)?;
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash })
+    let upgrades = Upgrades::new(value.upgrade_configs.iter().map(|one| (one.upgrade_type.as_str().into(), is_on(one.enabled.as_ref()))));
+    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash, upgrades })
 }
 
 fn weighted_clusters(value: &proto::WeightedCluster, route: &Levels, path: &str) -> Translated<ClusterChoice> {

@@ -110,6 +110,12 @@ fn pseudo_headers() -> Vec<Row> {
         row("the pseudo-header of an answer", set, &[METHOD, SCHEME, PATH, AUTHORITY, (":status", "200")], Reset),
         row("CONNECT with a path", "RFC 9113 §8.5", &[(":method", "CONNECT"), SCHEME, PATH, AUTHORITY], Reset),
         row("CONNECT", "RFC 9113 §8.5", &[(":method", "CONNECT"), AUTHORITY], Refused(405)).envoy(Refused(404)),
+        row(
+            "an extended CONNECT without leave",
+            "RFC 8441 §3",
+            &[(":method", "CONNECT"), SCHEME, PATH, AUTHORITY, (":protocol", "websocket")],
+            Reset,
+        ),
         row("a protocol without CONNECT", "RFC 8441 §4", &[METHOD, SCHEME, PATH, AUTHORITY, (":protocol", "websocket")], Reset),
     ]
 }

@@ -8,12 +8,12 @@ use http::Request;
 use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
 use tests::peer::{Connection, Http, Tunnel, exchange_raw, full};
-use tests::scenario::{DB, DB_CHAIN, EMPTY, LEGACY, RATINGS, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, EMPTY, LEGACY, RATINGS, RATINGS_CHAIN, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::Record;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::golden_metrics::{LEGACY_CHAIN, RATINGS_CHAIN};
+use crate::golden_metrics::LEGACY_CHAIN;
 use crate::policy::rbac;
 
 /// Members that are added to the provider's JSON format.

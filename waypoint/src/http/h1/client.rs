@@ -17,7 +17,7 @@ use crate::http::body::{Body, BodyError};
 use crate::http::client::{ClientOptions, HandshakeError, SendError, SendErrorKind, pass_interim};
 use crate::http::normalize::{self, Malformed, UpgradeRequested};
 use crate::http::session::{HEAD_FIELDS_MAX, Interim};
-use crate::http::upgrade::UpstreamHalf;
+use crate::http::upgrade::{Half, UpstreamHalf};
 
 #[derive(Debug)]
 pub(in crate::http) struct Http1Session(SendRequest<Body>);
@@ -106,7 +106,7 @@ fn frame(parts: &mut http::request::Parts, body: &Body) {
 fn switch(response: &mut Response<Incoming>, requested: Option<UpgradeRequested>) -> Result<(UpstreamHalf, UpgradeRequested), SendError> {
     let requested = requested.ok_or_else(|| SendError::new(SendErrorKind::Malformed(Malformed::UpgradeUnasked)))?;
     let protocol = response.headers().get(header::UPGRADE).cloned().map_or(requested, UpgradeRequested);
-    Ok((UpstreamHalf(hyper::upgrade::on(response)), protocol))
+    Ok((UpstreamHalf::new(Half::Http1(hyper::upgrade::on(response))), protocol))
 }
 
 fn send_error(mut error: TrySendError<Request<Body>>) -> SendError {

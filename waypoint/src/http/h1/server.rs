@@ -239,10 +239,10 @@ fn switch(
 ) -> Result<Response<Body>, Abort> {
     let refused = Abort { reason: ::h2::Reason::PROTOCOL_ERROR };
     let protocol = response.extensions_mut().remove::<normalize::UpgradeRequested>().ok_or(refused)?;
-    let pending = client_half.and_then(|client| upgrade::Pending::new(client, &mut response)).ok_or(refused)?;
+    let (client, switched) = client_half.zip(upgrade::Switched::of(&mut response)).ok_or(refused)?;
     response.headers_mut().insert(header::UPGRADE, protocol.0);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    *connection.upgrade.lock() = Some(pending);
+    *connection.upgrade.lock() = Some(switched.with(upgrade::Half::Http1(client)));
     Ok(response.map(|_none| Body::empty()))
 }
 

@@ -8,10 +8,11 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use ::h2::client::{Builder, ResponseFuture, SendRequest};
-use ::h2::{Reason, RecvStream};
+use ::h2::ext::Protocol;
+use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
 use http::header;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
@@ -19,10 +20,12 @@ use tokio::time::{Instant, Sleep};
 use super::pump::{Pump, PumpError};
 use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, StreamInUse, Streams, list_bytes};
 use crate::hbone::Keepalive;
+use crate::hbone::stream::ByteStream;
 use crate::http::body::{Body, BodyError};
 use crate::http::client::{ClientOptions, HandshakeError, SendError, SendErrorKind, pass_interim};
 use crate::http::normalize::{self, UpgradeRequested};
 use crate::http::session::Interim;
+use crate::http::upgrade::{Half, UpstreamHalf};
 
 #[derive(Debug, Clone)]
 pub(in crate::http) struct Http2Session {
@@ -119,21 +122,35 @@ impl Http2Session {
     /// Opens a stream for the request.
     fn begin(&mut self, request: Request<Body>, interim: Interim) -> Result<Exchanged, SendError> {
         let (mut parts, body) = request.into_parts();
-        match normalize::target_http2(&parts) {
-            Ok(target) => parts.uri = target,
-            Err(_not_uniform) => return Err(SendError::unsent(SendErrorKind::Unsupported, Request::from_parts(parts, body))),
+        let upgrade = parts.extensions.get::<UpgradeRequested>().cloned();
+        // A body of an upgrade could not be told from what follows the switch.
+        let protocol = upgrade.as_ref().map(|UpgradeRequested(protocol)| protocol.to_str().ok().filter(|_| body.is_end_stream()));
+        match (normalize::target_http2(&parts), protocol) {
+            (Ok(target), None) => parts.uri = target,
+            (Ok(target), Some(Some(protocol))) => {
+                parts.uri = target;
+                parts.method = Method::CONNECT;
+                parts.extensions.insert(Protocol::from(protocol));
+                // RFC 9110 §9.3.6: it has no content.
+                parts.headers.remove(header::CONTENT_LENGTH);
+            }
+            (Err(_), _) | (_, Some(None)) => return Err(SendError::unsent(SendErrorKind::Unsupported, Request::from_parts(parts, body))),
         }
         parts.headers.remove(header::HOST);
         parts.version = Version::HTTP_2;
-        let is_end = body.is_end_stream();
+        let is_end = body.is_end_stream() && upgrade.is_none();
         let (response, stream) = self.sender.send_request(Request::from_parts(parts, ()), is_end).map_err(|error| SendError {
             kind: connection_error(&error),
             request: None,
             nothing_sent: true,
         })?;
         let in_use = StreamInUse::new(&self.streams);
-        let upload = (!is_end).then(|| Pump::new(stream, body));
-        Ok(Exchanged { response, upload, interim, upload_error: None, in_use: Some(in_use) })
+        let rest = match upgrade {
+            Some(protocol) => Rest::Upgrade(stream, protocol),
+            None if is_end => Rest::Nothing,
+            None => Rest::Body(Pump::new(stream, body)),
+        };
+        Ok(Exchanged { response, rest, interim, upload_error: None, in_use: Some(in_use) })
     }
 }
 
@@ -152,9 +169,6 @@ impl Future for Sending<'_> {
                 Sending::Sent(exchanged) => return Pin::new(exchanged).poll(cx),
                 Sending::Waiting { session, unsent } => {
                     let (request, interim) = unsent.take().expect("a future is not polled after it has ended");
-                    if request.extensions().get::<UpgradeRequested>().is_some() {
-                        return Poll::Ready(Err(SendError::unsent(SendErrorKind::Unsupported, request)));
-                    }
                     match session.sender.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::unsent(connection_error(&error), request))),
@@ -171,10 +185,20 @@ impl Future for Sending<'_> {
     }
 }
 
+/// What of a request is still to be sent.
+enum Rest {
+    /// Nothing.
+    Nothing,
+    /// The rest of its body.
+    Body(Pump),
+    /// Whatever follows the switch that it asks for.
+    Upgrade(SendStream<Bytes>, UpgradeRequested),
+}
+
 /// A request that is sent, and its response awaited, at the same time.
 pub(in crate::http) struct Exchanged {
     response: ResponseFuture,
-    upload: Option<Pump>,
+    rest: Rest,
     interim: Interim,
     upload_error: Option<BodyError>,
     in_use: Option<StreamInUse>,
@@ -185,10 +209,10 @@ impl Future for Exchanged {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let Some(upload) = &mut this.upload
+        if let Rest::Body(upload) = &mut this.rest
             && let Poll::Ready(ended) = upload.poll(cx)
         {
-            this.upload = None;
+            this.rest = Rest::Nothing;
             if let Err(PumpError::Body(error)) = ended {
                 this.upload_error = Some(error);
             }
@@ -203,13 +227,31 @@ impl Future for Exchanged {
                 return Poll::Ready(Err(SendError::new(kind)));
             }
         };
-        Poll::Ready(receive(response, this.upload.take(), this.in_use.take()))
+        Poll::Ready(receive(response, std::mem::replace(&mut this.rest, Rest::Nothing), this.in_use.take()))
     }
 }
 
-fn receive(response: Response<RecvStream>, upload: Option<Pump>, in_use: Option<StreamInUse>) -> Result<Response<Body>, SendError> {
+fn receive(response: Response<RecvStream>, rest: Rest, in_use: Option<StreamInUse>) -> Result<Response<Body>, SendError> {
     let (mut parts, stream) = response.into_parts();
     normalize::response_in(parts.status, &mut parts.headers).map_err(|problem| SendError::new(SendErrorKind::Malformed(problem)))?;
+    let upload = match rest {
+        Rest::Upgrade(outgoing, protocol) if parts.status == StatusCode::OK => {
+            // A 101 between both sides, whatever these speak (RFC 8441 §5).
+            parts.status = StatusCode::SWITCHING_PROTOCOLS;
+            let half = Half::Http2(Box::new(ByteStream::new(outgoing, stream)), in_use);
+            parts.extensions.insert(UpstreamHalf::new(half));
+            parts.extensions.insert(protocol);
+            return Ok(Response::from_parts(parts, Body::empty()));
+        }
+        // Refused: nothing follows.
+        Rest::Upgrade(mut outgoing, _) => {
+            // A stream that is over by now needs no end.
+            let _over = outgoing.send_data(Bytes::new(), true);
+            None
+        }
+        Rest::Body(upload) => Some(upload),
+        Rest::Nothing => None,
+    };
     let is_over = stream.is_end_stream();
     let body = Body::http2(stream, normalize::content_length(&parts.headers)).counted(in_use);
     let body = match upload {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ::h2::server::{Builder, SendResponse};
 use ::h2::{Reason, RecvStream};
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version, header};
 use http_body::Body as HttpBody;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,9 +17,11 @@ use tokio::time::Sleep;
 
 use super::pump::Pump;
 use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, list_bytes};
+use crate::hbone::stream::ByteStream;
 use crate::http::body::Body;
-use crate::http::normalize::{self, PathOptions};
+use crate::http::normalize::{self, PathOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol, ServeError, ServerOptions};
+use crate::http::upgrade::{Half, Pending, Switched};
 
 pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
 where
@@ -90,6 +92,9 @@ fn builder(options: &ServerOptions) -> Builder {
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(list_bytes(options.head_bytes_max))
         .max_concurrent_streams(options.streams_max);
+    if options.extended_connect {
+        builder.enable_connect_protocol();
+    }
     builder
 }
 
@@ -113,7 +118,12 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
         let _refused = respond.lock().send_response(response, true);
         return;
     }
-    let body = Body::http2(incoming, normalize::content_length(&parts.headers));
+    let (body, incoming) = if parts.extensions.get::<UpgradeRequested>().is_some() {
+        // What follows is no body: it waits until the upstream has switched, within the stream's window.
+        (Body::empty(), Some(incoming))
+    } else {
+        (Body::http2(incoming, normalize::content_length(&parts.headers)), None)
+    };
     let interim = Interim::http2(Arc::clone(&respond));
     let mut answer = pin!(exchange.exchange(begun, Request::from_parts(parts, body), interim));
     let answered = poll_fn(|cx| {
@@ -127,18 +137,30 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
         // The client reset the stream, or is gone: dropping the answer cancels what it waited for.
         None => {}
         Some(Err(Abort { reason })) => respond.lock().send_reset(reason),
+        Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match switch(response, incoming, &respond) {
+            Some(pending) => pending.join().await,
+            // RFC 9113 §8.6: there is no 101 in HTTP/2.
+            None => respond.lock().send_reset(Reason::PROTOCOL_ERROR),
+        },
         Some(Ok(response)) => send(response, &respond).await,
     }
+}
+
+/// Says that the upstream has switched, which is a 200 here (RFC 8441 §5).
+fn switch(mut response: Response<Body>, incoming: Option<RecvStream>, respond: &Mutex<SendResponse<Bytes>>) -> Option<Pending> {
+    let (incoming, switched) = incoming.zip(Switched::of(&mut response))?;
+    let (mut parts, _none) = response.into_parts();
+    normalize::strip_hop_by_hop(&mut parts.headers);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.status = StatusCode::OK;
+    parts.version = Version::HTTP_2;
+    let outgoing = respond.lock().send_response(Response::from_parts(parts, ()), false).ok()?;
+    Some(switched.with(Half::Http2(Box::new(ByteStream::new(outgoing, incoming)), None)))
 }
 
 async fn send(response: Response<Body>, respond: &Mutex<SendResponse<Bytes>>) {
     let (mut parts, body) = response.into_parts();
     normalize::strip_hop_by_hop(&mut parts.headers);
-    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
-        // RFC 9113 §8.6: there is no 101 in HTTP/2.
-        respond.lock().send_reset(Reason::PROTOCOL_ERROR);
-        return;
-    }
     parts.version = Version::HTTP_2;
     let is_end = body.is_end_stream();
     let Ok(stream) = respond.lock().send_response(Response::from_parts(parts, ()), is_end) else {

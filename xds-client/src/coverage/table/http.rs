@@ -73,9 +73,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         Routing,
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
         &[
-            ("upgrade_type", when("websocket; CONNECT on the tunnel", check::is_known_upgrade, "another protocol would be upgraded to")),
+            ("upgrade_type", when("CONNECT only on the tunnel", check::is_known_upgrade, "CONNECT inside a tunnel would be forwarded")),
             ("filters", Refused("upgraded requests would pass other filters")),
-            ("enabled", when("true", check::is_true, "the upgrade would be off unless a route turns it on")),
+            ("enabled", Honoured),
         ],
     ),
     entry(
@@ -127,10 +127,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         Tuning,
         "envoy.config.core.v3.Http2ProtocolOptions",
         &[
-            (
-                "allow_connect",
-                when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "a CONNECT inside a tunnel is refused"),
-            ),
+            ("allow_connect", Honoured),
             (
                 "max_concurrent_streams",
                 when("for tunnels, and towards upstreams", check::is_of_tunnels_or_upstream, "the number of streams has our own bound"),

@@ -218,9 +218,18 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("rate_limits", Refused("requests would be limited")),
             ("cors", Refused("CORS would be answered")),
             ("priority", Honoured),
-            ("upgrade_configs", whole_when("on the tunnel", check::is_action_of_tunnel, "upgrades would differ from the chain's")),
+            ("upgrade_configs", Honoured),
             ("internal_redirect_policy", Refused("redirects would be followed here")),
             ("hedge_policy", Refused("slow requests would be sent twice")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.route.v3.RouteAction.UpgradeConfig",
+        &[
+            ("upgrade_type", when("CONNECT only on the tunnel", check::is_known_upgrade, "CONNECT inside a tunnel would be forwarded")),
+            ("enabled", Honoured),
+            ("connect_config", whole_when("on the tunnel", check::is_upgrade_of_tunnel, "CONNECT inside a tunnel would be answered")),
         ],
     ),
     entry(
