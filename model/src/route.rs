@@ -195,6 +195,8 @@ pub enum RouteFilter {
     GrpcWeb,
     /// `envoy.filters.http.header_mutation`.
     Mutate(Arc<Mutations>),
+    /// An extension of this name that does not run here, and lets nothing pass then.
+    Closed(Arc<str>),
     /// `envoy.filters.http.rbac` behind one of the others; the chain's, whatever the route.
     Rbac(Arc<Rbac>),
 }

@@ -45,12 +45,13 @@ pub enum Kind {
     Endpoints,
     Secret,
     Listener,
+    Extension,
     Workload,
 }
 
 impl Kind {
     /// All of them, in the order in which istiod pushes.
-    pub const ALL: [Self; 5] = [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Workload];
+    pub const ALL: [Self; 6] = [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Extension, Self::Workload];
 
     /// The full name of its message.
     #[must_use]
@@ -60,6 +61,7 @@ impl Kind {
             Self::Endpoints => "envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Secret => "envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::Listener => "envoy.config.listener.v3.Listener",
+            Self::Extension => "envoy.config.core.v3.TypedExtensionConfig",
             Self::Workload => "istio.workload.Workload",
         }
     }

@@ -123,14 +123,14 @@ impl Loopback {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scenario(BTreeMap<Kind, BTreeMap<String, Value>>);
 
-/// The file of a kind; secrets are in no recording.
+/// The file of a kind; secrets and extensions are in no recording.
 fn file_of(kind: Kind) -> Option<&'static str> {
     Some(match kind {
         Kind::Cluster => "Cluster.json",
         Kind::Endpoints => "ClusterLoadAssignment.json",
         Kind::Listener => "Listener.json",
         Kind::Workload => "Workload.json",
-        Kind::Secret => return None,
+        Kind::Secret | Kind::Extension => return None,
     })
 }
 

@@ -137,6 +137,12 @@ impl Wanted {
         }
     }
 
+    /// Of which type.
+    #[must_use]
+    pub fn of(&self) -> ResourceType {
+        self.of
+    }
+
     /// The names.
     #[must_use]
     pub fn names(&self) -> &BTreeSet<String> {

@@ -3,6 +3,7 @@
 //! Not for: the stream (`ads`) or publication (the process). Invariants: resources equal to what is held cause no change; one
 //! bad object takes no other down; an object that was good once stays as it was until a good version comes.
 
+mod extensions;
 mod listeners;
 mod meaning;
 mod policies;
@@ -90,8 +91,7 @@ impl Applier {
             ResourceType::Listener => self.apply_listeners(update),
             ResourceType::Workload => self.apply_workloads(update),
             ResourceType::Secret => self.apply_secrets(update),
-            // Nothing asks for these yet, so istiod sends none.
-            ResourceType::Extension => Outcome { applied: Applied::ack(), changes: Vec::new() },
+            ResourceType::Extension => self.apply_extensions(update),
         }
     }
 
@@ -139,10 +139,7 @@ impl Applier {
         let mut applied = verdict(&refused);
         let wanted = [(ResourceType::Endpoint, Some(wanted)), (ResourceType::Secret, secrets)];
         for (of, names) in wanted.into_iter().filter_map(|(of, names)| Some((of, names?))) {
-            match Wanted::new(of, names) {
-                Ok(wanted) => applied.wanted.push(wanted),
-                Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
-            }
+            want(of, names, &mut applied);
         }
         Outcome { applied, changes }
     }
@@ -243,7 +240,23 @@ impl Applier {
             self.listening.hold(&resource.name, &resource.body, &mut refused);
         }
         let listeners = self.listening.compile(&mut refused);
-        Outcome { applied: verdict(&refused), changes: vec![Change::Listeners(listeners)] }
+        let mut applied = verdict(&refused);
+        if let Some(names) = self.listening.extensions_to_ask_for() {
+            want(ResourceType::Extension, names, &mut applied);
+        }
+        Outcome { applied, changes: vec![Change::Listeners(listeners)] }
+    }
+
+    /// Extensions change the chains that name them; what is wrong with other chains was said when they came.
+    fn apply_extensions(&mut self, update: Update) -> Outcome {
+        let mut refused = Vec::new();
+        self.listening.extend(update.resources, &update.removed, &mut refused);
+        let mut applied = verdict(&refused);
+        let listeners = self.listening.compile(&mut Vec::new());
+        if let Some(names) = self.listening.extensions_to_ask_for() {
+            want(ResourceType::Extension, names, &mut applied);
+        }
+        Outcome { applied, changes: vec![Change::Listeners(listeners)] }
     }
 
     fn apply_workloads(&mut self, update: Update) -> Outcome {
@@ -268,6 +281,14 @@ impl Applier {
             changes.push(Change::WorkloadRemoved(name));
         }
         Outcome { applied: verdict(&refused), changes }
+    }
+}
+
+/// Asks for these names from now on.
+fn want(of: ResourceType, names: BTreeSet<String>, applied: &mut Applied) {
+    match Wanted::new(of, names) {
+        Ok(wanted) => applied.wanted.push(wanted),
+        Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
     }
 }
 

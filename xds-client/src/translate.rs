@@ -17,6 +17,7 @@ mod collector;
 mod dispatch;
 mod dns;
 mod ext_authz;
+pub mod extension;
 mod hash;
 mod judges;
 mod jwt;

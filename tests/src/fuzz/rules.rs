@@ -9,6 +9,7 @@ use model::stream_view::RequestHead;
 use prost::Message;
 use serde_json::{Value, json};
 use xds_client::translate::chain::chain;
+use xds_client::translate::extension::{Extensions, Lookup};
 
 use super::Choices;
 
@@ -209,7 +210,8 @@ pub fn rules(data: &[u8]) {
     let policies = policies(&mut choices);
     let bytes = xds_proto::message_from_json("envoy.config.listener.v3.FilterChain", &filter_chain(action, &policies)).expect("a message");
     let value = FilterChain::decode(&bytes[..]).expect("it was just encoded");
-    let chain = chain(&value, &"a".into()).unwrap_or_else(|refusal| panic!("{refusal:?} of {policies:#}"));
+    let chain =
+        chain(&value, &"a".into(), &Lookup::new(&Extensions::default())).unwrap_or_else(|refusal| panic!("{refusal:?} of {policies:#}"));
     let mut headers = HeaderMap::new();
     for role in &asked.roles {
         headers.append("x-role", HeaderValue::from_static(role));

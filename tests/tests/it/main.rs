@@ -14,6 +14,7 @@ mod differential;
 mod dns;
 mod envoy_oracle;
 mod explain;
+mod extensions;
 mod external;
 mod golden_logs;
 mod golden_metrics;

@@ -165,6 +165,11 @@ impl LocalReply {
         Self::new(403, "", "upgrade_failed")
     }
 
+    /// An extension that is not run here, and lets nothing pass that does not run.
+    pub(super) fn extension_closed(name: &str) -> Self {
+        Self::new(503, "", format!("wasm_fail_stream{{{name}}}"))
+    }
+
     pub(super) fn direct(direct: &DirectResponse) -> Self {
         let bytes = Some(Bytes::copy_from_slice(&direct.body));
         Self { bytes, place: Place::Behind, ..Self::new(direct.status, "", "direct_response") }

@@ -82,6 +82,7 @@ impl Run {
                 self.recording.record().capture_request(&parts.headers);
                 None
             }
+            RouteFilter::Closed(name) => Some(LocalReply::extension_closed(name)),
             RouteFilter::Mutate(mutations) => self.change_request(mutations, parts),
             RouteFilter::Rbac(rbac) => self.judge(rbac, claims, parts),
         }

@@ -3,7 +3,7 @@
 //! Invariants: a chain whose meaning did not change keeps its `Arc`, however its bytes were ordered; a refused chain serves its
 //! last good version, or is a refused chain. `connect_terminate` refused without a last good version refuses everything inside.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,15 @@ use model::invalid::Invalid;
 use model::listener::{Listeners, Originate, Terminate};
 use prost::Message;
 
+use super::extensions::Held;
 use super::meaning::Meanings;
 use super::report::{Checked, check};
 use super::{hash, policies};
+use crate::ads::Resource;
 use crate::observer::Report;
 use crate::translate::Problem;
 use crate::translate::chain::chain;
+use crate::translate::extension::Lookup;
 use crate::translate::listener::{
     CONNECT_ORIGINATE, CONNECT_TERMINATE, Cut, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_logs,
     take_apart, terminate,
@@ -41,6 +44,10 @@ struct HeldChain {
     /// What is served: the newest, or the last good one, or a refusal.
     served: Arc<Chain>,
     checked: Checked,
+    /// What it waits for, if it does.
+    waits: Option<Invalid>,
+    /// Its extensions by name, and its bytes to read it again when one of them comes.
+    discovered: Option<(BTreeSet<String>, Bytes)>,
     /// Everything is refused, because of a policy that could not be read.
     denies: bool,
 }
@@ -61,6 +68,9 @@ pub(super) struct Listening {
     dispatch_refused: Vec<Invalid>,
     dispatch_is_new: bool,
     meanings: Meanings,
+    extensions: Held,
+    /// Names of extensions that were asked for.
+    extensions_wanted: BTreeSet<String>,
     on_refused_policy: OnRefusedPolicy,
 }
 
@@ -106,6 +116,40 @@ impl Listening {
         Ok(())
     }
 
+    /// Takes extensions in and forgets some; the chains that name them are read again.
+    pub(super) fn extend(&mut self, resources: Vec<Resource>, removed: &[String], refused: &mut Vec<Invalid>) {
+        let mut changed = BTreeSet::new();
+        for resource in resources {
+            let name = resource.name.clone();
+            if self.extensions.hold(resource, refused) {
+                changed.insert(name);
+            }
+        }
+        changed.extend(removed.iter().filter(|name| self.extensions.forget(name)).cloned());
+        let concerned = self.chains.iter().filter_map(|(name, held)| {
+            let (names, bytes) = held.discovered.as_ref()?;
+            (!names.is_disjoint(&changed)).then(|| (name.clone(), bytes.clone()))
+        });
+        for (name, bytes) in concerned.collect::<Vec<_>>() {
+            let previous = self.chains.remove(&name);
+            let held = self.read_chain(&name, &bytes, previous);
+            refused.extend(held.checked.refused.iter().cloned());
+            self.chains.insert(name, held);
+        }
+    }
+
+    /// The names of the extensions to ask for, if they have changed; others are forgotten.
+    pub(super) fn extensions_to_ask_for(&mut self) -> Option<BTreeSet<String>> {
+        let named = self.chains.values().filter_map(|held| held.discovered.as_ref());
+        let named: BTreeSet<String> = named.flat_map(|(names, _)| names.iter().cloned()).collect();
+        if named == self.extensions_wanted {
+            return None;
+        }
+        self.extensions.retain(&named);
+        self.extensions_wanted.clone_from(&named);
+        Some(named)
+    }
+
     /// Puts together what the listeners say now.
     pub(super) fn compile(&mut self, refused: &mut Vec<Invalid>) -> Arc<Listeners> {
         self.compile_terminate();
@@ -143,10 +187,14 @@ impl Listening {
         }
         for (name, held) in &self.chains {
             held.checked.add_to(report, name);
-            if !held.checked.refused.is_empty() && held.good.is_some() {
+            if let Some(waits) = &held.waits {
+                report.refused.entry(name.clone()).or_default().push(waits.clone());
+            }
+            if (held.waits.is_some() || !held.checked.refused.is_empty()) && held.good.is_some() {
                 report.stale_chains.push(name.clone());
             }
         }
+        self.extensions.add_to(report);
         report.stale_chains.sort();
     }
 
@@ -230,29 +278,46 @@ impl Listening {
             Some(held) if held.meaning == meaning && meaning.is_some() => return HeldChain { bytes_hash, ..held },
             other => other,
         };
+        HeldChain { bytes_hash, meaning, ..self.read_chain(name, bytes, previous) }
+    }
+
+    /// Reads a chain. Its hashes are left to whoever knows them.
+    fn read_chain(&self, name: &str, bytes: &Bytes, previous: Option<HeldChain>) -> HeldChain {
+        let (bytes_hash, meaning) = previous.as_ref().map_or((0, None), |held| (held.bytes_hash, held.meaning));
         let denied_before = previous.as_ref().is_some_and(|held| held.denies);
         let previous = previous.and_then(|held| held.good);
         let mut checked = check(FILTER_CHAIN, bytes, name, &[]);
         let shared: Arc<str> = name.into();
         let decoded = proto::FilterChain::decode(&bytes[..]);
+        let lookup = Lookup::new(&self.extensions.configs);
         let translated = match &decoded {
-            Ok(value) => chain(value, &shared).map_err(|refusal| (refusal.is_http, refusal.problem.of(name))),
+            Ok(value) => chain(value, &shared, &lookup).map_err(|refusal| (refusal.is_http, refusal.problem.of(name))),
             Err(error) => Err((true, Invalid::new(name, "", format!("is not a chain: {error}")))),
         };
+        let (is_complete, named) = lookup.finish();
+        // A copy: a slice would keep all of the listener.
+        let discovered = (!named.is_empty()).then(|| (named, Bytes::copy_from_slice(bytes)));
+        let mut waits = None;
         let newest = match translated {
             Ok(newest) if checked.refused.is_empty() => {
                 let newest = Arc::new(newest);
-                return HeldChain { bytes_hash, meaning, good: Some(Arc::clone(&newest)), served: newest, checked, denies: false };
+                let good = Some(Arc::clone(&newest));
+                return HeldChain { bytes_hash, meaning, good, served: newest, checked, waits, discovered, denies: false };
             }
             Ok(newest) => refused_chain(newest, &checked),
             Err((is_http, invalid)) => {
-                checked.refuse(invalid);
-                let kind = ChainKind::Refused { http: is_http, reasons: checked.refused.clone() };
+                if is_complete || !checked.refused.is_empty() {
+                    checked.refuse(invalid);
+                } else {
+                    waits = Some(invalid);
+                }
+                let kind = ChainKind::Refused { http: is_http, reasons: reasons(&checked, waits.as_ref()) };
                 Chain { name: shared, kind, stats: None, access_logs: Vec::new(), tracing: None }
             }
         };
         // Once it refuses everything it goes on until it can be obeyed: what came before may be weaker than what was meant since.
-        let policy = || policies::unreadable(decoded.as_ref().ok(), &checked.refused);
+        let reasons = reasons(&checked, waits.as_ref());
+        let policy = || policies::unreadable(decoded.as_ref().ok(), &reasons);
         let denying = (self.on_refused_policy == OnRefusedPolicy::Deny)
             .then_some(())
             .and_then(|()| if denied_before { policy().or_else(|| Some(policies::UNREADABLE.to_owned())) } else { policy() });
@@ -261,13 +326,18 @@ impl Listening {
             (Some(good), None) => Arc::clone(good),
             (None, _) => Arc::new(newest),
         };
-        HeldChain { bytes_hash, meaning, good: previous, served, checked, denies: denying.is_some() }
+        HeldChain { bytes_hash, meaning, good: previous, served, checked, waits, discovered, denies: denying.is_some() }
     }
 
     fn refused_with_terminate(&self, chain: &Chain) -> Arc<Chain> {
         let http = !matches!(chain.kind, ChainKind::Tcp(_) | ChainKind::Refused { http: false, .. });
         Arc::new(Chain { kind: ChainKind::Refused { http, reasons: self.terminate_refused.clone() }, ..chain.clone() })
     }
+}
+
+/// Why a chain is not used.
+fn reasons(checked: &Checked, waits: Option<&Invalid>) -> Vec<Invalid> {
+    checked.refused.iter().chain(waits).cloned().collect()
 }
 
 /// A chain that could be read and must not be obeyed; it still counts and logs what it refuses.

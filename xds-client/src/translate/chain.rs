@@ -1,5 +1,6 @@
 //! Filter chains of `main_internal`: an HTTP connection manager or a TCP proxy, and what stands before it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3 as listener;
@@ -25,6 +26,7 @@ use model::route_table::RouteTable;
 use model::upgrade::Upgrades;
 use xds_proto::istio::stats::PluginConfig;
 
+use super::extension::{self, HTTP_WASM, Lookup, NETWORK_WASM};
 use super::judges::{self, Judges};
 use super::mutation::HEADER_MUTATION;
 use super::route_filters::{CORS, FAULT, RATE_LIMIT, Slots};
@@ -59,14 +61,15 @@ pub struct Refusal {
     pub problem: Problem,
 }
 
-/// Translates one chain.
+/// Translates one chain, whose extensions are found in `lookup`.
 ///
 /// # Errors
-/// The first thing that cannot be obeyed.
-pub fn chain(value: &listener::FilterChain, name: &Arc<str>) -> Result<Chain, Refusal> {
+/// The first thing that cannot be obeyed, or has not come.
+pub fn chain(value: &listener::FilterChain, name: &Arc<str>, lookup: &Lookup<'_>) -> Result<Chain, Refusal> {
     let configs: Vec<_> = value.filters.iter().map(config_of).collect();
     let is_http = configs.iter().flatten().any(|config| type_name(config) == HCM);
-    translate(value, name).map_err(|problem| Refusal { is_http, problem })
+    let translated = translate(value, name, lookup).and_then(|chain| lookup.missing().map_or(Ok(chain), Err));
+    translated.map_err(|problem| Refusal { is_http, problem })
 }
 
 fn config_of(filter: &listener::Filter) -> Option<&Any> {
@@ -76,13 +79,17 @@ fn config_of(filter: &listener::Filter) -> Option<&Any> {
     }
 }
 
-fn translate(value: &listener::FilterChain, name: &Arc<str>) -> Translated<Chain> {
+fn translate(value: &listener::FilterChain, name: &Arc<str>, lookup: &Lookup<'_>) -> Translated<Chain> {
     let mut network = Network::default();
     for (at, filter) in value.filters.iter().enumerate() {
         let path = format!("filters[{at}]");
-        let config = required(config_of(filter), &path)
-            .map_err(|_| Problem::new(&path, format!("the filter {:?} comes by discovery", filter.name)))?;
-        network.add(config, filter, &path)?;
+        let config = match required(filter.config_type.as_ref(), &path)? {
+            listener::filter::ConfigType::TypedConfig(config) => Some(Cow::Borrowed(config)),
+            listener::filter::ConfigType::ConfigDiscovery(source) => lookup.find(&filter.name, source, &path)?,
+        };
+        if let Some(config) = config {
+            network.add(&config, (filter, lookup), &path)?;
+        }
     }
     let (kind, access_logs, tracing, http_stats) = match network.last {
         Some(Last::Http(http)) if network.judges.is_empty() => {
@@ -122,12 +129,12 @@ struct Network {
 }
 
 impl Network {
-    fn add(&mut self, config: &Any, filter: &listener::Filter, path: &str) -> Translated<()> {
+    fn add(&mut self, config: &Any, (filter, lookup): (&listener::Filter, &Lookup<'_>), path: &str) -> Translated<()> {
         if self.last.is_some() {
             return Err(Problem::new(path, format!("the filter {:?} stands behind the last one", filter.name)));
         }
         match extension_type(config)?.as_str() {
-            HCM => self.last = Some(Last::Http(Box::new(http(&open(config, path)?, path)?))),
+            HCM => self.last = Some(Last::Http(Box::new(http(&open(config, path)?, lookup, path)?))),
             TCP_PROXY => {
                 let (chain, logs) = tcp_proxy(&open(config, path)?, path)?;
                 self.last = Some(Last::Tcp(chain, logs));
@@ -141,6 +148,8 @@ impl Network {
                 self.judges.add_external(ext_authz::network(&open::<NetworkExtAuthz>(config, path)?, &filter.name, path)?);
             }
             STATS => self.stats = Some(stats::stats(&open::<PluginConfig>(config, path)?, path)?),
+            NETWORK_WASM if extension::network_passes(config, path)? => {}
+            NETWORK_WASM => self.judges.add(Rbac::denying(&filter.name)),
             SNI_DYNAMIC_FORWARD_PROXY => self.server_name_port = Some(server_name_port(&open(config, path)?, path)?),
             known if PLUMBING.contains(&known) => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
@@ -198,15 +207,23 @@ struct HttpFilters {
     stats: Option<Stats>,
     count_grpc_messages: bool,
     suppresses_envoy_headers: bool,
+    /// An extension was met that does not run and lets nothing pass: what stands behind it is reached by nothing.
+    is_closed: bool,
 }
 
 impl HttpFilters {
-    fn add(&mut self, filter: &hcm::HttpFilter, path: &str) -> Translated<()> {
-        let Some(hcm::http_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
-            return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name)));
+    fn add(&mut self, filter: &hcm::HttpFilter, lookup: &Lookup<'_>, path: &str) -> Translated<()> {
+        let config = match required(filter.config_type.as_ref(), path)? {
+            hcm::http_filter::ConfigType::TypedConfig(config) => Some(Cow::Borrowed(config)),
+            hcm::http_filter::ConfigType::ConfigDiscovery(source) => lookup.find(&filter.name, source, path)?,
         };
+        config.map_or(Ok(()), |config| self.add_configured(filter, &config, path))
+    }
+
+    fn add_configured(&mut self, filter: &hcm::HttpFilter, config: &Any, path: &str) -> Translated<()> {
         match extension_type(config)?.as_str() {
             HTTP_RBAC => self.add_rbac(&filter.name, &open(config, path)?, path)?,
+            HTTP_EXT_AUTHZ | JWT_AUTHN if self.is_closed => {}
             HTTP_EXT_AUTHZ | JWT_AUTHN if !self.slots.judge() => {
                 return Err(Problem::new(path, "tokens or a service between which and policies another filter stands are not supported"));
             }
@@ -231,6 +248,11 @@ impl HttpFilters {
             HEADER_MUTATION => self.slots.add_mutation(&filter.name, config, path)?,
             ROUTER => self.suppresses_envoy_headers = open::<Router>(config, path)?.suppress_envoy_headers,
             GRPC_WEB => self.slots.add_grpc_web(&filter.name),
+            HTTP_WASM if extension::http_passes(config, path)? => {}
+            HTTP_WASM => {
+                self.slots.add_closed(&filter.name);
+                self.is_closed = true;
+            }
             DYNAMIC_FORWARD_PROXY => {}
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
@@ -248,13 +270,13 @@ impl HttpFilters {
     }
 }
 
-fn http(value: &hcm::HttpConnectionManager, path: &str) -> Translated<HttpParts> {
+fn http(value: &hcm::HttpConnectionManager, lookup: &Lookup<'_>, path: &str) -> Translated<HttpParts> {
     use hcm::http_connection_manager::RouteSpecifier;
     let mut met = HttpFilters::default();
     for (at, filter) in value.http_filters.iter().enumerate() {
-        met.add(filter, &format!("{path}.http_filters[{at}]"))?;
+        met.add(filter, lookup, &format!("{path}.http_filters[{at}]"))?;
     }
-    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages, suppresses_envoy_headers } = met;
+    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages, suppresses_envoy_headers, is_closed: _ } = met;
     let routes = match required(value.route_specifier.as_ref(), path)? {
         RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
         _ => return Err(Problem::new(path, "routes have to be inline")),
@@ -298,7 +320,7 @@ fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> 
                     }
                 }
                 RouteFilter::RateLimit(limit) => edits(&limit.refusal_headers, used),
-                RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) | RouteFilter::GrpcWeb => {}
+                RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) | RouteFilter::GrpcWeb | RouteFilter::Closed(_) => {}
             }
         }
     };

@@ -30,6 +30,11 @@ impl Judges {
         Ok(())
     }
 
+    /// Policies.
+    pub(super) fn add(&mut self, policies: Rbac) {
+        self.pending.push(EarlyFilter::Rbac(policies));
+    }
+
     /// An external service is asked, after all that came before.
     pub(super) fn add_external(&mut self, filter: ExtAuthz) {
         self.settle();

@@ -47,6 +47,7 @@ enum Kind {
     Mutate(Mutating, Arc<Mutations>),
     Rbac(Arc<Rbac>),
     GrpcWeb,
+    Closed(Arc<str>),
 }
 
 #[derive(Debug)]
@@ -122,6 +123,11 @@ impl Slots {
         self.add(name, Kind::GrpcWeb);
     }
 
+    /// The chain has an extension of this name that does not run, and lets nothing pass then.
+    pub(super) fn add_closed(&mut self, name: &str) {
+        self.add(name, Kind::Closed(name.into()));
+    }
+
     /// The chain has policies behind one of these filters.
     pub(super) fn add_rbac(&mut self, name: &str, rbac: Rbac) {
         self.add(name, Kind::Rbac(Arc::new(rbac)));
@@ -184,6 +190,7 @@ impl Slots {
                 }
                 Kind::Rbac(rbac) => Some(RouteFilter::Rbac(Arc::clone(rbac))),
                 Kind::GrpcWeb => Some(RouteFilter::GrpcWeb),
+                Kind::Closed(name) => Some(RouteFilter::Closed(Arc::clone(name))),
             };
             if slot.is_first { &mut first } else { &mut late }.extend(filter);
         }

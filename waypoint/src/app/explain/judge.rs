@@ -312,6 +312,9 @@ impl Behind {
                     }
                 }
                 RouteFilter::GrpcWeb => drop(filters::grpc_web::begin(&mut parts.headers)),
+                RouteFilter::Closed(name) => {
+                    self.verdict = Some(refused(503, &format!("the extension {name} is not run, and lets nothing pass then")));
+                }
                 RouteFilter::Mutate(_) | RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::RateLimit(_) => {}
             }
             if self.verdict.is_some() {

@@ -12,10 +12,11 @@ use xds_proto::{descriptors, message_from_json, message_name};
 use super::Snapshot;
 
 /// What wraps a resource of each kind, in Envoy's `…ConfigDump` messages: lists of entries, and where in an entry it is.
-const KINDS: [(ResourceType, &[&str], &[&str]); 3] = [
+const KINDS: [(ResourceType, &[&str], &[&str]); 4] = [
     (ResourceType::Cluster, &["static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters"], &["cluster"]),
     (ResourceType::Endpoint, &["static_endpoint_configs", "dynamic_endpoint_configs"], &["endpoint_config"]),
     (ResourceType::Listener, &["static_listeners", "dynamic_listeners"], &["active_state", "warming_state", "listener"]),
+    (ResourceType::Extension, &["ecds_filters"], &["ecds_filter"]),
 ];
 /// The message that carries a configuration whose own type is not known.
 const TYPED_STRUCT: &str = "type.googleapis.com/udpa.type.v1.TypedStruct";

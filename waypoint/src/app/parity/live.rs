@@ -50,13 +50,15 @@ struct Heard {
 struct Held {
     snapshot: Snapshot,
     missing: BTreeSet<ResourceType>,
+    /// Extensions that were asked for and not answered; those that istiod does not have it never sends.
+    extensions_left: usize,
     trouble: Option<String>,
 }
 
 impl Default for Held {
     fn default() -> Self {
         let missing = BTreeSet::from([ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener]);
-        Self { snapshot: Snapshot::default(), missing, trouble: None }
+        Self { snapshot: Snapshot::default(), missing, extensions_left: 0, trouble: None }
     }
 }
 
@@ -84,10 +86,15 @@ impl AdsObserver for Listener {
         held.missing.remove(&update.of);
         let of = update.of;
         let applied = self.applier.apply(update).applied;
+        match of {
+            ResourceType::Listener => held.extensions_left = extensions_of(&applied).unwrap_or(held.extensions_left),
+            ResourceType::Extension => held.extensions_left = 0,
+            _ => {}
+        }
         if of == ResourceType::Cluster && applied.wanted.iter().all(|wanted| wanted.names().is_empty()) {
             held.missing.remove(&ResourceType::Endpoint);
         }
-        if held.missing.is_empty() {
+        if held.missing.is_empty() && held.extensions_left == 0 {
             self.heard.complete.notify_one();
         }
         // Nothing is served, so that nothing is to be refused towards istiod either.
@@ -99,4 +106,9 @@ impl AdsObserver for Listener {
             self.heard.held.lock().trouble = Some(reason.to_string());
         }
     }
+}
+
+/// How many extensions are to be asked for; none if that has not changed.
+fn extensions_of(applied: &Applied) -> Option<usize> {
+    applied.wanted.iter().find(|wanted| wanted.of() == ResourceType::Extension).map(|wanted| wanted.names().len())
 }

@@ -83,9 +83,30 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
         &[
             ("name", Whole),
-            ("config_discovery", Refused("an extension, fetched by name, would see every request")),
+            ("config_discovery", Honoured),
             ("is_optional", Listed("a filter that is not supported is refused nevertheless")),
             ("disabled", Refused("the filter would be off unless a route turns it on")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.core.v3.ExtensionConfigSource",
+        &[
+            ("config_source", Whole),
+            ("default_config", Extension(HTTP_FILTERS)),
+            ("apply_default_config_without_warming", Whole),
+            ("type_urls", Honoured),
+        ],
+    ),
+    entry(Routing, "envoy.extensions.filters.http.wasm.v3.Wasm", &[("config", Honoured)]),
+    entry(Routing, "envoy.extensions.filters.network.wasm.v3.Wasm", &[("config", Honoured)]),
+    entry(
+        Tuning,
+        "envoy.extensions.wasm.v3.PluginConfig",
+        &[
+            ("failure_policy", Honoured),
+            ("fail_open", Honoured),
+            ("vm_config", Listed("extensions are not run: requests pass or are refused as the failure policy says")),
         ],
     ),
     entry(Part, "envoy.extensions.filters.network.http_connection_manager.v3.RequestIDExtension", &[]),
@@ -319,7 +340,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
 ];
 
-const HTTP_FILTERS: &[super::super::rule::Extension] = &[
+pub(super) const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.http.rbac.v3.RBAC"),
     walked("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig"),
     walked("envoy.extensions.filters.http.fault.v3.HTTPFault"),
@@ -334,7 +355,7 @@ const HTTP_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"),
     refused("envoy.extensions.filters.http.ratelimit.v3.RateLimit", "requests would be limited"),
     refused("envoy.extensions.filters.http.lua.v3.Lua", "a script would see every request"),
-    refused("envoy.extensions.filters.http.wasm.v3.Wasm", "an extension would see every request"),
+    walked("envoy.extensions.filters.http.wasm.v3.Wasm"),
     walked("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"),
     walked("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"),
     walked("envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig"),

@@ -147,11 +147,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("metadata", Unused("not read by anything")),
         ],
     ),
-    entry(
-        Part,
-        "envoy.config.listener.v3.Filter",
-        &[("name", Whole), ("config_discovery", Refused("an extension would look at every connection"))],
-    ),
+    entry(Part, "envoy.config.listener.v3.Filter", &[("name", Whole), ("config_discovery", Honoured)]),
     entry(
         Routing,
         "envoy.extensions.filters.network.set_filter_state.v3.Config",
@@ -189,7 +185,7 @@ const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.tcp.metadataexchange.config.MetadataExchange"),
     walked("stats.PluginConfig"),
     walked("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
-    refused("envoy.extensions.filters.network.wasm.v3.Wasm", "an extension would look at connections"),
+    walked("envoy.extensions.filters.network.wasm.v3.Wasm"),
     walked("envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig"),
     refused("envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "connections would be limited"),
     refused("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", "connections would be limited"),
