@@ -106,6 +106,7 @@ pub struct WorkerCosts {
     overhead: Histogram,
     connects: Histogram,
     handshakes: [Histogram; Side::ALL.len()],
+    connections: [AtomicU64; Side::ALL.len()],
     retries: [Counter; RetryReason::ALL.len()],
     kept: [AtomicU64; Owner::ALL.len()],
 }
@@ -121,6 +122,7 @@ impl WorkerCosts {
             overhead: histogram(),
             connects: histogram(),
             handshakes: std::array::from_fn(|_| histogram()),
+            connections: Default::default(),
             retries: Default::default(),
             kept: Default::default(),
         }
@@ -145,6 +147,16 @@ impl WorkerCosts {
     /// A TLS handshake succeeded.
     pub fn handshake(&self, side: Side, took: Duration) {
         self.handshakes[place(&Side::ALL, &side)].record(microseconds(took));
+    }
+
+    /// An HBONE connection is established.
+    pub fn opened(&self, side: Side) {
+        self.connections[place(&Side::ALL, &side)].fetch_add(1, Relaxed);
+    }
+
+    /// One that was [`Self::opened`] is over.
+    pub fn closed(&self, side: Side) {
+        self.connections[place(&Side::ALL, &side)].fetch_sub(1, Relaxed);
     }
 
     /// A request is tried again.
@@ -231,6 +243,7 @@ const OVERHEAD: Named = (
 );
 const CONNECT: Named = ("waypoint_connect_seconds", "Time to make a TCP connection to an endpoint.", &[]);
 const HANDSHAKE: Named = ("waypoint_tls_handshake_seconds", "Time of TLS handshakes that succeeded, the peer's part included.", &["side"]);
+const CONNECTIONS: Named = ("waypoint_hbone_connections", "HBONE connections that are established.", &["side"]);
 const RETRIES: Named = ("waypoint_retries_total", "Requests tried again, by what the try before came to.", &["reason"]);
 const MEMORY: Named = ("waypoint_memory_bytes", "Bytes that are kept, by what for.", &["owner"]);
 
@@ -248,7 +261,7 @@ impl Costs {
         Self {
             read: Arc::new(Read { workers: Mutex::default(), keepers }),
             bounds: Arc::new(time_bounds()),
-            descriptions: [OVERHEAD, CONNECT, HANDSHAKE, RETRIES, MEMORY].map(description).into(),
+            descriptions: [OVERHEAD, CONNECT, HANDSHAKE, CONNECTIONS, RETRIES, MEMORY].map(description).into(),
         }
     }
 
@@ -327,6 +340,8 @@ impl Collector for Costs {
         use proto::MetricType::{COUNTER, GAUGE, HISTOGRAM};
         let of_side =
             |(at, (_, side)): (usize, &(Side, &str))| labelled(HANDSHAKE, side, self.histogram(MICROSECONDS, |w| &w.handshakes[at]));
+        let open =
+            |(at, (_, side)): (usize, &(Side, &str))| labelled(CONNECTIONS, side, gauge(self.sum(|w| w.connections[at].load(Relaxed))));
         let of_reason =
             |(at, (_, reason)): (usize, &(RetryReason, &str))| labelled(RETRIES, reason, counter(self.sum(|w| w.retries[at].value())));
         let of_owner = |(at, (_, owner)): (usize, &(Owner, &str))| labelled(MEMORY, owner, gauge(self.sum(|w| w.kept[at].load(Relaxed))));
@@ -335,6 +350,7 @@ impl Collector for Costs {
             family(OVERHEAD, HISTOGRAM, vec![self.histogram(1.0, |worker| &worker.overhead)]),
             family(CONNECT, HISTOGRAM, vec![self.histogram(MICROSECONDS, |worker| &worker.connects)]),
             family(HANDSHAKE, HISTOGRAM, Side::ALL.iter().enumerate().map(of_side).collect()),
+            family(CONNECTIONS, GAUGE, Side::ALL.iter().enumerate().map(open).collect()),
             family(RETRIES, COUNTER, RetryReason::ALL.iter().enumerate().map(of_reason).collect()),
             family(MEMORY, GAUGE, Owner::ALL.iter().enumerate().map(of_owner).chain(keepers).collect()),
         ]
@@ -364,7 +380,9 @@ mod tests {
             worker.connected(Duration::from_millis(2));
             worker.handshake(Side::Dialled, Duration::from_millis(30));
             worker.retried(RetryReason::ConnectFailure);
+            worker.opened(Side::Accepted);
         }
+        workers[1].closed(Side::Accepted);
         workers[0].retried(RetryReason::GrpcStatus);
         let text = page(&costs);
         for line in [
@@ -377,6 +395,8 @@ mod tests {
             "waypoint_connect_seconds_sum 0.004",
             "waypoint_tls_handshake_seconds_count{side=\"accepted\"} 0",
             "waypoint_tls_handshake_seconds_bucket{side=\"dialled\",le=\"0.05\"} 2",
+            "waypoint_hbone_connections{side=\"accepted\"} 1",
+            "waypoint_hbone_connections{side=\"dialled\"} 0",
             "waypoint_retries_total{reason=\"connect_failure\"} 2",
             "waypoint_retries_total{reason=\"grpc_status\"} 1",
             "waypoint_retries_total{reason=\"timeout\"} 0",

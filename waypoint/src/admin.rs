@@ -6,7 +6,7 @@
 pub mod ready;
 
 use std::convert::Infallible;
-use std::io::Write as _;
+use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,8 @@ use self::ready::Readiness;
 const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may last: scrapes and probes are short.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pieces in which a page is compressed.
+const PIECE_BYTES: usize = 64 * 1024;
 /// Between two tries to accept after the system had no resources for it.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -44,8 +46,8 @@ pub enum Port {
     Admin,
 }
 
-/// Appends metrics in a format.
-pub type Scrape = Box<dyn Fn(Exposition, &mut Vec<u8>) + Send + Sync>;
+/// Writes metrics in a format.
+pub type Scrape = Box<dyn Fn(Exposition, &mut dyn Write) -> io::Result<()> + Send + Sync>;
 /// Makes a page.
 pub type Page = Box<dyn Fn() -> String + Send + Sync>;
 /// What a question on the admin port gets.
@@ -68,7 +70,7 @@ pub type Act = Box<dyn Fn() + Send + Sync>;
 pub struct Admin {
     /// Whether and why not.
     pub readiness: Arc<Readiness>,
-    /// Appends all metrics.
+    /// Writes all metrics; fails only where writing does.
     pub metrics: Scrape,
     /// Whoever makes that page.
     pub scrapes: Mutex<()>,
@@ -197,14 +199,19 @@ async fn scrape(headers: &HeaderMap, admin: &Arc<Admin>) -> Response<Full<Bytes>
 }
 
 fn page(admin: &Admin, exposition: Exposition, compresses: bool) -> Response<Full<Bytes>> {
-    let mut text = Vec::new();
-    (admin.metrics)(exposition, &mut text);
-    let compressed = compresses.then(|| compress(&text)).flatten();
-    let is_compressed = compressed.is_some();
-    let mut response = content(exposition.content_type(), compressed.unwrap_or(text));
+    let write = |out: &mut dyn Write| (admin.metrics)(exposition, out);
+    let made = if compresses { compressed(write) } else { plain(write) };
+    let text = match made {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::error!(%error, "writing metrics failed");
+            return status(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n");
+        }
+    };
+    let mut response = content(exposition.content_type(), text);
     let vary = http::HeaderValue::from_static("accept, accept-encoding");
     response.headers_mut().insert(header::VARY, vary);
-    if is_compressed {
+    if compresses {
         response.headers_mut().insert(header::CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
     }
     response
@@ -239,10 +246,20 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     weight(headers, header::ACCEPT_ENCODING, "gzip", &[]).is_some_and(|weight| weight > 0.0)
 }
 
-/// Quickly rather than well: a page is much alike itself.
-fn compress(text: &[u8]) -> Option<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
-    encoder.write_all(text).and_then(|()| encoder.finish()).ok()
+fn plain(write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    write(&mut text)?;
+    // It may take a while to be read: what is not used goes back.
+    text.shrink_to_fit();
+    Ok(text)
+}
+
+/// Compressed while it is written, so that the page is never there as a whole: those of a large mesh have many megabytes. Quickly rather
+/// than well: a page is much alike itself.
+fn compressed(write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<Vec<u8>> {
+    let mut text = BufWriter::with_capacity(PIECE_BYTES, GzEncoder::new(Vec::new(), Compression::fast()));
+    write(&mut text)?;
+    text.into_inner().map_err(io::IntoInnerError::into_error)?.finish()
 }
 
 fn local_post(method: &Method, is_local: bool, act: &(dyn Fn() + Send + Sync)) -> Response<Full<Bytes>> {
@@ -306,7 +323,7 @@ mod tests {
             assert_eq!(takes_gzip(&headers(header::ACCEPT_ENCODING, accept)), expected, "{accept}");
         }
         let page = b"istio_requests_total{} 1\n".repeat(1000);
-        let compressed = compress(&page).expect("memory takes it");
+        let compressed = compressed(|out| out.write_all(&page)).expect("memory takes it");
         assert!(compressed.len() < page.len() / 10 && compressed.starts_with(&[0x1f, 0x8b]));
         let mut read = Vec::new();
         std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&compressed[..]), &mut read).expect("it is gzip");

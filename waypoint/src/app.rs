@@ -287,9 +287,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, state: (&Arc<Read
         metrics: Box::new(move |exposition, out| {
             gauges.refresh();
             ages.refresh();
-            if let Err(error) = metrics.write_exposition(exposition, out) {
-                tracing::error!(%error, "writing metrics failed");
-            }
+            metrics.write_exposition(exposition, out)
         }),
         scrapes: tokio::sync::Mutex::default(),
         unsupported: discovery.unsupported(),

@@ -34,6 +34,7 @@ mod releases;
 mod requests;
 mod retries;
 mod routes;
+mod scale;
 mod server_names;
 mod smuggling;
 mod telemetry;

@@ -23,7 +23,7 @@ use crate::config::Settings;
 use crate::drain::DrainWatch;
 use crate::hbone::pool::{Pool, PoolObserver, PoolOptions};
 use crate::hbone::server::{Connect, ConnectRefusal, HandshakeRefusal, Server, ServerObserver, ServerOptions};
-use crate::hbone::{ConnectionFacts, Downstream, KeepaliveOptions};
+use crate::hbone::{ConnectionEnd, ConnectionFacts, Downstream, KeepaliveOptions};
 use crate::listen::{Accepting, ConnectionLimit, ListenObserver, OnDrain, accept_loop, bind};
 use crate::runtime;
 use crate::state::published::Published;
@@ -105,6 +105,12 @@ impl PoolObserver for Logged {
     fn tls_established(&self, took: Duration) {
         self.0.handshake(Side::Dialled, took);
     }
+    fn connection_opened(&self, _: &ConnectionFacts) {
+        self.0.opened(Side::Dialled);
+    }
+    fn connection_closed(&self, _: &ConnectionFacts, _: &ConnectionEnd) {
+        self.0.closed(Side::Dialled);
+    }
     fn dial_failed(&self, address: SocketAddr, error: &crate::hbone::client::ConnectError) {
         tracing::debug!(%address, %error, "no HBONE connection");
     }
@@ -128,7 +134,11 @@ impl ServerObserver for Logged {
         tracing::info!(peer = %connection.peer, authority, %reason, "CONNECT refused");
     }
     fn connection_opened(&self, connection: &ConnectionFacts) {
+        self.0.opened(Side::Accepted);
         tracing::debug!(peer = %connection.peer, address = %connection.peer_address, "HBONE connection");
+    }
+    fn connection_closed(&self, _: &ConnectionFacts, _: &ConnectionEnd) {
+        self.0.closed(Side::Accepted);
     }
 }
 
