@@ -27,7 +27,7 @@ conformance: setup ## the Gateway API suite and two of ours, on a real API serve
 bench: setup ## beside a real Envoy in one run: ratios, their limits, target/bench/summary.json; BENCH="request scale" chooses parts
 	@tests/bench.sh $(BENCH)
 
-bench-full: setup ## the same with more and longer rounds, and with a thousand changes of configuration under load
+bench-full: setup ## the same with more and longer rounds, and with HTTP/2, gRPC, short tunnels, a thousand changes under load, and few connections on two workers
 	@tests/bench.sh --full $(BENCH)
 
 oha: setup ## oha against the demo mesh, every answer checked; OHA="-z 30s -c 100" and the like choose the load

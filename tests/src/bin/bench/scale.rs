@@ -1,13 +1,16 @@
 //! A mesh of 5,000 services: what both proxies hold, and what one changed route costs them; and how long a start takes.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::envoy::Envoy;
+use tests::pki::Pki;
 use tests::scale::{add_services, change_route};
 use tests::scenario::{Mesh, MeshBuilder};
 
+use super::load::Loadtest;
 use super::summary::Summary;
 
 const SERVICES: u32 = 5_000;
@@ -22,7 +25,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a process may take to come to rest.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Ticks of `/proc/PID/stat` in a second: `USER_HZ`.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub const TICKS_PER_SECOND: f64 = 100.0;
 const BYTES_PER_KIB: f64 = 1024.0;
 
 /// From spawning the process to ready, with a CA at hand and the recorded mesh.
@@ -66,6 +69,12 @@ pub async fn measure(summary: &mut Summary, rounds: usize, core: Option<usize>) 
     summary.add("one_route_of_5000_cpu_ratio", &changes)
 }
 
+/// The authority of a mesh whose peers have the certificates of `loadtest`.
+pub fn mesh_pki(loadtest: &Loadtest) -> Result<Pki> {
+    let file = |name: &str| std::fs::read_to_string(loadtest.certificates.join(name));
+    Pki::from_pem(&file("root-cert.pem")?, &file("root-key.pem")?)
+}
+
 pub fn pinned(builder: MeshBuilder, core: Option<usize>) -> MeshBuilder {
     let builder = builder.proxy_config("concurrency", json!(1)).quiet();
     match core {
@@ -95,11 +104,16 @@ pub async fn settle(pid: u32) -> Result<()> {
 
 /// User and system time so far: fields 14 and 15 of proc_pid_stat(5).
 fn cpu_seconds(pid: u32) -> Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
+    Ok(stat_ticks(Path::new(&format!("/proc/{pid}/stat")))? / TICKS_PER_SECOND)
+}
+
+/// The same of a process or thread whose file this is, in ticks.
+pub fn stat_ticks(stat: &Path) -> Result<f64> {
+    let text = std::fs::read_to_string(stat).context("the process is gone")?;
     let (_, after_command) = text.rsplit_once(')').context("no command in parentheses")?;
     let mut fields = after_command.split_ascii_whitespace().skip(11);
     let mut ticks = || -> Result<f64> { Ok(fields.next().context("a short stat")?.parse()?) };
-    Ok((ticks()? + ticks()?) / TICKS_PER_SECOND)
+    Ok(ticks()? + ticks()?)
 }
 
 /// Resident memory now.
