@@ -17,6 +17,7 @@ pub mod explain;
 pub mod ext_authz;
 pub mod jwt;
 pub mod hash;
+pub mod rate_limit;
 pub mod retry;
 pub mod timeout;
 pub mod chain;

@@ -153,6 +153,15 @@ pub struct HeaderMatcher {
     pub missing_as_empty: bool,
 }
 
+/// One query parameter condition; the first of equal names counts.
+#[derive(Clone, Debug)]
+pub struct QueryMatcher {
+    /// The parameter.
+    pub name: Box<str>,
+    /// Its value; none means that it only has to be there.
+    pub value: Option<StringMatcher>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

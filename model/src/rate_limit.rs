@@ -3,10 +3,13 @@
 //! Not for: reading the clock; times are arguments. Invariant: over any time the tokens taken are at most those that were there and
 //! those filled in since, however many take at once.
 
+pub mod descriptors;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use self::descriptors::DescriptorLimit;
 use crate::fraction::Fraction;
 use crate::headers::HeaderEdits;
 
@@ -48,6 +51,18 @@ impl TokenBucket {
         Some(Self { tokens_max, nanoseconds_per_token: nanoseconds, began: OnceLock::new(), full_at: AtomicU64::new(0) })
     }
 
+    /// Another like it, full.
+    #[must_use]
+    pub fn full(&self) -> Self {
+        Self { began: OnceLock::new(), full_at: AtomicU64::new(0), ..*self }
+    }
+
+    /// How long one token takes to come back, in nanoseconds.
+    #[must_use]
+    pub const fn token_interval(&self) -> u64 {
+        self.nanoseconds_per_token
+    }
+
     /// How many it holds.
     #[must_use]
     pub const fn tokens_max(&self) -> u32 {
@@ -75,8 +90,12 @@ impl TokenBucket {
 /// A limit, and what becomes of requests above it.
 #[derive(Debug)]
 pub struct RateLimit {
-    /// Its tokens.
+    /// Tokens of all requests.
     pub bucket: TokenBucket,
+    /// Those of requests with certain descriptors.
+    pub descriptors: Box<[DescriptorLimit]>,
+    /// Requests with such a descriptor need a token of all requests, too.
+    pub always_asks_for_all: bool,
     /// Of which share of requests it is asked.
     pub enabled: Fraction,
     /// Which share of those above it is refused.

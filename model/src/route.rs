@@ -14,8 +14,9 @@ use crate::fraction::Fraction;
 use crate::hash::HashPolicy;
 use crate::headers::{HeaderEdits, Mutations};
 use crate::matcher::StringMatcher;
-pub use crate::matcher::{HeaderMatcher, HeaderTest, MatchedHeader};
+pub use crate::matcher::{HeaderMatcher, HeaderTest, MatchedHeader, QueryMatcher};
 use crate::rate_limit::RateLimit;
+use crate::rate_limit::descriptors::Rule;
 use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
@@ -34,15 +35,6 @@ pub enum PathMatcher {
     Exact(Box<str>),
     /// `safe_regex`.
     Regex(StringMatcher),
-}
-
-/// One query parameter condition; the first of equal names counts.
-#[derive(Clone, Debug)]
-pub struct QueryMatcher {
-    /// The parameter.
-    pub name: Box<str>,
-    /// Its value; none means that it only has to be there.
-    pub value: Option<StringMatcher>,
 }
 
 /// Everything a request must be for a route.
@@ -189,8 +181,9 @@ pub enum RouteFilter {
     Fault(Box<Fault>),
     /// `envoy.filters.http.cors`; of routes that forward.
     Cors(Box<CorsPolicy>),
-    /// `envoy.filters.http.local_ratelimit`; one of several routes where they have it from their virtual host, table or chain.
-    RateLimit(Arc<RateLimit>),
+    /// `envoy.filters.http.local_ratelimit`; one of several routes where they have it from their virtual host, table or chain. What
+    /// descriptors are made by is the route's.
+    RateLimit(Arc<RateLimit>, Arc<[Rule]>),
     /// `envoy.filters.http.grpc_web`.
     GrpcWeb,
     /// `envoy.filters.http.header_mutation`.

@@ -14,6 +14,7 @@ use model::chain::HttpChain;
 use model::claims::TokenMetadata;
 use model::flags::ResponseFlag;
 use model::headers::Mutations;
+use model::rate_limit::descriptors::Rule;
 use model::rate_limit::{RateLimit, Taken};
 use model::rbac::Rbac;
 use model::route::{Route, RouteFilter};
@@ -74,7 +75,7 @@ impl Run {
                 }
                 CorsOutcome::Preflight(headers) => Some(LocalReply::preflight(headers)),
             },
-            RouteFilter::RateLimit(limit) => self.limit(limit, parts),
+            RouteFilter::RateLimit(limit, rules) => self.limit((limit, rules), parts),
             // A second filter finds gRPC, and lets it be.
             RouteFilter::GrpcWeb if self.web.is_some() => None,
             RouteFilter::GrpcWeb => {
@@ -134,20 +135,25 @@ impl Run {
     }
 
     /// Asks a limit; an answer if the request is above it.
-    fn limit(&mut self, limit: &RateLimit, parts: &mut request::Parts) -> Option<LocalReply> {
+    fn limit(&mut self, (limit, rules): (&RateLimit, &[Rule]), parts: &mut request::Parts) -> Option<LocalReply> {
         if !limit.enabled.includes(self.worker.draw()) {
             return None;
         }
-        let taken = limit.bucket.take(Instant::now());
-        if limit.tells {
-            tell_limit(limit, taken, &mut self.told);
+        let remote = self.recording.record().forwarded_for.unwrap_or_else(|| self.tunnel.connection.peer_address.ip());
+        let limited = filters::rate_limit::take(limit, rules, (&head_of(parts), remote), Instant::now());
+        if limit.tells
+            && let Some(told) = limited.told
+        {
+            tell_limit(told, &mut self.told);
         }
-        if taken.allowed {
+        if limited.allowed {
             return None;
         }
         let record = self.recording.record();
         if !limit.enforced.includes(self.worker.draw()) {
             edits::edit_request(record, &limit.request_headers, &mut parts.headers);
+            // For lines that have them.
+            record.capture_request(&parts.headers);
             return None;
         }
         let mut headers = HeaderMap::new();
@@ -156,8 +162,8 @@ impl Run {
     }
 }
 
-fn tell_limit(limit: &RateLimit, taken: Taken, told: &mut HeaderMap) {
-    told.append(X_RATELIMIT_LIMIT, HeaderValue::from(limit.bucket.tokens_max()));
+fn tell_limit((taken, tokens_max): (Taken, u32), told: &mut HeaderMap) {
+    told.append(X_RATELIMIT_LIMIT, HeaderValue::from(tokens_max));
     told.append(X_RATELIMIT_REMAINING, HeaderValue::from(taken.remaining));
     told.append(X_RATELIMIT_RESET, HeaderValue::from(taken.next_seconds));
 }

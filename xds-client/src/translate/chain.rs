@@ -319,7 +319,7 @@ fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> 
                         }
                     }
                 }
-                RouteFilter::RateLimit(limit) => edits(&limit.refusal_headers, used),
+                RouteFilter::RateLimit(limit, _) => edits(&limit.refusal_headers, used),
                 RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::Rbac(_) | RouteFilter::GrpcWeb | RouteFilter::Closed(_) => {}
             }
         }

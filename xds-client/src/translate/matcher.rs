@@ -51,7 +51,7 @@ pub(super) fn header_name(text: &str, path: &str) -> Translated<HeaderName> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| Problem::new(path, format!("{text:?} is no header name")))
 }
 
-fn matched_header(text: &str, path: &str) -> Translated<MatchedHeader> {
+pub(super) fn matched_header(text: &str, path: &str) -> Translated<MatchedHeader> {
     Ok(match text.to_ascii_lowercase().as_str() {
         ":method" => MatchedHeader::Method,
         ":authority" | "host" => MatchedHeader::Authority,

@@ -18,6 +18,7 @@ use model::route::{
 use model::route_table::{Domain, RouteTable, VirtualHost};
 use model::upgrade::Upgrades;
 
+use super::rate_limit::Said;
 use super::route_filters::{Configs, Slots};
 use super::{Problem, Translated, hash, is_on, matcher, mirror, positive_duration, required, rewrite, timeout, turns};
 
@@ -30,6 +31,7 @@ struct Outer<'a> {
     configs: Vec<&'a Configs>,
     mirrors: [&'a [RequestMirrorPolicy]; 2],
     retry: Option<&'a proto::RetryPolicy>,
+    limits: &'a [proto::RateLimit],
     headers: Levels,
 }
 
@@ -79,7 +81,7 @@ pub(super) fn table(value: &proto::RouteConfiguration, slots: &Slots, path: &str
             edits(&host.response_headers_to_add, &host.response_headers_to_remove, &path)?,
         );
         let mirrors: [&[_]; 2] = [&host.request_mirror_policies, &value.request_mirror_policies];
-        let outer = Outer { slots, configs, mirrors, retry: host.retry_policy.as_ref(), headers };
+        let outer = Outer { slots, configs, mirrors, retry: host.retry_policy.as_ref(), limits: &host.rate_limits, headers };
         virtual_host(host, &outer, &path)
     });
     Ok(RouteTable { name: value.name.as_str().into(), virtual_hosts: hosts.collect::<Translated<_>>()? })
@@ -120,7 +122,19 @@ fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Rout
         Action::FilterAction(_) | Action::NonForwardingAction(_) => return Err(Problem::new(path, "this kind of action is not supported")),
     };
     let levels: Vec<_> = std::iter::once(&value.typed_per_filter_config).chain(outer.configs.iter().copied()).collect();
-    let (first_filters, filters) = outer.slots.filters(&levels, matches!(action, RouteAction::Forward(_)), path)?;
+    let said = match (&value.action, &action) {
+        (Some(Action::Route(of)), RouteAction::Forward(forward)) => Some(Said {
+            route: &of.rate_limits,
+            host: outer.limits,
+            includes_host: includes_host(of),
+            cluster: match &forward.clusters {
+                ClusterChoice::One(name) => Some(name),
+                ClusterChoice::Weighted(..) => None,
+            },
+        }),
+        _ => None,
+    };
+    let (first_filters, filters) = outer.slots.filters(&levels, said, path)?;
     let (request_headers, response_headers) = headers.finish();
     Ok(Route {
         name: Some(value.name.as_str()).filter(|name| !name.is_empty()).map(Arc::from),
@@ -133,6 +147,12 @@ fn route(value: &proto::Route, outer: &Outer<'_>, path: &str) -> Translated<Rout
         response_headers,
         operation: value.decorator.as_ref().map(|decorator| operation(decorator, path)).transpose()?.flatten(),
     })
+}
+
+fn includes_host(action: &proto::RouteAction) -> bool {
+    #[expect(deprecated, reason = "configurations may still set it")]
+    let includes = action.include_vh_rate_limits.as_ref();
+    includes.is_some_and(|includes| includes.value)
 }
 
 fn operation(value: &proto::Decorator, path: &str) -> Translated<Option<Operation>> {
@@ -180,7 +200,7 @@ pub(super) fn route_match(value: &proto::RouteMatch, path: &str) -> Translated<R
     })
 }
 
-fn query(value: &proto::QueryParameterMatcher, path: &str) -> Translated<QueryMatcher> {
+pub(super) fn query(value: &proto::QueryParameterMatcher, path: &str) -> Translated<QueryMatcher> {
     use proto::query_parameter_matcher::QueryParameterMatchSpecifier;
     let test: Option<StringMatcher> = match value.query_parameter_match_specifier.as_ref() {
         None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,

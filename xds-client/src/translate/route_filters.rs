@@ -18,11 +18,11 @@ use model::cors::{CorsList, CorsPolicy};
 use model::ext_authz::RouteExternal;
 use model::fraction::Fraction;
 use model::headers::Mutations;
-use model::rate_limit::RateLimit;
 use model::rbac::Rbac;
 use model::route::{Abort, Fault, RouteFilter};
 
 use super::mutation::{HEADER_MUTATION_PER_ROUTE, Mutating, Parts};
+use super::rate_limit::{Limit, Said};
 use super::{Problem, Translated, ext_authz, matcher, open, positive_duration, rate_limit, type_name};
 
 pub(super) const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
@@ -42,7 +42,7 @@ enum Kind {
     Fault(Option<Fault>),
     Cors,
     /// With the limit of routes that say nothing.
-    RateLimit(Option<Arc<RateLimit>>),
+    RateLimit(Option<Limit>),
     /// With the changes on routes that say nothing.
     Mutate(Mutating, Arc<Mutations>),
     Rbac(Arc<Rbac>),
@@ -63,7 +63,7 @@ struct Slot {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Limits that several routes have from what holds them, by where that is: each is one bucket.
-    shared: RefCell<HashMap<*const Any, Arc<RateLimit>>>,
+    shared: RefCell<HashMap<*const Any, Limit>>,
     external: Vec<Arc<str>>,
     /// A policy or token was met.
     is_judged: bool,
@@ -104,8 +104,8 @@ impl Slots {
 
     /// The chain has a rate limit of this name, with this configuration.
     pub(super) fn add_rate_limit(&mut self, name: &str, config: &Any, path: &str) -> Translated<()> {
-        let own = rate_limit::rate_limit(&open(config, path)?, path)?;
-        self.add(name, Kind::RateLimit(own.map(Arc::new)));
+        let own = rate_limit::limit(&open(config, path)?, path)?;
+        self.add(name, Kind::RateLimit(own));
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl Slots {
 
     /// What requests without a route meet: before policies and tokens, and behind them.
     pub(super) fn routeless(&self, path: &str) -> Translated<[Filters; 2]> {
-        let (first, late) = self.filters(&[], false, path)?;
+        let (first, late) = self.filters(&[], None, path)?;
         Ok([first, late])
     }
 
@@ -163,7 +163,8 @@ impl Slots {
     }
 
     /// The filters of a route, whose levels come most specific first: those before policies, and those behind.
-    pub(super) fn filters(&self, levels: &[&Configs], forwards: bool, path: &str) -> Translated<(Filters, Filters)> {
+    /// `said`: what it says of limits if it forwards.
+    pub(super) fn filters(&self, levels: &[&Configs], said: Option<Said<'_>>, path: &str) -> Translated<(Filters, Filters)> {
         let (mut first, mut late) = (Vec::new(), Vec::new());
         for slot in &self.slots {
             let path = format!("{path}.typed_per_filter_config[{}]", slot.name);
@@ -173,7 +174,7 @@ impl Slots {
                     let told = configs.next().map(|config| fault(&typed(config, FAULT, &path)?, &path)).transpose()?;
                     told.or_else(|| own.clone()).map(|fault| RouteFilter::Fault(Box::new(fault)))
                 }
-                Kind::Cors if forwards => {
+                Kind::Cors if said.is_some() => {
                     let policies = configs.map(|config| typed(config, CORS_POLICY, &path)).collect::<Translated<Vec<_>>>()?;
                     cors(&policies, &path)?.map(|policy| RouteFilter::Cors(Box::new(policy)))
                 }
@@ -181,7 +182,8 @@ impl Slots {
                 Kind::Cors => None,
                 Kind::RateLimit(own) => {
                     let told = configs.next().map(|config| self.shared_limit(config, &path)).transpose()?;
-                    told.or_else(|| own.clone()).map(RouteFilter::RateLimit)
+                    let limit = told.or_else(|| own.clone());
+                    limit.map(|one| Ok(RouteFilter::RateLimit(one.limit(), one.rules(said, &path)?))).transpose()?
                 }
                 Kind::Mutate(mutating, own) => {
                     let levels = configs.map(|config| Parts::of_level(&typed(config, HEADER_MUTATION_PER_ROUTE, &path)?, &path));
@@ -198,13 +200,13 @@ impl Slots {
     }
 
     /// The limit of a level, the same for all routes below it.
-    fn shared_limit(&self, config: &Any, path: &str) -> Translated<Arc<RateLimit>> {
+    fn shared_limit(&self, config: &Any, path: &str) -> Translated<Limit> {
         if let Some(known) = self.shared.borrow().get(&std::ptr::from_ref(config)) {
-            return Ok(Arc::clone(known));
+            return Ok(known.clone());
         }
-        let limit = rate_limit::rate_limit(&typed(config, RATE_LIMIT, path)?, path)?;
-        let limit = Arc::new(limit.ok_or_else(|| Problem::new(format!("{path}.token_bucket"), "is not set"))?);
-        self.shared.borrow_mut().insert(std::ptr::from_ref(config), Arc::clone(&limit));
+        let limit = rate_limit::limit(&typed(config, RATE_LIMIT, path)?, path)?;
+        let limit = limit.ok_or_else(|| Problem::new(format!("{path}.token_bucket"), "is not set"))?;
+        self.shared.borrow_mut().insert(std::ptr::from_ref(config), limit.clone());
         Ok(limit)
     }
 }

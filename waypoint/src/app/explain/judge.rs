@@ -315,7 +315,7 @@ impl Behind {
                 RouteFilter::Closed(name) => {
                     self.verdict = Some(refused(503, &format!("the extension {name} is not run, and lets nothing pass then")));
                 }
-                RouteFilter::Mutate(_) | RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::RateLimit(_) => {}
+                RouteFilter::Mutate(_) | RouteFilter::Fault(_) | RouteFilter::Cors(_) | RouteFilter::RateLimit(..) => {}
             }
             if self.verdict.is_some() {
                 return;
