@@ -21,6 +21,7 @@ mod golden_metrics;
 mod golden_spans;
 mod harness;
 mod health;
+mod ingress;
 mod life_cycle;
 mod limits;
 mod networks;
