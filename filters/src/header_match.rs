@@ -1,7 +1,7 @@
 //! Header and path conditions, shared by routes and policies.
 //!
-//! Source: Envoy's `HeaderMatcher`: lines of one name are joined by commas, a missing header matches no text condition,
-//! inverted or not, unless it counts as empty.
+//! Source: Envoy's `HeaderMatcher`: lines of one name are looked at each for itself (since 1.39), a missing header matches no text
+//! condition, inverted or not, unless it counts as empty.
 
 use std::borrow::Cow;
 
@@ -30,7 +30,7 @@ pub fn split_port(host: &str) -> (&str, &str) {
     at.map_or((host, ""), |at| host.split_at(at))
 }
 
-/// All lines of a header joined by commas, as Envoy matches them.
+/// All lines of a header joined by commas.
 #[must_use]
 pub fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut lines = headers.get_all(name).iter();
@@ -56,9 +56,18 @@ pub fn value<'a>(head: &RequestHead<'a>, name: &MatchedHeader) -> Option<Cow<'a,
     }
 }
 
-/// Whether the request meets the condition, lines of one name taken together.
+/// Whether the request meets the condition: some line of the header does, or none where it is inverted.
 #[must_use]
 pub fn matches(matcher: &HeaderMatcher, head: &RequestHead<'_>) -> bool {
+    let (HeaderTest::Text(test), MatchedHeader::Name(name)) = (&matcher.test, &matcher.name) else { return matches_joined(matcher, head) };
+    let mut lines = head.headers.get_all(name).iter();
+    let Some(first) = lines.next() else { return matches_joined(matcher, head) };
+    std::iter::once(first).chain(lines).any(|line| test.matches(line.as_bytes())) != matcher.invert
+}
+
+/// Whether the request meets the condition, lines of one name taken together.
+#[must_use]
+pub fn matches_joined(matcher: &HeaderMatcher, head: &RequestHead<'_>) -> bool {
     let value = value(head, &matcher.name);
     match (&matcher.test, value) {
         (HeaderTest::Present(wanted), found) => (found.is_some() == *wanted) != matcher.invert,

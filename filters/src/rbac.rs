@@ -172,7 +172,7 @@ fn url_path(matcher: &StringMatcher, input: &RbacInput<'_>) -> bool {
 
 fn header(matcher: &HeaderMatcher, input: &RbacInput<'_>, must_hold: bool) -> bool {
     let Some(head) = &input.head else { return false };
-    let whole = header_match::matches(matcher, head);
+    let whole = header_match::matches_joined(matcher, head);
     let (HeaderTest::Text(test), MatchedHeader::Name(name)) = (&matcher.test, &matcher.name) else { return whole };
     let mut lines = head.headers.get_all(name).iter();
     let line_matches = |line: &http::HeaderValue| test.matches(line.as_bytes()) != matcher.invert;

@@ -178,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_header_are_joined_and_a_missing_header_matches_no_text() {
+    fn lines_of_one_header_are_matched_each_for_itself_and_a_missing_header_matches_no_text() {
         let text = |invert, missing_as_empty| HeaderMatcher {
             name: MatchedHeader::Name("x-group".parse().unwrap()),
-            test: HeaderTest::Text(StringMatcher::Exact((*b"a,b").into())),
+            test: HeaderTest::Text(StringMatcher::Exact((*b"b").into())),
             invert,
             missing_as_empty,
         };
@@ -190,8 +190,10 @@ mod tests {
         assert!(!header_match::matches(&text(true, false), &head("/", &headers)));
         assert!(header_match::matches(&text(true, true), &head("/", &headers)));
         headers.append("x-group", "a".parse().unwrap());
+        assert!(!header_match::matches(&text(false, false), &head("/", &headers)));
         headers.append("x-group", "b".parse().unwrap());
         assert!(header_match::matches(&text(false, false), &head("/", &headers)));
+        assert!(!header_match::matches(&text(true, false), &head("/", &headers)), "a line that is meant is there");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod dry_runs;
 mod filters;
+mod matches;
 mod mirrors;
 mod mutations;
 mod rate_limits;

@@ -507,6 +507,8 @@ fn pass_on(
     let record = run.recording.record();
     record.stream.response_start = Some(now);
     record.stream.details = Some("via_upstream".into());
+    // Changes to the answer may print it.
+    record.response_code = parts.status.as_u16();
     // Since all of the request had come, tries and connects included; an answer that begins earlier has none (Envoy).
     let service_time = asked_at.map(|asked_at| now.saturating_duration_since(asked_at).as_millis());
     if !to.http.options.suppresses_envoy_headers

@@ -250,11 +250,14 @@ fn weighted_clusters(value: &proto::WeightedCluster, route: &Levels, path: &str)
             None => None,
             Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(rewrite::literal_host(text, &path)?),
         };
-        let headers = route.within(
+        // A share's are made before all others, whichever of these are made last (Envoy).
+        let own = Levels::default().within(
             edits(&one.request_headers_to_add, &one.request_headers_to_remove, &path)?,
             edits(&one.response_headers_to_add, &one.response_headers_to_remove, &path)?,
         );
-        let (request_headers, response_headers) = headers.finish();
+        let (outer_request, outer_response) = route.clone().finish();
+        let before = |own: Vec<Arc<HeaderEdits>>, outer: Edits| own.into_iter().chain(outer).collect();
+        let (request_headers, response_headers) = (before(own.request, outer_request), before(own.response, outer_response));
         Ok(WeightedCluster {
             name: one.name.as_str().into(),
             weight: one.weight.as_ref().map_or(0, |weight| weight.value),
