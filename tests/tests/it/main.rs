@@ -16,6 +16,7 @@ mod envoy_oracle;
 mod explain;
 mod extensions;
 mod external;
+mod fidelity;
 mod golden_logs;
 mod golden_metrics;
 mod golden_spans;

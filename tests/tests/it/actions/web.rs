@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// A chain, and the cluster of `web`, as istiod has them for a port with gRPC-Web.
-fn grpc_web(scenario: &mut Scenario) -> Result<()> {
+/// A chain, and the cluster of `web`, as istiod has them for a port with gRPC-Web, with so many filters for it.
+fn grpc_web(n_filters: usize, scenario: &mut Scenario) -> Result<()> {
     let fault = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
         "abort": {"http_status": 503, "percentage": {"numerator": 100}},
@@ -30,7 +30,7 @@ fn grpc_web(scenario: &mut Scenario) -> Result<()> {
         "name": "envoy.filters.http.grpc_web",
         "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"},
     });
-    scenario.add_http_filters(WEB_CHAIN, vec![filter])
+    scenario.add_http_filters(WEB_CHAIN, vec![filter; n_filters])
 }
 
 /// What the application tells of its request, without what differs each time; and what comes behind it.
@@ -47,7 +47,16 @@ fn told(body: &[u8]) -> (Vec<String>, Vec<u8>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpc_web_is_translated_as_envoy_does() -> Result<()> {
-    let both = Both::edited(grpc_web).await?;
+    translated_alike(1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_filter_for_grpc_web_finds_grpc_as_in_envoy() -> Result<()> {
+    translated_alike(2).await
+}
+
+async fn translated_alike(n_filters: usize) -> Result<()> {
+    let both = Both::edited(|scenario| grpc_web(n_filters, scenario)).await?;
     let message = b"\0\0\0\0\x02hi";
     let text = STANDARD.encode(message);
     let (binary, as_text) = ("application/grpc-web+proto", "application/grpc-web-text");
