@@ -125,6 +125,15 @@ pub struct HttpChain {
     pub routes: RouteTable,
 }
 
+/// TCP is carried in an HTTP request to the endpoint, which is an HTTP proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTunnel {
+    /// Where the proxy is to connect to: host and port.
+    pub authority: http::uri::Authority,
+    /// The path of a POST that carries it in its body; none: a CONNECT.
+    pub post_path: Option<http::uri::PathAndQuery>,
+}
+
 /// A TCP chain.
 #[derive(Clone, Debug)]
 pub struct TcpChain {
@@ -148,6 +157,8 @@ pub struct TcpChain {
     pub reads_server_name: bool,
     /// The server that a client's TLS names is the one that it reaches, at this port, where its cluster looks hosts up.
     pub server_name_port: Option<u16>,
+    /// Its endpoints are proxies.
+    pub tunnel: Option<Arc<HttpTunnel>>,
 }
 
 impl TcpChain {

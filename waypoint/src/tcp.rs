@@ -11,7 +11,8 @@ use bytes::BytesMut;
 use filters::ext_authz::{Answer, Facts, Peer, Progress, Step};
 use filters::rbac::{Decisions, Denial, RbacInput, RbacVerdict, decide_chain};
 use http::{HeaderMap, StatusCode};
-use model::chain::{Chain, EarlyFilter, TcpChain};
+use model::chain::{Chain, EarlyFilter, HttpTunnel, TcpChain};
+use model::cluster::UpstreamProtocol;
 use model::endpoint::EndpointAddress;
 use model::ext_authz::ExtAuthz;
 use model::flags::ResponseFlag;
@@ -21,6 +22,7 @@ use telemetry::record::{ConnectionRecord, UpstreamLocal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::external;
+use crate::http::session::Protocol;
 use crate::policies;
 use crate::request::{Inspection, TunnelContext};
 use crate::sniff::{Hello, HelloReader, Replay};
@@ -30,8 +32,9 @@ use crate::state::health::{ActiveRequest, Verdict};
 use crate::state::published::{ClusterEntry, ServedCluster};
 use crate::tls::originate::Inside;
 use crate::upstream::balance::{self, Wish};
-use crate::upstream::connect::{Destination, UpstreamIo, dial};
+use crate::upstream::connect::{ConnectFailure, Destination, UpstreamIo, dial};
 use crate::upstream::failure::UpstreamFailure;
+use crate::upstream::http_tunnel;
 use crate::upstream::proxy_protocol::Proxied;
 use crate::worker::Worker;
 
@@ -171,7 +174,7 @@ async fn connect(
             let host = named_host(tunnel, chain, &served, record).await?;
             let (attempts_max, destination) = (chain.connect_attempts_max, tunnel.target.address());
             let wish = Wish { attempts_max, hash, destination, host: host.as_deref(), ..Wish::default() };
-            dial_any(&served, (&wish, tunnel.proxied()), worker, record).await
+            dial_any(&served, (&wish, tunnel.proxied(), chain.tunnel.as_deref()), worker, record).await
         }
         Some(ClusterEntry::Refused(_)) => {
             record.stream.details = Some("config_rejected".into());
@@ -283,7 +286,7 @@ fn judge(chain: &Chain, input: &RbacInput<'_>, worker: &Worker, record: &mut Con
 
 async fn dial_any(
     cluster: &Arc<ServedCluster>,
-    (wish, proxied): (&Wish<'_>, Proxied),
+    (wish, proxied, tunnel): (&Wish<'_>, Proxied, Option<&HttpTunnel>),
     worker: &Worker,
     record: &mut ConnectionRecord,
 ) -> Result<(UpstreamIo, ActiveRequest), StatusCode> {
@@ -309,12 +312,16 @@ async fn dial_any(
             address: &address,
             remote: entry.endpoint.remote.as_ref(),
             transport,
-            inside: Inside::Tcp,
+            inside: inside(tunnel, cluster),
             host: None,
             proxied: Some(proxied),
             keepalive,
         };
-        match dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await {
+        let dialled = match tunnel {
+            None => dial(&to, &worker.dialer, cluster.cluster.connect_timeout).await,
+            Some(tunnel) => Box::pin(dial_proxy(&to, worker, tunnel, cluster)).await,
+        };
+        match dialled {
             Ok(upstream) => {
                 cluster.note(&entry, Verdict::Reached);
                 active.hold(permit);
@@ -330,6 +337,39 @@ async fn dial_any(
     record.stream.flags.insert(ResponseFlag::UpstreamConnectionFailure);
     record.stream.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
     Err(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// What is spoken to the endpoint first.
+fn inside(tunnel: Option<&HttpTunnel>, cluster: &ServedCluster) -> Inside {
+    match (tunnel, protocol_of(cluster)) {
+        (None, _) => Inside::Tcp,
+        (Some(_), Protocol::Http1) => Inside::Http1,
+        (Some(_), Protocol::Http2) => Inside::Http2,
+    }
+}
+
+/// A connection has no protocol of its own that its proxy could be spoken to in (Envoy).
+fn protocol_of(cluster: &ServedCluster) -> Protocol {
+    match cluster.cluster.protocol {
+        UpstreamProtocol::Http2 => Protocol::Http2,
+        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => Protocol::Http1,
+    }
+}
+
+/// A connection that an HTTP proxy makes; it has as long to answer as a connect may take.
+async fn dial_proxy(
+    to: &Destination<'_>,
+    worker: &Worker,
+    tunnel: &HttpTunnel,
+    cluster: &ServedCluster,
+) -> Result<UpstreamIo, ConnectFailure> {
+    let limit = cluster.cluster.connect_timeout;
+    let io = dial(to, &worker.dialer, limit).await?;
+    match tokio::time::timeout(limit, http_tunnel::open(io, tunnel, protocol_of(cluster))).await {
+        Ok(Ok(tunnelled)) => Ok(UpstreamIo::Tunnelled(Box::new(tunnelled))),
+        Ok(Err(failure)) => Err(ConnectFailure { reason: failure.to_string().into() }),
+        Err(_elapsed) => Err(ConnectFailure { reason: "tunnel_response_timeout".into() }),
+    }
 }
 
 #[derive(Default)]

@@ -22,6 +22,7 @@ mod golden_metrics;
 mod golden_spans;
 mod harness;
 mod health;
+mod http_tunnels;
 mod ingress;
 mod life_cycle;
 mod limits;

@@ -168,6 +168,10 @@ pub fn request_out_http1(parts: &mut request::Parts) {
 /// # Errors
 /// [`Malformed::HostInvalid`] or [`Malformed::PathInvalid`] if the request was not uniform.
 pub fn target_http2(parts: &request::Parts) -> Result<Uri, Malformed> {
+    if parts.method == Method::CONNECT && parts.uri.path_and_query().is_none() {
+        // A tunnel has nothing but an authority (RFC 9113 §8.5).
+        return Ok(parts.uri.clone());
+    }
     let scheme = parts.extensions.get::<RequestScheme>().map_or(Scheme::HTTP, |RequestScheme(scheme)| scheme.clone());
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(scheme);

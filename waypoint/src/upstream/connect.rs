@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::http_tunnel::Tunnelled;
 use super::proxy_protocol::{self, Proxied};
 use crate::hbone::client::ConnectError;
 use crate::hbone::double;
@@ -59,6 +60,8 @@ pub enum UpstreamIo {
     Hbone(HboneStream),
     /// TLS on one of the others.
     Tls(Box<TlsStream<UpstreamIo>>),
+    /// What an HTTP proxy at the end of one of the others has connected to.
+    Tunnelled(Box<Tunnelled>),
 }
 
 /// No stream could be had; the reason in Envoy's words where it has some.
@@ -74,7 +77,7 @@ impl UpstreamIo {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.local_addr().ok(),
-            Self::Hbone(_) => None,
+            Self::Hbone(_) | Self::Tunnelled(_) => None,
             Self::Tls(stream) => stream.get_ref().0.local_address(),
         }
     }
@@ -259,6 +262,7 @@ impl AsyncRead for UpstreamIo {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Hbone(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
+            Self::Tunnelled(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
         }
     }
 }
@@ -269,6 +273,7 @@ impl AsyncWrite for UpstreamIo {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Hbone(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
+            Self::Tunnelled(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         }
     }
 
@@ -277,6 +282,7 @@ impl AsyncWrite for UpstreamIo {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Hbone(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
+            Self::Tunnelled(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, slices),
         }
     }
 
@@ -285,6 +291,7 @@ impl AsyncWrite for UpstreamIo {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Hbone(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Tunnelled(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -293,6 +300,7 @@ impl AsyncWrite for UpstreamIo {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(context),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
+            Self::Tunnelled(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         }
     }
 
@@ -301,6 +309,7 @@ impl AsyncWrite for UpstreamIo {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
+            Self::Tunnelled(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         }
     }
 }

@@ -165,9 +165,10 @@ pub(super) fn is_originating(_: &Value, site: &Site<'_>) -> bool {
 }
 
 /// Tunnelling is obeyed where Envoy's plumbing has it: the connection to an ambient pod.
-pub(super) fn is_hbone_tunnel(value: &Value, site: &Site<'_>) -> bool {
-    let plain = value.as_message().is_some_and(|tunnel| tunnel.fields().all(|(field, _)| field.name() == "hostname"));
-    plain && text(site.message, "cluster") == "connect_originate"
+/// Those of HBONE are not made as they are described, but as HBONE is.
+pub(super) fn is_known_tunnel(value: &Value, site: &Site<'_>) -> bool {
+    let is_plain = || value.as_message().is_some_and(|tunnel| tunnel.fields().all(|(field, _)| field.name() == "hostname"));
+    text(site.message, "cluster") != "connect_originate" || is_plain()
 }
 
 pub(super) fn is_known_internal_listener(value: &Value, _: &Site<'_>) -> bool {

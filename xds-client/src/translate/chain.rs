@@ -15,7 +15,7 @@ use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_pr
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
-use model::chain::{Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, ServerHeader, TcpChain};
+use model::chain::{Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain};
 use model::format::HeaderUse;
 use model::headers::{HeaderChange, HeaderEdits};
 use model::jwt::JwtAuthn;
@@ -165,6 +165,21 @@ fn server_name_port(value: &sni::FilterConfig, path: &str) -> Translated<u16> {
     u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| Problem::new(format!("{path}.port_value"), "is no port"))
 }
 
+fn http_tunnel(value: &tcp::tcp_proxy::TunnelingConfig, path: &str) -> Translated<HttpTunnel> {
+    let no_authority = || Problem::new(format!("{path}.hostname"), format!("{:?} is no host and port", value.hostname));
+    // What Envoy would fill in of the connection begins with a percent sign.
+    let text = Some(value.hostname.as_str()).filter(|text| !text.contains(['%', '@']));
+    let authority: http::uri::Authority = text.and_then(|text| text.parse().ok()).ok_or_else(no_authority)?;
+    authority.port_u16().filter(|port| *port > 0).ok_or_else(no_authority)?;
+    if !value.use_post && !value.post_path.is_empty() {
+        return Err(Problem::new(format!("{path}.post_path"), "is only for use_post"));
+    }
+    let post_path = value.use_post.then(|| if value.post_path.is_empty() { "/" } else { &value.post_path });
+    let post_path = post_path.map(|post_path| Some(post_path).filter(|post_path| post_path.starts_with('/'))?.parse().ok());
+    let no_path = || Problem::new(format!("{path}.post_path"), "is no path");
+    Ok(HttpTunnel { authority, post_path: post_path.map(|post_path| post_path.ok_or_else(no_path)).transpose()? })
+}
+
 fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<model::access_log::AccessLog>)> {
     use tcp::tcp_proxy::ClusterSpecifier;
     let (clusters, weights) = match required(value.cluster_specifier.as_ref(), path)? {
@@ -172,9 +187,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         ClusterSpecifier::WeightedClusters(all) => all.clusters.iter().map(|one| (one.name.as_str().into(), one.weight)).unzip(),
     };
     let turns = turns(weights, path)?;
-    if value.tunneling_config.is_some() {
-        return Err(Problem::new(format!("{path}.tunneling_config"), "is not supported"));
-    }
+    let tunnel = value.tunneling_config.as_ref().map(|tunnel| http_tunnel(tunnel, &format!("{path}.tunneling_config"))).transpose()?;
     let idle_timeout = timeout::connection_idle(value.idle_timeout.as_ref(), &format!("{path}.idle_timeout"))?;
     let hashes_source = value
         .hash_policy
@@ -194,6 +207,7 @@ fn tcp_proxy(value: &tcp::TcpProxy, path: &str) -> Translated<(TcpChain, Vec<mod
         hashes_source,
         reads_server_name: false,
         server_name_port: None,
+        tunnel: tunnel.map(Arc::new),
     };
     Ok((chain, access_log::all(&value.access_log, path)?))
 }
@@ -380,4 +394,28 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
 fn server_name(text: &str, path: &str) -> Result<HeaderValue, Problem> {
     let text = if text.is_empty() { "envoy" } else { text };
     HeaderValue::from_str(text).map_err(|_| Problem::new(format!("{path}.server_name"), format!("{text:?} cannot be a header's value")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_asked_for_a_host_and_a_port() {
+        let read = |hostname: &str, use_post, post_path: &str| {
+            let (hostname, post_path) = (hostname.to_owned(), post_path.to_owned());
+            http_tunnel(&tcp::tcp_proxy::TunnelingConfig { hostname, use_post, post_path, ..Default::default() }, "t")
+        };
+        let tunnel = read("api.example.com:443", false, "").unwrap();
+        assert_eq!((tunnel.authority.as_str(), tunnel.post_path), ("api.example.com:443", None));
+        assert_eq!(read("[2001:db8::1]:443", true, "").unwrap().post_path.unwrap(), "/");
+        assert_eq!(read("a:1", true, "/tcp").unwrap().post_path.unwrap(), "/tcp");
+        for hostname in ["", "api.example.com", "a:0", "%DOWNSTREAM_LOCAL_ADDRESS%", "%REQ(x)%:80", "me@a:1", "a b:1"] {
+            assert_eq!(read(hostname, false, "").unwrap_err().path, "t.hostname", "{hostname}");
+        }
+        assert_eq!(read("a:1", false, "/tcp").unwrap_err().path, "t.post_path");
+        assert_eq!(read("a:1", true, "tcp").unwrap_err().path, "t.post_path");
+    }
 }
