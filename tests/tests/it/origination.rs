@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use http::StatusCode;
 use serde_json::{Value, json};
+use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
+use tests::peer::exchange_raw;
 use tests::pki::Pki;
-use tests::scenario::{LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::{App, SeenHandshake, Workload};
 
@@ -105,6 +107,42 @@ async fn tls_is_spoken_inside_hbone() -> Result<()> {
     assert_eq!(web.record().connects()[0].authority, format!("{}:8080", mesh.net.pod(1, 1)));
     let seen = SeenHandshake { server_name: Some(NAME.into()), alpn: Some("http/1.1".into()), shows_certificate: false };
     assert_eq!(web.record().handshakes(), [seen], "five requests share one session");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_services_are_spoken_to_in_tls_and_both_sides_are_verified() -> Result<()> {
+    let (callees, callers) = (Pki::new()?, Pki::new()?);
+    let shown = callers.application(&["waypoint"], tomorrow())?;
+    for is_mutual in [false, true] {
+        let mut context = given_root(&callees);
+        if is_mutual {
+            let (chain, key) = (shown.chain_pem(), shown.key_pem());
+            let certificate = json!({"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}});
+            context["common_tls_context"]["tls_certificates"] = json!([certificate]);
+        }
+        let builder = Mesh::builder("07-telemetry")?.edit(|scenario| {
+            scenario.keep_endpoints(DB_CHAIN, 1)?;
+            set_tls(scenario, DB_CHAIN, context)
+        })?;
+        let mesh = builder.start().await?;
+        let envoy = Envoy::beside(&mesh).start().await?;
+        let tls = callees.application_config(&callees.application(&[NAME], tomorrow())?, is_mutual.then_some(&callers))?;
+        let db = mesh.pod_with_tls("db-v1-1", tls, App::Tcp { greets: true }).await?;
+        for proxy in [mesh.hbone(), envoy.hbone()] {
+            let tunnel = mesh.peer("frontend-0")?.connect(proxy).await?.tunnel(DB).await?;
+            assert_eq!(exchange_raw(tunnel, b"select 1", true).await?, b"ready\necho:select 1", "{proxy} {is_mutual}");
+        }
+        let seen = SeenHandshake { server_name: Some(NAME.into()), alpn: None, shows_certificate: is_mutual };
+        assert_eq!(db.record().handshakes(), [seen.clone(), seen], "here, and from Envoy");
+        db.kill().await;
+
+        let tls = callees.application_config(&callees.application(&["other.example.com"], tomorrow())?, None)?;
+        let _other = mesh.pod_with_tls("db-v1-1", tls, App::Tcp { greets: true }).await?;
+        let refused = mesh.connect("frontend-0").await?.connect(DB).await?.err();
+        assert_eq!(refused, Some(StatusCode::SERVICE_UNAVAILABLE), "its certificate is another's");
+        mesh.waypoint.access_line("the refused one", |line| line["response_flags"] == "UF,URX").await?;
+    }
     Ok(())
 }
 

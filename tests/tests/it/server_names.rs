@@ -134,3 +134,26 @@ async fn a_hello_that_cannot_be_read_is_refused_where_a_policy_wants_its_name() 
     assert!(may(&peer, mesh.hbone(), &client_hello("b.example")?).await?);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_silent_at_first_goes_on_without_a_name_and_may_not_show_one_later() -> Result<()> {
+    let mesh = Mesh::builder("05-authz")?.edit(|scenario| with_policy(scenario, "DENY", &["a.example"], None))?.start().await?;
+    let _db = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let late = async |bytes: Vec<u8>| {
+        let mut tunnel = peer.connect(mesh.hbone()).await?.tunnel(DB).await?;
+        let mut greeting = [0; 6];
+        // The endpoint is dialled when the time for a name is over.
+        tokio::time::timeout(3 * DEADLINE, tunnel.read_exact(&mut greeting)).await.context("no greeting")??;
+        tunnel.write_all(&bytes).await?;
+        tunnel.shutdown().await?;
+        let mut heard = Vec::new();
+        // How it is cut is no matter.
+        drop(tunnel.read_to_end(&mut heard).await);
+        anyhow::Ok(heard == [b"echo:".as_slice(), &bytes].concat())
+    };
+    let (plain, named, other) =
+        tokio::join!(late(b"select 1".to_vec()), late(client_hello("a.example")?), late(client_hello("b.example")?));
+    assert_eq!((plain?, named?, other?), (true, false, false), "a name that comes late was judged by no policy");
+    Ok(())
+}
