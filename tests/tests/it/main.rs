@@ -6,6 +6,7 @@ mod actions;
 mod affinity;
 mod bad_input;
 mod by_host;
+mod cluster_oracle;
 mod collectors;
 mod control_plane;
 mod costs;
