@@ -205,6 +205,18 @@ fn clusters_of_egress_and_of_destination_rules_have_no_refusals() {
 }
 
 #[test]
+fn a_service_of_persistent_sessions_is_a_cluster_and_the_filter_that_keeps_them_is_refused() {
+    // What istiod adds to `outbound` clusters of services that are labelled for it; it only counts where a filter has named an endpoint.
+    let kept = json!({"override_host_status": {"statuses": ["HEALTHY", "DRAINING", "UNKNOWN", "DEGRADED"]}});
+    let cluster = json!({"name": "outbound|80||web.shop.svc.cluster.local", "type": "EDS", "common_lb_config": kept});
+    assert_eq!(reasons(&walk_json(CLUSTER, &cluster)), Vec::<String>::new());
+    let session = "envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
+    let filter = json!({"name": "session", "typed_config": {"@type": format!("type.googleapis.com/{session}")}});
+    let manager = json!({"http_filters": [filter]});
+    assert!(reasons(&walk_json(MANAGER, &manager)).iter().any(|reason| reason.contains(session)));
+}
+
+#[test]
 fn double_hbone_is_known_and_its_baggage_listed() {
     let (_, mut listener) =
         recorded("istiod-1.31/01-plain", "Listener").into_iter().find(|(name, _)| name == "inner_connect_originate").unwrap();

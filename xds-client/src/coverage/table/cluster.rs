@@ -102,7 +102,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("locality_weighted_lb_config", Honoured),
             ("zone_aware_lb_config", Listed("zones are not preferred")),
             ("consistent_hashing_lb_config", Listed("addresses are hashed, loads have no bound")),
-            ("override_host_status", Refused("a session would stay with its endpoint")),
+            ("override_host_status", Unused("no filter that is obeyed names an endpoint for a session")),
         ],
     ),
     entry(Tuning, "envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", &[]),
