@@ -9,7 +9,7 @@ mod sampling;
 mod span;
 mod zipkin;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use model::tracing::{Dialect, Tracing};
 
 use crate::record::{RequestRecord, X_REQUEST_ID};
@@ -66,6 +66,15 @@ pub fn begin(tracing: Option<&Tracing>, headers: &HeaderMap, generate_request_id
         },
     };
     Decision { trace, request_id, changed_request_id: generated || rewritten, propagates: tracing.propagates }
+}
+
+/// The headers by which a call belongs to the trace of its request.
+#[must_use]
+pub fn headers(tracing: &Tracing) -> &'static [HeaderName] {
+    match tracing.provider.as_ref().map(|provider| &provider.dialect) {
+        Some(Dialect::Zipkin(_)) => &b3::HEADERS,
+        Some(Dialect::Otlp { .. }) | None => &propagation::HEADERS,
+    }
 }
 
 /// Takes back, in headers that are forwarded, that a request's span is sampled.

@@ -7,13 +7,16 @@ use http::{HeaderMap, HeaderValue};
 use model::tracing::Zipkin;
 
 use super::TraceContext;
-use super::propagation::{self, Incoming, Parent, Told, hex_value};
+use super::propagation::{self, Incoming, Parent, TRACEPARENT, TRACESTATE, Told, hex_value};
 
 const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
 const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
 const PARENT_SPAN_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const SINGLE: HeaderName = HeaderName::from_static("b3");
+
+/// All of them, and W3C's, which may be beside them.
+pub(super) static HEADERS: [HeaderName; 7] = [TRACE_ID, SPAN_ID, PARENT_SPAN_ID, SAMPLED, SINGLE, TRACEPARENT, TRACESTATE];
 
 /// Hexadecimal digits of a span's id, and of half a trace's.
 const ID_DIGITS: usize = 16;

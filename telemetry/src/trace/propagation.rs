@@ -13,6 +13,9 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// `tracestate`.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// Both of them.
+pub(super) static HEADERS: [HeaderName; 2] = [TRACEPARENT, TRACESTATE];
+
 /// Bytes of a `traceparent`: version, trace id, parent id and flags in hexadecimal, and the dashes between them.
 const TRACEPARENT_BYTES: usize = 55;
 const FLAG_SAMPLED: u8 = 1;

@@ -38,8 +38,6 @@ const CHECK_BODY_TIME_MAX: Duration = Duration::from_secs(60);
 pub const CHECK_BODY_UNIT_BYTES: usize = 1024;
 
 const FAILURE_MODE_ALLOWED: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
-/// By these a call belongs to the trace of its request.
-const TRACE_HEADERS: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
 /// A request on its way through the early part.
 struct Asking<'a> {
@@ -215,8 +213,9 @@ impl Run {
             http: Some(http),
         };
         let mut traced = HeaderMap::new();
-        if self.served.telemetry.tracing.is_some() {
-            traced.extend(TRACE_HEADERS.into_iter().filter_map(|name| parts.headers.get(&name).map(|value| (name, value.clone()))));
+        if let Some(tracing) = &self.served.telemetry.tracing {
+            let names = telemetry::trace::headers(tracing).iter();
+            traced.extend(names.filter_map(|name| parts.headers.get(name).map(|value| (name.clone(), value.clone()))));
         }
         external::ask(&self.worker, filter, &facts, (traced, external::CHECK_TIME_MAX)).await
     }

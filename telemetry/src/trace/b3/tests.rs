@@ -155,3 +155,10 @@ fn a_copy_that_is_not_sampled_says_so() {
     unsample(&mut one);
     assert_eq!(one["b3"].to_str().unwrap(), format!("{TRACE}-{SPAN}-0-{PARENT}"));
 }
+
+#[test]
+fn calls_on_behalf_of_a_request_take_the_headers_that_its_provider_speaks() {
+    let (b3, w3c) = (super::super::headers(&zipkin(|_| {})), super::super::headers(&fixture::tracing()));
+    assert!(["x-b3-traceid", "x-b3-spanid", "x-b3-sampled", "b3"].iter().all(|name| b3.iter().any(|header| header == name)));
+    assert_eq!(w3c.iter().map(HeaderName::as_str).collect::<Vec<_>>(), ["traceparent", "tracestate"]);
+}
