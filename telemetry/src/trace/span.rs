@@ -96,55 +96,92 @@ impl SpanWriter {
     /// The span of a request that ended, as its provider takes it: an OTLP `Span`, or an object of Zipkin's.
     pub(crate) fn write(&mut self, record: &RequestRecord, trace: &TraceContext, tracing: &Tracing) -> &[u8] {
         let Self { identity, span, rendered } = self;
+        let shape = Shape::of_request(record, trace);
         span.clear();
         match tracing.provider.as_ref().map(|provider| &provider.dialect) {
             Some(Dialect::Zipkin(_)) => {
-                zipkin::write_head(record, trace, identity, span);
+                zipkin::write_head(&shape, identity, span);
                 write_attributes(&mut Attributes { out: zipkin::Tags::new(span), rendered }, record, tracing, identity);
                 zipkin::write_end(span);
             }
             Some(Dialect::Otlp { .. }) | None => {
-                write_head(record, trace, span);
+                shape.write_head(span);
                 write_attributes(&mut Attributes { out: OtlpSink(span), rendered }, record, tracing, identity);
-                write_end(record, trace, span);
+                shape.write_end(span);
             }
         }
         span
     }
 }
 
-/// What comes before the attributes.
-fn write_head(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
-    let stream = &record.stream;
-    wire::bytes(out, field::TRACE_ID, &trace.trace_id.to_be_bytes());
-    wire::bytes(out, field::SPAN_ID, &trace.span_id.to_be_bytes());
-    if !trace.tracestate.is_empty() {
-        wire::bytes(out, field::TRACE_STATE, trace_state(trace).as_bytes());
-    }
-    if let Some(parent) = trace.parent {
-        wire::bytes(out, field::PARENT_SPAN_ID, &parent.to_be_bytes());
-    }
-    wire::bytes(out, field::NAME, operation(record).as_bytes());
-    wire::number(out, field::KIND, KIND_SERVER);
-    wire::fixed64(out, field::START_TIME, nanoseconds(stream.start_time));
-    wire::fixed64(out, field::END_TIME, nanoseconds(stream.start_time + stream.duration()));
+/// What of a span is not an attribute.
+pub(super) struct Shape<'a> {
+    pub(super) trace: &'a TraceContext,
+    pub(super) name: &'a str,
+    pub(super) kind: Kind,
+    pub(super) start: SystemTime,
+    pub(super) end: SystemTime,
+    is_failed: bool,
 }
 
-/// A span's name.
-pub(super) fn operation(record: &RequestRecord) -> &str {
-    record.operation.as_deref().unwrap_or(OPERATION_DEFAULT)
+/// Whose side of a call a span shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// That of who answers.
+    Server,
 }
 
-/// What comes after them.
-fn write_end(record: &RequestRecord, trace: &TraceContext, out: &mut Vec<u8>) {
-    if is_failed(record) {
-        wire::head(out, field::STATUS, STATUS_ERROR_SIZE);
-        wire::number(out, field::STATUS_CODE, STATUS_ERROR);
-    } else {
-        wire::head(out, field::STATUS, 0);
+impl Kind {
+    /// OTLP's number.
+    fn number(self) -> u32 {
+        match self {
+            Self::Server => KIND_SERVER,
+        }
     }
-    let remote = if trace.parent.is_some() { FLAG_IS_REMOTE } else { 0 };
-    wire::fixed32(out, field::FLAGS, FLAG_SAMPLED | FLAG_HAS_IS_REMOTE | remote);
+
+    /// Zipkin's word.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Server => "SERVER",
+        }
+    }
+}
+
+impl<'a> Shape<'a> {
+    fn of_request(record: &'a RequestRecord, trace: &'a TraceContext) -> Self {
+        let start = record.stream.start_time;
+        let name = record.operation.as_deref().unwrap_or(OPERATION_DEFAULT);
+        Self { trace, name, kind: Kind::Server, start, end: start + record.stream.duration(), is_failed: is_failed(record) }
+    }
+
+    /// What comes before the attributes of OTLP.
+    fn write_head(&self, out: &mut Vec<u8>) {
+        let Self { trace, .. } = self;
+        wire::bytes(out, field::TRACE_ID, &trace.trace_id.to_be_bytes());
+        wire::bytes(out, field::SPAN_ID, &trace.span_id.to_be_bytes());
+        if !trace.tracestate.is_empty() {
+            wire::bytes(out, field::TRACE_STATE, trace_state(trace).as_bytes());
+        }
+        if let Some(parent) = trace.parent {
+            wire::bytes(out, field::PARENT_SPAN_ID, &parent.to_be_bytes());
+        }
+        wire::bytes(out, field::NAME, self.name.as_bytes());
+        wire::number(out, field::KIND, self.kind.number());
+        wire::fixed64(out, field::START_TIME, nanoseconds(self.start));
+        wire::fixed64(out, field::END_TIME, nanoseconds(self.end));
+    }
+
+    /// What comes after them.
+    fn write_end(&self, out: &mut Vec<u8>) {
+        if self.is_failed {
+            wire::head(out, field::STATUS, STATUS_ERROR_SIZE);
+            wire::number(out, field::STATUS_CODE, STATUS_ERROR);
+        } else {
+            wire::head(out, field::STATUS, 0);
+        }
+        let remote = if self.trace.parent.is_some() { FLAG_IS_REMOTE } else { 0 };
+        wire::fixed32(out, field::FLAGS, FLAG_SAMPLED | FLAG_HAS_IS_REMOTE | remote);
+    }
 }
 
 /// Since the epoch; a clock before it reads as the epoch, one beyond the year 2554 as that.

@@ -9,25 +9,24 @@ use std::time::UNIX_EPOCH;
 
 use model::format::write_json_string;
 
-use super::span::{Sink, SpanIdentity, operation};
-use super::{TraceContext, b3};
-use crate::record::RequestRecord;
+use super::b3;
+use super::span::{Shape, Sink, SpanIdentity};
 
 /// What is meant by an error of writing to a vector.
 const CANNOT_FAIL: &str = "writing to a vector cannot fail";
 
 /// Appends everything before the tags.
-pub(super) fn write_head(record: &RequestRecord, trace: &TraceContext, identity: &SpanIdentity, out: &mut Vec<u8>) {
-    let stream = &record.stream;
+pub(super) fn write_head(shape: &Shape<'_>, identity: &SpanIdentity, out: &mut Vec<u8>) {
+    let Shape { trace, .. } = shape;
     write!(out, "{{\"traceId\":\"{}\",\"id\":\"{:016x}\"", b3::trace_id_text(trace.trace_id), trace.span_id).expect(CANNOT_FAIL);
     if let Some(parent) = trace.parent {
         write!(out, ",\"parentId\":\"{parent:016x}\"").expect(CANNOT_FAIL);
     }
-    out.extend_from_slice(b",\"kind\":\"SERVER\",\"name\":");
-    write_json_string(operation(record).as_bytes(), out);
-    let start = stream.start_time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    write!(out, ",\"kind\":\"{}\",\"name\":", shape.kind.word()).expect(CANNOT_FAIL);
+    write_json_string(shape.name.as_bytes(), out);
+    let [start, end] = [shape.start, shape.end].map(|time| time.duration_since(UNIX_EPOCH).unwrap_or_default());
     // A duration of zero would mean that it is not known.
-    let duration = stream.duration().as_micros().max(1);
+    let duration = end.saturating_sub(start).as_micros().max(1);
     write!(out, ",\"timestamp\":{},\"duration\":{duration}", start.as_micros()).expect(CANNOT_FAIL);
     if trace.is_shared {
         out.extend_from_slice(b",\"shared\":true");
@@ -39,7 +38,6 @@ pub(super) fn write_head(record: &RequestRecord, trace: &TraceContext, identity:
         Some(IpAddr::V6(address)) => write!(out, ",\"ipv6\":\"{address}\",\"port\":0").expect(CANNOT_FAIL),
         None => {}
     }
-    let end = start + stream.duration();
     write!(out, "}},\"annotations\":[{{\"timestamp\":{},\"value\":\"ss\"}}],\"tags\":{{", end.as_micros()).expect(CANNOT_FAIL);
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use http::HeaderMap;
 use model::tracing::{Dialect, SpanProvider, Tracing, Zipkin};
 
-use super::super::{SpanWriter, begin};
+use super::super::{SpanWriter, TraceContext, begin};
 use super::*;
 use crate::fixture::{self, headers};
+use crate::record::RequestRecord;
 
 /// The span of the golden request, with such headers.
 fn span(zipkin: Zipkin, incoming: &HeaderMap, change: impl FnOnce(&mut RequestRecord)) -> (String, TraceContext) {
