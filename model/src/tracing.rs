@@ -128,6 +128,8 @@ pub struct Tracing {
     pub request_id: RequestIdUse,
     /// Whether the endpoint is told of the trace.
     pub propagates: bool,
+    /// Whether each try of a request has a span of its own.
+    pub spans_of_tries: bool,
     /// Tags beside the standard ones.
     pub custom_tags: Vec<CustomTag>,
     /// Where spans go; without it there are none, and trace headers pass as they came.

@@ -105,6 +105,7 @@ pub(crate) fn tracing() -> Tracing {
         overall_sampling: Sampling::percent(100.0),
         request_id: model::tracing::RequestIdUse::default(),
         propagates: true,
+        spans_of_tries: false,
         custom_tags: vec![
             CustomTag { tag: "istio.mesh_id".into(), source: TagSource::Literal("cluster.local".into()) },
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },

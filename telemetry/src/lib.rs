@@ -62,6 +62,8 @@ pub struct TelemetrySettings {
     pub log_flush_interval: Duration,
     /// Whether JSON lines say why a request was refused although their format does not.
     pub log_refusals: bool,
+    /// Whether each try of a traced request has a span, whatever its chain says.
+    pub spans_of_tries: bool,
     /// How late a span or a log record may be.
     pub span_flush_interval: Duration,
     /// Series at most; [`SERIES_MAX`] by default.
@@ -84,6 +86,7 @@ impl Default for TelemetrySettings {
             istio_version: Arc::from("unknown"),
             log_flush_interval: Duration::from_secs(1),
             log_refusals: true,
+            spans_of_tries: false,
             span_flush_interval: Duration::from_secs(1),
             series_max: SERIES_MAX,
             histogram_bounds: Vec::new(),
@@ -236,6 +239,9 @@ impl Telemetry {
         access_logs: Vec<AccessLog>,
         mut tracing: Option<Tracing>,
     ) -> Arc<ChainTelemetry> {
+        if let Some(tracing) = &mut tracing {
+            tracing.spans_of_tries |= self.settings.spans_of_tries;
+        }
         for tag in tracing.iter_mut().flat_map(|tracing| &mut tracing.custom_tags) {
             if let TagSource::Environment { name, default } = &tag.source {
                 let value = self.settings.environment.get(&**name).map_or(&**default, String::as_str);

@@ -23,7 +23,7 @@ use model::workload::Workload;
 
 use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
-use crate::trace::{Told, TraceContext};
+use crate::trace::{Told, TraceContext, TrySpan};
 
 pub use self::chain::ChainTelemetry;
 pub use self::seeing::Seeing;
@@ -284,6 +284,8 @@ pub struct RequestRecord {
     pub forwarded_for: Option<IpAddr>,
     /// The route's decorator: the span's name.
     pub operation: Option<Arc<str>>,
+    /// Its tries, where they have spans.
+    pub(crate) tries: Vec<TrySpan>,
     /// How long others were waited for: endpoints, services, delays.
     pub waited: Duration,
     request_headers: HeaderMap,
@@ -313,6 +315,7 @@ impl RequestRecord {
             request_id: None,
             forwarded_for: None,
             operation: None,
+            tries: Vec::new(),
             waited: Duration::ZERO,
             request_headers: HeaderMap::new(),
             response_headers: None,

@@ -7,6 +7,7 @@ mod b3;
 mod propagation;
 mod sampling;
 mod span;
+mod tries;
 mod zipkin;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -18,6 +19,7 @@ use self::propagation::Incoming;
 pub use self::propagation::{TRACEPARENT, TRACESTATE, Told, TraceContext};
 pub(crate) use self::span::SpanWriter;
 pub(crate) use self::span::{SpanIdentity, nanoseconds};
+pub use self::tries::{TRY_SPANS_MAX, TrySpan};
 
 /// What was decided about a request when it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,9 @@ impl WorkerSpans {
         let chain = &record.stream.chain;
         let (Some(trace), Some(tracing), Some(outbox)) = (&record.trace, &chain.tracing, &chain.spans) else { return };
         if trace.sampled {
+            for one in &record.tries {
+                outbox.push(|| self.writer.write_try(record, one, tracing));
+            }
             outbox.push(|| self.writer.write(record, trace, tracing));
         }
     }

@@ -229,6 +229,7 @@ fn telemetry_settings(settings: &Settings, node: &Node) -> TelemetrySettings {
         histogram_bounds: settings.histogram_bounds.clone(),
         series_idle_max: settings.series_idle_max,
         log_refusals: settings.log_refusals,
+        spans_of_tries: settings.spans_of_tries,
         ..TelemetrySettings::default()
     }
 }

@@ -135,6 +135,8 @@ pub struct Settings {
     pub on_refused_policy: OnRefusedPolicy,
     /// Whether JSON log lines say why a request was refused although their format does not.
     pub log_refusals: bool,
+    /// Whether each try of a traced request has a span.
+    pub spans_of_tries: bool,
     /// Ready although a chain is refused without a last good version.
     pub ready_with_refused: bool,
     /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
@@ -231,6 +233,7 @@ impl Settings {
             drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
             on_refused_policy: reader.on_refused_policy(),
+            spans_of_tries: reader.flag("WAYPOINT_SPANS_OF_TRIES"),
             log_refusals: reader.switch("WAYPOINT_LOG_REFUSALS").unwrap_or(true),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),

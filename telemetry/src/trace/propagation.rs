@@ -97,6 +97,11 @@ impl TraceContext {
         Self { trace_id, span_id, parent, sampled, tracestate: HeaderValue::from_static(""), is_shared: zipkin.shares_spans, told }
     }
 
+    /// A child within this process.
+    pub(super) fn child_of_ours(&self, span_id: u64) -> Self {
+        Self { span_id, parent: Some(self.span_id), is_shared: false, ..self.clone() }
+    }
+
     /// Replaces the caller's headers by this span's: `traceparent` and `tracestate`, of which the latter is written even when it is
     /// empty, or B3's, as Envoy does.
     pub fn inject(&self, headers: &mut HeaderMap) {

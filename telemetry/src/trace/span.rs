@@ -17,7 +17,7 @@ use model::text::readable;
 use model::tracing::{CustomTag, Dialect, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
 
-use super::{TraceContext, zipkin};
+use super::{TraceContext, TrySpan, zipkin};
 use crate::record::{
     GRPC_MESSAGE, GRPC_TIMEOUT, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO,
     X_REQUEST_ID,
@@ -48,6 +48,8 @@ mod field {
 
 /// `SPAN_KIND_SERVER`.
 const KIND_SERVER: u32 = 2;
+/// `SPAN_KIND_CLIENT`.
+const KIND_CLIENT: u32 = 3;
 /// `STATUS_CODE_ERROR`.
 const STATUS_ERROR: u32 = 2;
 /// A `Status` that holds nothing but an error code: a tag and a number.
@@ -93,6 +95,27 @@ impl SpanWriter {
         Self { identity, span: Vec::new(), rendered: Vec::new() }
     }
 
+    /// The span of one of its tries.
+    pub(crate) fn write_try(&mut self, record: &RequestRecord, one: &TrySpan, tracing: &Tracing) -> &[u8] {
+        let Self { identity, span, rendered } = self;
+        let name = TrySpan::name(record);
+        let shape = one.shape(record, &name);
+        span.clear();
+        match tracing.provider.as_ref().map(|provider| &provider.dialect) {
+            Some(Dialect::Zipkin(_)) => {
+                zipkin::write_head(&shape, identity, span);
+                one.write_attributes(&mut Attributes { out: zipkin::Tags::new(span), rendered }, record, tracing);
+                zipkin::write_end(span);
+            }
+            Some(Dialect::Otlp { .. }) | None => {
+                shape.write_head(span);
+                one.write_attributes(&mut Attributes { out: OtlpSink(span), rendered }, record, tracing);
+                shape.write_end(span);
+            }
+        }
+        span
+    }
+
     /// The span of a request that ended, as its provider takes it: an OTLP `Span`, or an object of Zipkin's.
     pub(crate) fn write(&mut self, record: &RequestRecord, trace: &TraceContext, tracing: &Tracing) -> &[u8] {
         let Self { identity, span, rendered } = self;
@@ -121,7 +144,7 @@ pub(super) struct Shape<'a> {
     pub(super) kind: Kind,
     pub(super) start: SystemTime,
     pub(super) end: SystemTime,
-    is_failed: bool,
+    pub(super) is_failed: bool,
 }
 
 /// Whose side of a call a span shows.
@@ -129,6 +152,8 @@ pub(super) struct Shape<'a> {
 pub(super) enum Kind {
     /// That of who answers.
     Server,
+    /// That of who asks.
+    Client,
 }
 
 impl Kind {
@@ -136,6 +161,15 @@ impl Kind {
     fn number(self) -> u32 {
         match self {
             Self::Server => KIND_SERVER,
+            Self::Client => KIND_CLIENT,
+        }
+    }
+
+    /// What Zipkin calls its end.
+    pub(super) fn last_word(self) -> &'static str {
+        match self {
+            Self::Server => "ss",
+            Self::Client => "cr",
         }
     }
 
@@ -143,6 +177,7 @@ impl Kind {
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Server => "SERVER",
+            Self::Client => "CLIENT",
         }
     }
 }
@@ -179,7 +214,7 @@ impl<'a> Shape<'a> {
         } else {
             wire::head(out, field::STATUS, 0);
         }
-        let remote = if self.trace.parent.is_some() { FLAG_IS_REMOTE } else { 0 };
+        let remote = if self.trace.parent.is_some() && self.kind == Kind::Server { FLAG_IS_REMOTE } else { 0 };
         wire::fixed32(out, field::FLAGS, FLAG_SAMPLED | FLAG_HAS_IS_REMOTE | remote);
     }
 }
@@ -217,13 +252,13 @@ impl Sink for OtlpSink<'_> {
     }
 }
 
-struct Attributes<'a, S> {
+pub(super) struct Attributes<'a, S> {
     out: S,
     rendered: &'a mut Vec<u8>,
 }
 
 impl<S: Sink> Attributes<'_, S> {
-    fn add(&mut self, key: &str, value: &str) {
+    pub(super) fn add(&mut self, key: &str, value: &str) {
         self.add_parts(key, &[value]);
     }
 
@@ -231,8 +266,15 @@ impl<S: Sink> Attributes<'_, S> {
         self.out.add_parts(key, parts);
     }
 
-    fn add_number(&mut self, key: &str, value: u64) {
+    pub(super) fn add_number(&mut self, key: &str, value: u64) {
         self.add(key, itoa::Buffer::new().format(value));
+    }
+
+    pub(super) fn add_cluster(&mut self, record: &RequestRecord) {
+        if let Some(cluster) = &record.stream.cluster {
+            self.add("upstream_cluster", cluster);
+            self.add("upstream_cluster.name", record.stream.cluster_stat_name.as_ref().unwrap_or(cluster));
+        }
     }
 
     fn add_header(&mut self, key: &str, record: &RequestRecord, name: &HeaderName) {
@@ -330,10 +372,7 @@ impl std::io::Write for IpText {
 
 fn add_outcome<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord, grpc: bool) {
     let stream = &record.stream;
-    if let Some(cluster) = &stream.cluster {
-        out.add("upstream_cluster", cluster);
-        out.add("upstream_cluster.name", stream.cluster_stat_name.as_ref().unwrap_or(cluster));
-    }
+    out.add_cluster(record);
     out.add_number("http.status_code", record.response_code.into());
     if stream.flags.is_empty() {
         out.add("response_flags", ABSENT);
@@ -354,7 +393,7 @@ fn add_refusal<S: Sink>(out: &mut Attributes<'_, S>, refusal: &Refusal) {
 }
 
 /// Adds a custom tag, unless it has nothing to say.
-fn add_custom<S: Sink>(attributes: &mut Attributes<'_, S>, record: &RequestRecord, tag: &CustomTag) {
+pub(super) fn add_custom<S: Sink>(attributes: &mut Attributes<'_, S>, record: &RequestRecord, tag: &CustomTag) {
     let Attributes { out, rendered } = attributes;
     let value = match &tag.source {
         TagSource::Literal(text) => Cow::Borrowed(&**text),

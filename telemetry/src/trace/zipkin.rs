@@ -38,7 +38,8 @@ pub(super) fn write_head(shape: &Shape<'_>, identity: &SpanIdentity, out: &mut V
         Some(IpAddr::V6(address)) => write!(out, ",\"ipv6\":\"{address}\",\"port\":0").expect(CANNOT_FAIL),
         None => {}
     }
-    write!(out, "}},\"annotations\":[{{\"timestamp\":{},\"value\":\"ss\"}}],\"tags\":{{", end.as_micros()).expect(CANNOT_FAIL);
+    write!(out, "}},\"annotations\":[{{\"timestamp\":{},\"value\":\"{}\"}}],\"tags\":{{", end.as_micros(), shape.kind.last_word())
+        .expect(CANNOT_FAIL);
 }
 
 /// Appends what comes after them.

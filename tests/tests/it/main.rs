@@ -43,4 +43,5 @@ mod server_names;
 mod smuggling;
 mod telemetry;
 mod telemetry_oracle;
+mod tries;
 mod upgrades;

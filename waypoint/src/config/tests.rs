@@ -57,6 +57,13 @@ fn annotated(name: &str, value: &str) -> Result<Settings, Vec<SettingError>> {
 }
 
 #[test]
+fn tries_have_spans_of_their_own_only_if_that_is_asked_for() {
+    let asked = [("WAYPOINT_SPANS_OF_TRIES".to_owned(), "true".to_owned())];
+    assert!(!read(environment()).unwrap().spans_of_tries);
+    assert!(read(environment().into_iter().chain(asked).collect()).unwrap().spans_of_tries);
+}
+
+#[test]
 fn lines_say_why_they_were_refused_unless_that_is_switched_off() {
     let with = |value: &str| read(environment().into_iter().chain([("WAYPOINT_LOG_REFUSALS".to_owned(), value.to_owned())]).collect());
     assert!(read(environment()).unwrap().log_refusals && with("true").unwrap().log_refusals);

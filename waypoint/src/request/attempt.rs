@@ -20,6 +20,7 @@ use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
 use smallvec::SmallVec;
 use telemetry::costs::{Kept, Owner, RetryReason};
+use telemetry::trace::TraceContext;
 use tokio::time::Interval;
 
 use super::edits;
@@ -104,6 +105,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     if let Err(failure) = &outcome {
         // A limit on the whole passed during a try.
         tries.note(failure.verdict());
+        tries.run.recording.record().try_failed(failure.flag());
     }
     let was_retried = tries.retries > 0;
     match outcome {
@@ -222,6 +224,8 @@ struct Tries<'a> {
     /// The endpoint of a try that has not ended, where it matters how it ends.
     trying: Option<EndpointEntry>,
     retries: u32,
+    /// What the endpoint of the try is told of its span.
+    told: Option<TraceContext>,
     /// Since when others are waited for.
     waiting: Option<Instant>,
     /// Counts the retry until there is an answer.
@@ -259,6 +263,7 @@ impl<'a> Tries<'a> {
             priorities: SmallVec::new(),
             trying: None,
             retries: 0,
+            told: None,
             waiting: None,
             retry_permit: None,
         }
@@ -279,6 +284,10 @@ impl<'a> Tries<'a> {
             };
             // Where the try was given up.
             self.waited();
+            match &outcome {
+                Ok(answered) => self.run.recording.record().try_answered(answered.response.status().as_u16()),
+                Err(failure) => self.run.recording.record().try_failed(failure.flag()),
+            }
             self.note(match &outcome {
                 Ok(answered) => Some(verdict_of(&answered.response)),
                 Err(failure) => failure.verdict(),
@@ -304,8 +313,10 @@ impl<'a> Tries<'a> {
                 return outcome;
             };
             self.retry_permit = permit;
+            let is_unfinished = outcome.as_ref().is_ok_and(|answered| !answered.response.body().is_end_stream());
             let told = outcome.ok().and_then(|answered| self.told_back_off(policy, answered.response.headers()));
             self.retries += 1;
+            self.run.recording.record().try_given_up(is_unfinished);
             if let Some(reason) = result.map(reason_of) {
                 self.run.worker.costs.retried(reason);
             }
@@ -377,6 +388,7 @@ impl<'a> Tries<'a> {
         self.priorities.push(entry.endpoint.priority);
         self.trying = self.cluster.cluster.outlier.is_some().then(|| entry.clone());
         self.run.recording.note_endpoint(&entry);
+        self.told = self.run.recording.record().begin_try(|| worker.draw());
         let mut active = ActiveRequest::begin(&entry.state);
         let mut is_fresh = false;
         loop {
@@ -435,6 +447,9 @@ impl<'a> Tries<'a> {
             Source::Replay(replay) => replay.body(),
         };
         let mut parts = parts.expect("a try begins only while the request is at hand");
+        if let Some(trace) = &self.told {
+            trace.inject(&mut parts.headers);
+        }
         if self.retries > 0 {
             tell_limits(&mut parts.headers, &self.policy.limits, (self.began.elapsed(), self.policy.tells));
         }

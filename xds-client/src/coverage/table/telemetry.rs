@@ -132,7 +132,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("custom_tags", Honoured),
             ("max_path_tag_length", Honoured),
             ("verbose", Listed("no events of the stream in spans")),
-            ("spawn_upstream_span", Listed("one span per request")),
+            ("spawn_upstream_span", Whole),
             ("no_context_propagation", Honoured),
             ("operation", Listed("spans are named after the route's decorator")),
             ("upstream_operation", Listed("one span per request")),
