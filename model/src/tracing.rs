@@ -130,6 +130,8 @@ pub struct Tracing {
     pub propagates: bool,
     /// Whether each try of a request has a span of its own.
     pub spans_of_tries: bool,
+    /// Whether spans have the names of OpenTelemetry's conventions beside Envoy's.
+    pub semantic_names: bool,
     /// Tags beside the standard ones.
     pub custom_tags: Vec<CustomTag>,
     /// Where spans go; without it there are none, and trace headers pass as they came.

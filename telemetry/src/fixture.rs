@@ -106,6 +106,7 @@ pub(crate) fn tracing() -> Tracing {
         request_id: model::tracing::RequestIdUse::default(),
         propagates: true,
         spans_of_tries: false,
+        semantic_names: false,
         custom_tags: vec![
             CustomTag { tag: "istio.mesh_id".into(), source: TagSource::Literal("cluster.local".into()) },
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },

@@ -64,6 +64,8 @@ pub struct TelemetrySettings {
     pub log_refusals: bool,
     /// Whether each try of a traced request has a span, whatever its chain says.
     pub spans_of_tries: bool,
+    /// Whether spans have the names of OpenTelemetry's conventions beside Envoy's.
+    pub semantic_names: bool,
     /// How late a span or a log record may be.
     pub span_flush_interval: Duration,
     /// Series at most; [`SERIES_MAX`] by default.
@@ -87,6 +89,7 @@ impl Default for TelemetrySettings {
             log_flush_interval: Duration::from_secs(1),
             log_refusals: true,
             spans_of_tries: false,
+            semantic_names: false,
             span_flush_interval: Duration::from_secs(1),
             series_max: SERIES_MAX,
             histogram_bounds: Vec::new(),
@@ -241,6 +244,7 @@ impl Telemetry {
     ) -> Arc<ChainTelemetry> {
         if let Some(tracing) = &mut tracing {
             tracing.spans_of_tries |= self.settings.spans_of_tries;
+            tracing.semantic_names = self.settings.semantic_names;
         }
         for tag in tracing.iter_mut().flat_map(|tracing| &mut tracing.custom_tags) {
             if let TagSource::Environment { name, default } = &tag.source {

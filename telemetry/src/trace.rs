@@ -6,6 +6,7 @@
 mod b3;
 mod propagation;
 mod sampling;
+mod semantic;
 mod span;
 mod tries;
 mod zipkin;

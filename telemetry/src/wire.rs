@@ -11,10 +11,11 @@ const FIXED64: u32 = 1;
 const FIXED32: u32 = 5;
 const VARINT: u32 = 0;
 
-/// `KeyValue.key`, `KeyValue.value` and `AnyValue.string_value`.
+/// `KeyValue.key`, `KeyValue.value`, `AnyValue.string_value` and `AnyValue.int_value`.
 const KEY: u32 = 1;
 const VALUE: u32 = 2;
 const STRING_VALUE: u32 = 1;
+const INT_VALUE: u32 = 3;
 
 fn tag(out: &mut Vec<u8>, field: u32, wire_type: u32) {
     encode_varint(u64::from(field << 3 | wire_type), out);
@@ -85,6 +86,14 @@ pub(crate) fn double(out: &mut Vec<u8>, field: u32, value: f64) {
 /// A `sint32` or a `sint64`.
 pub(crate) fn signed(out: &mut Vec<u8>, field: u32, value: i64) {
     number(out, field, (value.unsigned_abs() << 1) - u64::from(value < 0));
+}
+
+/// A `KeyValue` whose value is a number.
+pub(crate) fn number_attribute(out: &mut Vec<u8>, field: u32, key: &str, value: u64) {
+    nested(out, field, |out| {
+        bytes(out, KEY, key.as_bytes());
+        nested(out, VALUE, |out| number(out, INT_VALUE, value));
+    });
 }
 
 /// A `KeyValue` whose value is the text that `parts` make together.

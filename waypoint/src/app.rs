@@ -230,6 +230,7 @@ fn telemetry_settings(settings: &Settings, node: &Node) -> TelemetrySettings {
         series_idle_max: settings.series_idle_max,
         log_refusals: settings.log_refusals,
         spans_of_tries: settings.spans_of_tries,
+        semantic_names: settings.semantic_names,
         ..TelemetrySettings::default()
     }
 }

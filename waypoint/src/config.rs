@@ -137,6 +137,8 @@ pub struct Settings {
     pub log_refusals: bool,
     /// Whether each try of a traced request has a span.
     pub spans_of_tries: bool,
+    /// Whether spans have the names of OpenTelemetry's conventions, too.
+    pub semantic_names: bool,
     /// Ready although a chain is refused without a last good version.
     pub ready_with_refused: bool,
     /// `/etc/resolv.conf`, and `WAYPOINT_DNS_SERVERS`.
@@ -234,6 +236,7 @@ impl Settings {
             local: reader.local_addresses(node.instance_ip),
             on_refused_policy: reader.on_refused_policy(),
             spans_of_tries: reader.flag("WAYPOINT_SPANS_OF_TRIES"),
+            semantic_names: reader.flag("WAYPOINT_SEMANTIC_CONVENTIONS"),
             log_refusals: reader.switch("WAYPOINT_LOG_REFUSALS").unwrap_or(true),
             ready_with_refused: reader.flag("WAYPOINT_READY_WITH_REFUSED"),
             dns: reader.dns(),

@@ -17,10 +17,10 @@ use model::text::readable;
 use model::tracing::{CustomTag, Dialect, TagSource, Tracing};
 use opentelemetry::trace::TraceState;
 
-use super::{TraceContext, TrySpan, zipkin};
+use super::{TraceContext, TrySpan, semantic, zipkin};
 use crate::record::{
-    GRPC_MESSAGE, GRPC_TIMEOUT, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO,
-    X_REQUEST_ID,
+    GRPC_MESSAGE, GRPC_TIMEOUT, Head, RequestRecord, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH,
+    X_FORWARDED_PROTO, X_REQUEST_ID,
 };
 use crate::wire;
 
@@ -242,6 +242,11 @@ fn is_failed(record: &RequestRecord) -> bool {
 pub(super) trait Sink {
     /// Adds one whose value is the text that the parts make together.
     fn add_parts(&mut self, key: &str, parts: &[&str]);
+
+    /// Adds one that is a number, or its text where there are only texts.
+    fn add_whole(&mut self, key: &str, value: u64) {
+        self.add_parts(key, &[itoa::Buffer::new().format(value)]);
+    }
 }
 
 struct OtlpSink<'a>(&'a mut Vec<u8>);
@@ -249,6 +254,10 @@ struct OtlpSink<'a>(&'a mut Vec<u8>);
 impl Sink for OtlpSink<'_> {
     fn add_parts(&mut self, key: &str, parts: &[&str]) {
         wire::attribute(self.0, field::ATTRIBUTES, key, parts);
+    }
+
+    fn add_whole(&mut self, key: &str, value: u64) {
+        wire::number_attribute(self.0, field::ATTRIBUTES, key, value);
     }
 }
 
@@ -264,6 +273,10 @@ impl<S: Sink> Attributes<'_, S> {
 
     fn add_parts(&mut self, key: &str, parts: &[&str]) {
         self.out.add_parts(key, parts);
+    }
+
+    pub(super) fn add_whole(&mut self, key: &str, value: u64) {
+        self.out.add_whole(key, value);
     }
 
     pub(super) fn add_number(&mut self, key: &str, value: u64) {
@@ -322,6 +335,9 @@ fn write_attributes<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord
     out.add_number("response_size", stream.bytes_sent);
     out.add("component", "proxy");
     add_outcome(out, record, grpc);
+    if tracing.semantic_names {
+        semantic::write(out, record, tracing.path_bytes_max);
+    }
     if let Some(refusal) = &stream.refusal {
         add_refusal(out, refusal);
     }
@@ -423,10 +439,17 @@ fn add_url<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord, path_by
     let header = |name: &HeaderName| record.request_header(name).map(|value| readable(value.as_bytes()));
     let scheme = header(&X_FORWARDED_PROTO).unwrap_or_else(|| head.scheme.as_str().into());
     let authority = head.authority().unwrap_or_default();
-    let path = header(&X_ENVOY_ORIGINAL_PATH).unwrap_or_else(|| head.path.as_ref().map_or("", PathAndQuery::as_str).into());
-    let mut cut = path.len().min(path_bytes_max);
-    while !path.is_char_boundary(cut) {
-        cut -= 1;
+    out.add_parts("http.url", &[&scheme, "://", authority, &path_of(record, head, path_bytes_max)]);
+}
+
+/// The path that came, cut to `bytes_max`.
+pub(super) fn path_of<'a>(record: &'a RequestRecord, head: &'a Head, bytes_max: usize) -> Cow<'a, str> {
+    let rewritten = record.request_header(&X_ENVOY_ORIGINAL_PATH).map(|value| readable(value.as_bytes()));
+    match rewritten.unwrap_or_else(|| head.path.as_ref().map_or("", PathAndQuery::as_str).into()) {
+        Cow::Borrowed(path) => Cow::Borrowed(&path[..path.floor_char_boundary(bytes_max)]),
+        Cow::Owned(mut path) => {
+            path.truncate(path.floor_char_boundary(bytes_max));
+            Cow::Owned(path)
+        }
     }
-    out.add_parts("http.url", &[&scheme, "://", authority, &path[..cut]]);
 }

@@ -57,10 +57,13 @@ fn annotated(name: &str, value: &str) -> Result<Settings, Vec<SettingError>> {
 }
 
 #[test]
-fn tries_have_spans_of_their_own_only_if_that_is_asked_for() {
+fn spans_of_tries_and_semantic_conventions_are_there_only_if_asked_for() {
     let asked = [("WAYPOINT_SPANS_OF_TRIES".to_owned(), "true".to_owned())];
     assert!(!read(environment()).unwrap().spans_of_tries);
     assert!(read(environment().into_iter().chain(asked).collect()).unwrap().spans_of_tries);
+    let asked = [("WAYPOINT_SEMANTIC_CONVENTIONS".to_owned(), "true".to_owned())];
+    assert!(!read(environment()).unwrap().semantic_names);
+    assert!(read(environment().into_iter().chain(asked).collect()).unwrap().semantic_names);
 }
 
 #[test]

@@ -49,6 +49,7 @@ pub(super) fn tracing(value: &proto::Tracing, request_id: RequestIdUse, path: &s
         request_id,
         propagates: !value.no_context_propagation,
         spans_of_tries: value.spawn_upstream_span.is_some_and(|wanted| wanted.value),
+        semantic_names: false,
         custom_tags: value.custom_tags.iter().filter_map(custom_tag).collect(),
         provider: provider.map(Arc::new),
         path_bytes_max: usize::try_from(path_bytes_max).unwrap_or(usize::MAX),
