@@ -1,4 +1,4 @@
-//! Tracing: whose trace a request belongs to, what goes on to the endpoint, and the one SERVER span at its end.
+//! Tracing: whose trace a request belongs to, what goes on to the endpoint, and the SERVER span at its end; on demand one for each try.
 //!
 //! Not for: spans of our own code. Source: Envoy's OpenTelemetry tracer and UUID request ids, with `parent-decides`: the flag of an
 //! incoming `traceparent` decides alone. Invariant: a malformed `traceparent` means no span, and is passed on as it came.

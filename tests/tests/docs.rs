@@ -135,6 +135,16 @@ fn defaults_of_options_are_documented_as_they_are() {
 }
 
 #[test]
+fn every_difference_has_a_name_of_its_own() {
+    let text = read("docs/differences.md");
+    let mut names = BTreeSet::new();
+    for name in text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).map(|(name, _)| name) {
+        assert!(names.insert(name), "{name} stands twice");
+    }
+    assert!(!names.is_empty());
+}
+
+#[test]
 fn every_metric_is_documented_and_no_other() {
     let code: String =
         sources("telemetry").into_values().chain(sources("waypoint").into_values()).chain([read("model/src/metrics.rs")]).collect();

@@ -73,7 +73,7 @@ pub struct Admin {
     /// Writes all metrics; fails only where writing does.
     pub metrics: Scrape,
     /// Whoever makes that page.
-    pub scrapes: Mutex<()>,
+    pub scrapes: Arc<Mutex<()>>,
     /// What is not obeyed, as JSON.
     pub unsupported: Page,
     /// Clusters and endpoints, as text.
@@ -192,9 +192,14 @@ fn answered(answer: Answer) -> Response<Full<Bytes>> {
 
 /// Makes the page on a thread of its own, one at a time: those of a large mesh take a while.
 async fn scrape(headers: &HeaderMap, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
-    let _turn = admin.scrapes.lock().await;
+    let turn = Arc::clone(&admin.scrapes).lock_owned().await;
     let (exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
-    let made = tokio::task::spawn_blocking(move || page(&of, exposition, compresses)).await;
+    let made = tokio::task::spawn_blocking(move || {
+        // Kept here: a scraper that goes away does not end the thread.
+        let _turn = turn;
+        page(&of, exposition, compresses)
+    })
+    .await;
     made.unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
 }
 

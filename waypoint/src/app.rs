@@ -291,7 +291,7 @@ fn admin_of(discovery: &Discovery, telemetry: &Arc<Telemetry>, state: (&Arc<Read
             ages.refresh();
             metrics.write_exposition(exposition, out)
         }),
-        scrapes: tokio::sync::Mutex::default(),
+        scrapes: Arc::default(),
         unsupported: discovery.unsupported(),
         clusters: discovery.clusters(),
         explain: discovery.explain(),

@@ -37,16 +37,16 @@ const STEADY: [&str; 2] = ["--duration", "20s"];
 /// Longer than the changes take.
 const DURING: [&str; 2] = ["--duration", "55s"];
 /// Tunnels that are open all the time.
-const STREAMS: [&str; 8] = ["--scenario", "loadtest/scenarios/idle-10k.toml", "--streams", "1000", "--connections", "16", "--hold", "120s"];
+const STREAMS: [&str; 8] = ["--scenario", "loadtest/scenarios/idle-10k.toml", "--streams", "1000", "--connections", "16", "--hold", "200s"];
 
 /// Runs it.
 pub async fn measure(summary: &mut Summary, loadtest: &Loadtest, out: &Path, core: Option<usize>) -> Result<()> {
     let builder = pinned(Mesh::builder("07-telemetry")?, core).pki(mesh_pki(loadtest)?);
     let mesh = builder.edit(|scenario| lead_to(scenario, DESTINATION))?.edit(|scenario| add_services(scenario, SERVICES))?.start().await?;
     let run = |options: &[&[&str]], name: &str| Run::start(loadtest, &mesh, &options.concat(), out.join(name));
-    let streams = run(&[&STREAMS], "changes-streams.json")?;
+    let mut streams = run(&[&STREAMS], "changes-streams.json")?;
     let steady = run(&[&REQUESTS, &STEADY], "changes-steady.json")?.outcome().await?;
-    let before = resident_bytes(mesh.waypoint.pid())?;
+    let before = resident_at_rest(&mesh).await?;
     let mut under_way = run(&[&REQUESTS, &DURING], "changes-during.json")?;
     let begin = Instant::now();
     let n_answers = change(&mesh).await?;
@@ -55,14 +55,20 @@ pub async fn measure(summary: &mut Summary, loadtest: &Loadtest, out: &Path, cor
     println!("changes: {n_answers} of {CHANGES} were answered in {seconds:.1} s");
     ensure!(n_answers * 10 >= CHANGES * 9, "changes were put together: too few were answered");
     let during = under_way.outcome().await?;
-    settle(mesh.waypoint.pid()).await?;
-    sleep(super::REST).await;
-    let after = resident_bytes(mesh.waypoint.pid())?;
+    let after = resident_at_rest(&mesh).await?;
+    ensure!(streams.is_running()?, "the tunnels ended before memory was read");
     let streams = streams.outcome().await?;
     let unusable = number(&streams, "sampled")? - number(&streams, "usable")?;
     summary.add("changes_p99_ratio", &[number(&during, "p99_us")? / number(&steady, "p99_us")?])?;
     summary.add("changes_lost", &[failures(&steady)? + failures(&during)? + failures(&streams)? + unusable])?;
     summary.add("changes_growth_mib", &[(after - before) / BYTES_PER_MIB])
+}
+
+/// Memory once nothing is worked on, and what was needed meanwhile has gone back.
+async fn resident_at_rest(mesh: &Mesh) -> Result<f64> {
+    settle(mesh.waypoint.pid()).await?;
+    sleep(super::REST).await;
+    resident_bytes(mesh.waypoint.pid())
 }
 
 /// One route after the other. Returns how many of the pushes were answered, each by an ACK.
