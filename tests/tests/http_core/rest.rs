@@ -219,6 +219,25 @@ async fn limit_of_an_idle_connection_holds_while_it_rests() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_does_not_rest_right_behind_a_long_request() {
+    for milliseconds in (3_000..7_000).step_by(50) {
+        let limit = Duration::from_secs(10);
+        let mut served = Served::new(Some(limit));
+        served.send(GET).await;
+        let mut upstream = served.upstreams.recv().await.unwrap();
+        read_until(&mut upstream, "\r\n\r\n").await;
+        sleep(Duration::from_millis(milliseconds)).await;
+        upstream.write_all(OK.as_bytes()).await.unwrap();
+        served.read_until("ok").await;
+        let ended = Instant::now();
+        sleep(Duration::from_millis(1_990)).await;
+        assert!(!served.rests(), "{milliseconds}");
+        assert!(matches!(served.ended.await.unwrap(), Err(ServeError::IdleTimeout)));
+        assert!((limit..limit + SLACK).contains(&ended.elapsed()), "{milliseconds}: {:?}", ended.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn drain_and_clients_that_leave_end_a_resting_connection() {
     let mut drained = Served::new(None);
     sleep(LONG).await;

@@ -96,9 +96,11 @@ impl Unused {
             return Poll::Pending;
         }
         if self.is_armed {
-            if connection.was_used.swap(false, Ordering::Relaxed) {
+            // One that is in use now counts as used until the next look: it may end right behind this one.
+            let is_used = is_in_use(connection);
+            if connection.was_used.swap(is_used, Ordering::Relaxed) || is_used {
                 self.has_rested = false;
-            } else if !self.has_rested && !is_in_use(connection) {
+            } else if !self.has_rested {
                 return Poll::Ready(());
             }
             self.sleep.as_mut().reset(Instant::now() + REST_AFTER);
