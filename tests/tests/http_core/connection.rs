@@ -6,11 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Request;
+use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use waypoint::http::normalize::UpgradeRequested;
 use waypoint::http::upgrade::{self, Bounds, Ended};
 use waypoint::http::{
     Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, PathOptions, Protocol, SendErrorKind, ServeError,
@@ -320,4 +321,78 @@ async fn upload_ends_with_an_answer_that_is_over_already() {
     let request = Request::post("/").header("host", "a").body(Body::wrap(Silent)).unwrap();
     assert_eq!(session.send(request, None).await.unwrap().status(), 200);
     assert_eq!(timeout(QUIET, upstream).await.unwrap().unwrap(), Some(h2::Reason::CANCEL));
+}
+
+/// A peer that speaks HTTP/2, whether or not it knows extended CONNECT, and answers everything with 200; tells what it is asked.
+fn http2_peer(io: DuplexStream, knows_connect: bool) -> mpsc::UnboundedReceiver<Method> {
+    let (asked, seen) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut builder = h2::server::Builder::new();
+        if knows_connect {
+            builder.enable_connect_protocol();
+        }
+        let mut http = builder.handshake::<_, bytes::Bytes>(io).await.unwrap();
+        while let Some(Ok((request, mut respond))) = http.accept().await {
+            asked.send(request.method().clone()).unwrap();
+            respond.send_response(http::Response::new(()), request.method() != Method::CONNECT).unwrap();
+        }
+    });
+    seen
+}
+
+fn upgrade_to_websocket() -> Request<Body> {
+    let mut request = Request::get("/ws").header("host", "a").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(UpgradeRequested(http::HeaderValue::from_static("websocket")));
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_peer_that_does_not_know_extended_connect_is_never_sent_one() {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let mut asked = http2_peer(theirs, false);
+    let (mut session, driver) = ClientSession::handshake(ours, Protocol::Http2, &ClientOptions::default()).await.unwrap();
+    tokio::spawn(driver);
+    for _ in 0..2 {
+        let error = session.send(upgrade_to_websocket(), None).await.unwrap_err();
+        assert!(error.nothing_sent && matches!(error.kind, SendErrorKind::Unsupported), "{error:?}");
+        let plain = Request::get("/").header("host", "a").body(Body::empty()).unwrap();
+        assert_eq!(session.send(plain, None).await.unwrap().status(), 200, "the connection is as it was");
+    }
+    drop(session);
+    let mut all = Vec::new();
+    while let Some(method) = asked.recv().await {
+        all.push(method);
+    }
+    assert_eq!(all, [Method::GET, Method::GET]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_peer_is_sent_an_extended_connect_once_it_has_said_that_it_knows_them() {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let mut asked = http2_peer(theirs, true);
+    let (mut session, driver) = ClientSession::handshake(ours, Protocol::Http2, &ClientOptions::default()).await.unwrap();
+    tokio::spawn(driver);
+    assert_eq!(session.send(upgrade_to_websocket(), None).await.unwrap().status(), 101);
+    assert_eq!(asked.recv().await, Some(Method::CONNECT));
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_client_never_takes_an_answer_for_a_tunnel() {
+    let (forward, mut upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
+    let (client, ours) = duplex(PIPE_BYTES);
+    let options = ServerOptions { extended_connect: true, ..ServerOptions::default() };
+    tokio::spawn(async move { serve(ours, Protocol::Http2, forward, &options, pending()).await });
+    let (sender, connection) = h2::client::handshake(client).await.unwrap();
+    tokio::spawn(connection);
+    tokio::time::sleep(QUIET).await;
+    for (answer, expected) in [("200 OK", Err(Some(h2::Reason::CONNECT_ERROR))), ("404 Not Found", Ok(404))] {
+        let mut request = Request::connect("http://a/ws").body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from("websocket"));
+        let (answered, _stream) = sender.clone().ready().await.unwrap().send_request(request, false).unwrap();
+        let answer = format!("HTTP/1.1 {answer}\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok");
+        tokio::spawn(act(upstreams.recv().await.unwrap(), vec![Do::Until("\r\n\r\n"), send(answer), Do::Fin]));
+        let seen = answered.await.map(|response| response.status().as_u16()).map_err(|error| error.reason());
+        assert_eq!(seen, expected);
+    }
+    sender.ready().await.unwrap();
 }

@@ -164,8 +164,10 @@ fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> Ti
 pub(super) fn limits_left(run: &mut Run, parts: &request::Parts, to: &Forwarding<'_>) -> TimeLimits {
     let record = run.recording.record();
     let limits = time_limits(parts, to, record.is_grpc);
-    // It began with the request, whatever was asked of others since.
-    TimeLimits { stream: limits.stream.map(|limit| limit.saturating_sub(record.stream.start.elapsed())), ..limits }
+    // They began with the request, whatever was asked of others since.
+    let elapsed = record.stream.start.elapsed();
+    let left = |limit: Option<Duration>| limit.map(|limit| limit.saturating_sub(elapsed));
+    TimeLimits { stream: left(limits.stream), upload: left(limits.upload), ..limits }
 }
 
 /// The limits of a request, of which the upstream is told what concerns it.

@@ -34,6 +34,11 @@ pub(in crate::http) struct Http2Session {
     streams_max: usize,
 }
 
+/// How long an upgrade waits for the peer to say that it knows extended CONNECT. It says so first of all, but nothing tells when it has.
+const SETTINGS_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Between two looks.
+const SETTINGS_LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Looks so often whether a connection is idle within the time that it may be.
 const IDLE_LOOKS: u32 = 4;
 
@@ -116,7 +121,25 @@ impl Http2Session {
     }
 
     pub(in crate::http) fn send(&mut self, request: Request<Body>, interim: Interim) -> Sending<'_> {
-        Sending::Waiting { session: self, unsent: Some((request, interim)) }
+        Sending::Waiting { session: self, unsent: Some((request, interim)), looks: None }
+    }
+
+    /// Ready with whether the peer knows extended CONNECT: to others it must not be sent (RFC 8441 §3), and some of them end the connection
+    /// for it, with all that others have on it.
+    fn poll_extended_connect(&self, cx: &mut Context<'_>, looks: &mut Option<Looks>) -> Poll<bool> {
+        loop {
+            if self.sender.is_extended_connect_protocol_enabled() {
+                return Poll::Ready(true);
+            }
+            // Where a stream has ended, the peer's settings came before.
+            let n_ended = self.streams.ever.load(Ordering::Relaxed).saturating_sub(self.streams.open.load(Ordering::Relaxed));
+            let looks = looks.get_or_insert_default();
+            if n_ended > 0 || Instant::now() >= looks.until {
+                return Poll::Ready(false);
+            }
+            ready!(looks.timer.as_mut().poll(cx));
+            looks.timer.as_mut().reset(Instant::now() + SETTINGS_LOOK_INTERVAL);
+        }
     }
 
     /// Opens a stream for the request.
@@ -156,8 +179,20 @@ impl Http2Session {
 
 /// A request that waits for the peer to allow another stream, and then for its response.
 pub(in crate::http) enum Sending<'a> {
-    Waiting { session: &'a mut Http2Session, unsent: Option<(Request<Body>, Interim)> },
+    Waiting { session: &'a mut Http2Session, unsent: Option<(Request<Body>, Interim)>, looks: Option<Looks> },
     Sent(Exchanged),
+}
+
+/// Looks now and then what the peer has said of itself.
+pub(in crate::http) struct Looks {
+    timer: Pin<Box<Sleep>>,
+    until: Instant,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { timer: Box::pin(tokio::time::sleep(SETTINGS_LOOK_INTERVAL)), until: Instant::now() + SETTINGS_WAIT_MAX }
+    }
 }
 
 impl Future for Sending<'_> {
@@ -167,7 +202,7 @@ impl Future for Sending<'_> {
         loop {
             match &mut *self {
                 Sending::Sent(exchanged) => return Pin::new(exchanged).poll(cx),
-                Sending::Waiting { session, unsent } => {
+                Sending::Waiting { session, unsent, looks } => {
                     let (request, interim) = unsent.take().expect("a future is not polled after it has ended");
                     match session.sender.poll_ready(cx) {
                         Poll::Ready(Ok(())) => {}
@@ -175,6 +210,16 @@ impl Future for Sending<'_> {
                         Poll::Pending => {
                             *unsent = Some((request, interim));
                             return Poll::Pending;
+                        }
+                    }
+                    if request.extensions().get::<UpgradeRequested>().is_some() {
+                        match session.poll_extended_connect(cx, looks) {
+                            Poll::Ready(true) => {}
+                            Poll::Ready(false) => return Poll::Ready(Err(SendError::unsent(SendErrorKind::Unsupported, request))),
+                            Poll::Pending => {
+                                *unsent = Some((request, interim));
+                                return Poll::Pending;
+                            }
                         }
                     }
                     let exchanged = session.begin(request, interim)?;

@@ -142,6 +142,8 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
             // RFC 9113 §8.6: there is no 101 in HTTP/2.
             None => respond.lock().send_reset(Reason::PROTOCOL_ERROR),
         },
+        // Any success would tell the client that the tunnel is there (RFC 9110 §9.3.6): the pod has answered as if nothing had been asked.
+        Some(Ok(response)) if incoming.is_some() && response.status().is_success() => respond.lock().send_reset(Reason::CONNECT_ERROR),
         Some(Ok(response)) => send(response, &respond).await,
     }
 }
