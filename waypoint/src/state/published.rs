@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -60,8 +60,6 @@ pub struct ServedCluster {
     pub cluster: Arc<Cluster>,
     /// Its endpoints, replaced on their own.
     pub endpoints: ArcSwap<EndpointTable>,
-    /// Turns for round robin, all workers together.
-    pub turn: AtomicU32,
     /// What it may have at a time.
     pub breakers: Breakers,
     /// Its hosts, where requests name them.
@@ -111,7 +109,7 @@ impl ServedCluster {
     pub(super) fn remembering(cluster: Arc<Cluster>, set: Arc<EndpointSet>, memory: Arc<ClusterMemory>, suspicions: Arc<Notify>) -> Self {
         let breakers = Breakers::new(&cluster, &memory.counts);
         let by_host = memory.hosts_of(&cluster);
-        let served = Self { endpoints: ArcSwap::default(), turn: 0.into(), breakers, by_host, memory, suspicions, cluster };
+        let served = Self { endpoints: ArcSwap::default(), breakers, by_host, memory, suspicions, cluster };
         if served.cluster.outlier.is_none() {
             served.states(&served.memory.hosts.lock()).iter().for_each(|state| state.set_ejected(false));
         }
@@ -133,6 +131,7 @@ impl ServedCluster {
     fn rebuild(&self, hosts: &mut Hosts) {
         let Hosts { set, states, .. } = hosts;
         let table = EndpointTable::new(&self.cluster, set, |endpoint| Arc::clone(states.entry(endpoint.address).or_default()));
+        table.resume(&self.endpoints.load());
         self.endpoints.store(Arc::new(table));
     }
 

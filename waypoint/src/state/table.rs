@@ -4,6 +4,7 @@
 //! request pays does not grow with the number of priorities or localities that get no share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use model::cluster::Cluster;
@@ -133,6 +134,7 @@ struct Share {
 pub struct EndpointTable {
     levels: Vec<Level>,
     shares: Vec<Share>,
+    turn: AtomicU32,
 }
 
 /// Priorities that have been tried, which get no share if any other can.
@@ -163,7 +165,18 @@ impl EndpointTable {
                 availability,
             },
         });
-        Self { levels: levels.collect(), shares: shares(&loads) }
+        Self { levels: levels.collect(), shares: shares(&loads), turn: AtomicU32::new(0) }
+    }
+
+    /// A turn of round robin, all workers together.
+    #[must_use]
+    pub fn next_turn(&self) -> u32 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Goes on with the turns of the table before.
+    pub(super) fn resume(&self, before: &Self) {
+        self.turn.store(before.turn.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// The endpoints of the priority that `draw` falls to. None: nobody can be chosen.

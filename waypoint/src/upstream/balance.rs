@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use filters::route::weighted;
@@ -84,14 +83,18 @@ fn choose_once<'a>(
     draw: &mut impl FnMut() -> u64,
 ) -> Option<&'a EndpointEntry> {
     if !cluster.cluster.balance.is_hashing() {
-        return among(cluster, table.pool(draw, wish.excluded)?.group(draw)?, draw);
+        return among((cluster, table), table.pool(draw, wish.excluded)?.group(draw)?, draw);
     }
     // A request without a hash goes anywhere, but by the same table.
     let hash = wish.hash.unwrap_or_else(&mut *draw);
     table.pool(&mut || hash, wish.excluded)?.hashed(hash, attempt)
 }
 
-fn among<'a>(cluster: &ServedCluster, group: &'a Group, draw: &mut impl FnMut() -> u64) -> Option<&'a EndpointEntry> {
+fn among<'a>(
+    (cluster, table): (&ServedCluster, &EndpointTable),
+    group: &'a Group,
+    draw: &mut impl FnMut() -> u64,
+) -> Option<&'a EndpointEntry> {
     let entries = &group.entries;
     let count = u64::try_from(entries.len()).ok().filter(|count| *count > 0)?;
     if count == 1 {
@@ -118,7 +121,7 @@ fn among<'a>(cluster: &ServedCluster, group: &'a Group, draw: &mut impl FnMut() 
         if group.equal_weights { usize::try_from(drawn % count).unwrap_or(0) } else { weighted(entries.iter().map(weight), drawn) }
     };
     match balance {
-        Balance::RoundRobin => entries.get(at(u64::from(cluster.turn.fetch_add(1, Ordering::Relaxed)))),
+        Balance::RoundRobin => entries.get(at(u64::from(table.next_turn()))),
         Balance::LeastRequest { choices } if group.equal_weights => {
             let mut best = entries.get(at(draw()))?;
             for _ in 1..choices {
