@@ -10,6 +10,7 @@ use crate::dns::{ByHost, Named};
 use crate::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT};
 use crate::outlier::OutlierDetection;
 use crate::service::ServiceRef;
+use crate::subset::SubsetRules;
 use crate::transport::Sockets;
 
 /// Envoy's connect timeout when istiod names none.
@@ -223,6 +224,8 @@ pub struct Cluster {
     pub panic_threshold_percent: f64,
     /// Localities get shares by their weights.
     pub weighs_localities: bool,
+    /// How it is divided, if it is.
+    pub subsets: Option<Arc<SubsetRules>>,
     /// Which endpoints are left out because of how they answer.
     pub outlier: Option<OutlierDetection>,
     /// What is spoken to it.
@@ -252,6 +255,7 @@ impl Cluster {
             slow_start: None,
             panic_threshold_percent: PANIC_THRESHOLD_PERCENT_DEFAULT,
             weighs_localities: false,
+            subsets: None,
             outlier: None,
             protocol: UpstreamProtocol::default(),
             sockets: Sockets::default(),

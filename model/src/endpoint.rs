@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::authority::Authority;
 use crate::invalid::Invalid;
+use crate::subset::Labels;
 use crate::transport::SocketLabels;
 
 /// The port on which ambient pods take HBONE.
@@ -64,6 +65,8 @@ pub struct Endpoint {
     pub host: Arc<str>,
     /// What it is known by where requests are hashed; none: its address.
     pub hash_key: Option<Arc<str>>,
+    /// What its cluster may be divided by.
+    pub labels: Labels,
     /// Its share.
     pub weight: u32,
     /// Lower is preferred.
@@ -83,6 +86,7 @@ impl Endpoint {
             address,
             remote: None,
             hash_key: None,
+            labels: Labels::default(),
             socket_labels: SocketLabels::default(),
             host,
             weight: 1,

@@ -31,6 +31,7 @@ pub mod cors;
 pub mod ext_authz;
 pub mod rate_limit;
 pub mod upgrade;
+pub mod subset;
 pub mod route;
 pub mod route_table;
 pub mod rbac;

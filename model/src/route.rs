@@ -20,6 +20,7 @@ use crate::rate_limit::descriptors::Rule;
 use crate::rbac::Rbac;
 use crate::retry::RetryPolicy;
 use crate::rewrite::{Redirect, Rewrites};
+use crate::subset::Labels;
 use crate::timeout::RouteTimeouts;
 use crate::turns::Turns;
 use crate::upgrade::Upgrades;
@@ -69,6 +70,8 @@ pub struct WeightedCluster {
     pub name: Arc<str>,
     /// Its share of the sum of weights.
     pub weight: u32,
+    /// Which subset of it, as its route and it say together.
+    pub subset: Labels,
     /// `host_rewrite_literal`, before the route's own.
     pub host: Option<HeaderValue>,
     /// Changes to requests of this share: its own and its route's, in the order in which they are made.
@@ -116,6 +119,8 @@ pub struct Mirror {
 pub struct Forward {
     /// Where to.
     pub clusters: ClusterChoice,
+    /// Which subset of its one cluster.
+    pub subset: Labels,
     /// Status when the cluster does not exist: 503, or 500 for Gateway API routes.
     pub cluster_not_found_status: u16,
     /// How long it may take.

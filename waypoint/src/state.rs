@@ -8,6 +8,7 @@ pub mod health;
 mod loads;
 mod hashing;
 pub mod table;
+pub mod subsets;
 pub mod by_host;
 pub mod outlier;
 pub mod jwks;

@@ -31,6 +31,7 @@ mod rewrite;
 mod route;
 mod route_filters;
 pub(crate) mod stats;
+mod subset;
 mod timeout;
 mod tracing;
 

@@ -41,6 +41,7 @@ mod routes;
 mod scale;
 mod server_names;
 mod smuggling;
+mod subsets;
 mod telemetry;
 mod telemetry_oracle;
 mod tries;

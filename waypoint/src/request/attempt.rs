@@ -18,6 +18,7 @@ use model::endpoint::EndpointAddress;
 use model::flags::ResponseFlag;
 use model::retry::RetryPolicy;
 use model::route::{Forward, Priority, Route, WeightedCluster};
+use model::subset::Label;
 use smallvec::SmallVec;
 use telemetry::costs::{Kept, Owner, RetryReason};
 use telemetry::trace::TraceContext;
@@ -92,7 +93,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
     let retry = to.forward.retry.as_ref().filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
-    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority: to.forward.priority, hash: hashed.hash, known_host };
+    let (priority, subset) = (to.forward.priority, share.map_or(&*to.forward.subset, |share| &*share.subset));
+    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash: hashed.hash, subset, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -206,6 +208,8 @@ struct Policy<'a> {
     try_idle: Option<(Duration, Arc<Activity>)>,
     priority: Priority,
     hash: Option<u64>,
+    /// Which subset of the cluster.
+    subset: &'a [Label],
     known_host: Option<Arc<KnownHost>>,
 }
 
@@ -364,7 +368,7 @@ impl<'a> Tries<'a> {
 
     fn wish(&self) -> Wish<'_> {
         let (hash, host) = (self.policy.hash, self.policy.known_host.as_deref());
-        let first = Wish { hash, host, destination: self.run.tunnel.target.address(), ..Wish::default() };
+        let first = Wish { hash, host, subset: self.policy.subset, destination: self.run.tunnel.target.address(), ..Wish::default() };
         let Some(policy) = self.policy.retry.filter(|_| self.retries > 0) else {
             return first;
         };

@@ -24,7 +24,8 @@ use super::by_host::HostTable;
 use super::health::{EndpointState, Verdict};
 use super::jwks::RemoteKeySets;
 use super::outlier;
-use super::table::{EndpointEntry, EndpointTable};
+use super::subsets::EndpointTables;
+use super::table::EndpointEntry;
 
 /// Parts of the workload index; an update copies one of them.
 pub(super) const WORKLOAD_SHARDS: usize = 64;
@@ -59,7 +60,7 @@ pub struct ServedCluster {
     /// As compiled.
     pub cluster: Arc<Cluster>,
     /// Its endpoints, replaced on their own.
-    pub endpoints: ArcSwap<EndpointTable>,
+    pub endpoints: ArcSwap<EndpointTables>,
     /// What it may have at a time.
     pub breakers: Breakers,
     /// Its hosts, where requests name them.
@@ -130,9 +131,13 @@ impl ServedCluster {
 
     fn rebuild(&self, hosts: &mut Hosts) {
         let Hosts { set, states, .. } = hosts;
-        let table = EndpointTable::new(&self.cluster, set, |endpoint| Arc::clone(states.entry(endpoint.address).or_default()));
-        table.resume(&self.endpoints.load());
-        self.endpoints.store(Arc::new(table));
+        let tables = EndpointTables::new(&self.cluster, set, |endpoint| Arc::clone(states.entry(endpoint.address).or_default()));
+        let before = self.endpoints.load();
+        tables.resume(&before);
+        if tables.is_cut() && !before.is_cut() {
+            tracing::warn!(cluster = %self.cluster.name, "has too many subsets: requests for some of them get no endpoint");
+        }
+        self.endpoints.store(Arc::new(tables));
     }
 
     /// Counts how a try went. Does nothing where nobody is left out for it.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use filters::route::weighted;
 use model::cluster::{Balance, Discovery, SlowStart};
 use model::endpoint::EndpointAddress;
+use model::subset::Label;
 
 use crate::state::by_host::{KnownHost, NoHost};
 use crate::state::published::ServedCluster;
@@ -26,6 +27,8 @@ pub struct Wish<'a> {
     pub excluded: Excluded<'a>,
     /// The request's hash, where like requests go to the same endpoint.
     pub hash: Option<u64>,
+    /// Which subset of the cluster, where that is divided.
+    pub subset: &'a [Label],
     /// Where the client wanted to go; the endpoint of a cluster that has none.
     pub destination: Option<SocketAddr>,
     /// What is known of the host that the request names, where its cluster has those.
@@ -59,14 +62,15 @@ pub fn choose(cluster: &ServedCluster, wish: &Wish<'_>, mut draw: impl FnMut() -
         // Nobody ejects it, and nobody is compared with it: what it had before does not matter.
         return Some(EndpointEntry { endpoint, state: Arc::default() });
     }
-    let table = cluster.endpoints.load();
+    let tables = cluster.endpoints.load();
+    let table = tables.of(wish.subset)?;
     let is_new = |entry: &&EndpointEntry| !wish.avoid.contains(&entry.endpoint.address);
-    let mut chosen = choose_once(cluster, &table, (wish, 0), &mut draw)?;
+    let mut chosen = choose_once(cluster, table, (wish, 0), &mut draw)?;
     for attempt in 1..wish.attempts_max {
         if is_new(&chosen) {
             break;
         }
-        chosen = choose_once(cluster, &table, (wish, attempt), &mut draw)?;
+        chosen = choose_once(cluster, table, (wish, attempt), &mut draw)?;
     }
     if !is_new(&chosen) {
         let count = table.entries().filter(is_new).count();
@@ -193,7 +197,7 @@ mod tests {
     }
 
     fn entries(cluster: &ServedCluster) -> Vec<EndpointEntry> {
-        cluster.endpoints.load().entries().cloned().collect()
+        cluster.endpoints.load().all.entries().cloned().collect()
     }
 
     fn shares(cluster: &ServedCluster, choices: usize) -> Vec<usize> {

@@ -110,7 +110,7 @@ pub(super) fn panic_threshold(value: &proto::Cluster) -> Translated<f64> {
     })
 }
 
-pub(super) fn weighs_localities(value: &proto::Cluster) -> bool {
+pub(super) fn has_locality_weights(value: &proto::Cluster) -> bool {
     use proto::cluster::common_lb_config::LocalityConfigSpecifier;
     let specifier = value.common_lb_config.as_ref().and_then(|common| common.locality_config_specifier.as_ref());
     matches!(specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)))

@@ -15,7 +15,7 @@ use model::service::ServiceRef;
 use model::transport::Sockets;
 
 use super::{
-    Problem, Translated, balance, dns, duration, endpoint, keeps_header_case, open, outlier, positive_duration, required, timeout,
+    Problem, Translated, balance, dns, duration, endpoint, keeps_header_case, open, outlier, positive_duration, required, subset, timeout,
     transport, type_name,
 };
 
@@ -45,7 +45,8 @@ pub fn cluster(value: &proto::Cluster) -> Translated<Cluster> {
         balance: balance::balance(value)?,
         slow_start: balance::slow_start(value)?,
         panic_threshold_percent: balance::panic_threshold(value)?,
-        weighs_localities: balance::weighs_localities(value),
+        weighs_localities: subset::weighs_localities(value),
+        subsets: subset::rules(value)?,
         outlier: value.outlier_detection.as_ref().map(outlier::outlier).transpose()?,
         protocol: protocol(options.as_ref())?,
         sockets,

@@ -11,7 +11,7 @@ use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT, Health
 use model::invalid::Invalid;
 use model::transport::SocketLabels;
 
-use super::{Problem, Translated, required, socket_address, text_of, transport};
+use super::{Problem, Translated, required, socket_address, subset, text_of, transport};
 
 const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
@@ -118,7 +118,8 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
     let labels = value.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get(TRANSPORT_SOCKET_MATCH));
     let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
     let hash_key = metadata("envoy.lb", "hash_key").map(Into::into);
-    Ok(Endpoint { address, remote, hash_key, socket_labels, host: host.into(), weight, priority, health, locality })
+    let labels = subset::labels_in(value.metadata.as_ref());
+    Ok(Endpoint { address, remote, hash_key, labels, socket_labels, host: host.into(), weight, priority, health, locality })
 }
 
 /// What is asked for behind the gateway of another network.

@@ -16,11 +16,12 @@ use model::route::{
     ClusterChoice, DirectResponse, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch, WeightedCluster,
 };
 use model::route_table::{Domain, RouteTable, VirtualHost};
+use model::subset::Labels;
 use model::upgrade::Upgrades;
 
 use super::rate_limit::Said;
 use super::route_filters::{Configs, Slots};
-use super::{Problem, Translated, hash, is_on, matcher, mirror, positive_duration, required, rewrite, timeout, turns};
+use super::{Problem, Translated, hash, is_on, matcher, mirror, positive_duration, required, rewrite, subset, timeout, turns};
 
 /// Envoy's longest back-off is this many times the first.
 const BACK_OFF_FACTOR: u32 = 10;
@@ -212,9 +213,12 @@ pub(super) fn query(value: &proto::QueryParameterMatcher, path: &str) -> Transla
 
 fn forward(value: &proto::RouteAction, (outer, headers): (&Outer<'_>, &Levels), path: &str) -> Translated<Forward> {
     use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier};
+    let subset = subset::labels_in(value.metadata_match.as_ref());
     let clusters = match required(value.cluster_specifier.as_ref(), &format!("{path}.route"))? {
         ClusterSpecifier::Cluster(name) => ClusterChoice::One(name.as_str().into()),
-        ClusterSpecifier::WeightedClusters(weighted) => weighted_clusters(weighted, headers, &format!("{path}.weighted_clusters"))?,
+        ClusterSpecifier::WeightedClusters(weighted) => {
+            weighted_clusters(weighted, (headers, &subset), &format!("{path}.weighted_clusters"))?
+        }
         _ => return Err(Problem::new(format!("{path}.route"), "only cluster and weighted_clusters are supported")),
     };
     let status = match ClusterNotFoundResponseCode::try_from(value.cluster_not_found_response_code) {
@@ -236,10 +240,10 @@ fn forward(value: &proto::RouteAction, (outer, headers): (&Outer<'_>, &Levels), 
     };
     let hash = hash::policies(&value.hash_policy, path)?;
     let upgrades = Upgrades::new(value.upgrade_configs.iter().map(|one| (one.upgrade_type.as_str().into(), is_on(one.enabled.as_ref()))));
-    Ok(Forward { clusters, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash, upgrades })
+    Ok(Forward { clusters, subset, cluster_not_found_status: status, timeouts, retry, rewrites, priority, mirrors, hash, upgrades })
 }
 
-fn weighted_clusters(value: &proto::WeightedCluster, route: &Levels, path: &str) -> Translated<ClusterChoice> {
+fn weighted_clusters(value: &proto::WeightedCluster, (route, subset): (&Levels, &Labels), path: &str) -> Translated<ClusterChoice> {
     use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
     let shares = value.clusters.iter().map(|one| {
         let path = format!("{path}[{}]", one.name);
@@ -261,6 +265,7 @@ fn weighted_clusters(value: &proto::WeightedCluster, route: &Levels, path: &str)
         Ok(WeightedCluster {
             name: one.name.as_str().into(),
             weight: one.weight.as_ref().map_or(0, |weight| weight.value),
+            subset: model::subset::merged(subset, subset::labels_in(one.metadata_match.as_ref())),
             host,
             request_headers,
             response_headers,

@@ -97,7 +97,7 @@ fn loads_of_endpoints_survive_updates_of_endpoints_and_clusters() {
 }
 
 fn first(published: &Published) -> EndpointEntry {
-    served(published, "web").endpoints.load().entries().next().unwrap().clone()
+    served(published, "web").endpoints.load().all.entries().next().unwrap().clone()
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) const ENTRIES: &[Entry] = &[
                 ),
             ),
             ("load_balancing_policy", Refused("an extension would choose the endpoint")),
-            ("lb_subset_config", Refused("only some endpoints would be chosen")),
+            ("lb_subset_config", Honoured),
             ("least_request_lb_config", Honoured),
             ("round_robin_lb_config", Honoured),
             ("ring_hash_lb_config", Honoured),
@@ -65,6 +65,33 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("respect_dns_ttl", Honoured),
             ("typed_dns_resolver_config", Extension(DNS_RESOLVERS)),
             ("upstream_bind_config", Refused("connections would come from another address")),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.cluster.v3.Cluster.LbSubsetConfig",
+        &[
+            ("fallback_policy", Honoured),
+            ("default_subset", Whole),
+            ("subset_selectors", Honoured),
+            ("locality_weight_aware", Honoured),
+            ("scale_locality_weight", Honoured),
+            ("panic_mode_any", Honoured),
+            ("list_as_any", when("false", check::is_false, "an endpoint would be in the subset of each value of a list")),
+            (
+                "metadata_fallback_policy",
+                when("METADATA_NO_FALLBACK", check::is_first, "other subsets would be tried as a list in the route's metadata says"),
+            ),
+        ],
+    ),
+    entry(
+        Routing,
+        "envoy.config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector",
+        &[
+            ("keys", Honoured),
+            ("fallback_policy", Honoured),
+            ("fallback_keys_subset", Honoured),
+            ("single_host_per_subset", when("false", check::is_false, "only one endpoint of a subset would be chosen")),
         ],
     ),
     entry(

@@ -47,7 +47,7 @@ impl Recorded {
     /// `GET /ok?a=1` of `clients/frontend-0`, answered 200 with 1 KiB.
     fn request(&mut self, chain: &Arc<ChainTelemetry>) -> Result<RequestRecord> {
         let Some(ClusterEntry::Served(served)) = self.published.cluster(WEB_CHAIN) else { bail!("no cluster of web") };
-        let endpoint = Arc::clone(&served.endpoints.load().entries().next().context("no endpoint")?.endpoint);
+        let endpoint = Arc::clone(&served.endpoints.load().all.entries().next().context("no endpoint")?.endpoint);
         let mut headers: HeaderMap = [("user-agent", "costs/1"), ("x-user", "alice"), ("x-forwarded-proto", "http")]
             .into_iter()
             .map(|(name, value)| Ok((http::HeaderName::from_static(name), value.parse()?)))

@@ -94,7 +94,7 @@ async fn start(published: &Arc<Published>, sinks: &Sinks) -> Result<(Drain, Dupl
     };
     let worker = Arc::new(Worker::new(Arc::clone(published), dialer, sinks.telemetry.worker()));
     let Some(ClusterEntry::Served(cluster)) = published.cluster(WEB_CHAIN) else { bail!("no cluster of web") };
-    let endpoint = cluster.endpoints.load().entries().next().context("no endpoint")?.endpoint.clone();
+    let endpoint = cluster.endpoints.load().all.entries().next().context("no endpoint")?.endpoint.clone();
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let (session, driver) = ClientSession::handshake(near, Protocol::Http1, &ClientOptions::default()).await?;
     tokio::spawn(driver);
