@@ -219,6 +219,26 @@ mod tests {
     }
 
     #[test]
+    fn whom_outlier_detection_leaves_out_is_in_no_subset_unless_that_panics() {
+        let selectors: Box<[Selector]> = [selector(&["v"], None), selector(&["stage"], None)].into();
+        let rules = SubsetRules { selectors, ..SubsetRules::default() };
+        let endpoints = documented().into_iter().map(Arc::new).collect();
+        let set = EndpointSet { endpoints, ..EndpointSet::default() };
+        let of = |panic_threshold_percent, wanted: &[(&str, &str)]| {
+            let cluster = Cluster { subsets: Some(Arc::new(rules.clone())), panic_threshold_percent, ..cluster() };
+            let tables = EndpointTables::new(&cluster, &set, |endpoint| {
+                let state = EndpointState::default();
+                state.set_ejected(&*endpoint.host == "1");
+                Arc::new(state)
+            });
+            hosts(tables.of(&labels(wanted)))
+        };
+        assert_eq!((of(0.0, &[("v", "1.0")]), of(0.0, &[("stage", "prod")])), (vec!["2".to_owned()], vec!["2".to_owned()]));
+        assert_eq!(of(50.0, &[("v", "1.0")]), ["2"], "half is not below half");
+        assert_eq!(of(60.0, &[("v", "1.0")]), ["1", "2"], "though three of four are well");
+    }
+
+    #[test]
     fn a_locality_counts_as_far_as_its_endpoints_are_in_the_subset() {
         let of = |scales_localities| {
             let rules = SubsetRules { scales_localities, selectors: [selector(&["v"], None)].into(), ..SubsetRules::default() };

@@ -178,6 +178,7 @@ mod tests {
 
     use model::cluster::{Cluster, Discovery};
     use model::endpoint::{Endpoint, EndpointSet};
+    use model::subset::{Selector, SubsetRules};
 
     use super::*;
     use crate::state::health::ActiveRequest;
@@ -215,6 +216,26 @@ mod tests {
     fn round_robin_takes_turns() {
         assert_eq!(shares(&cluster(Balance::RoundRobin, &[1, 1, 1]), 9), [3, 3, 3]);
         assert_eq!(shares(&cluster(Balance::RoundRobin, &[3, 1]), 8), [6, 2]);
+    }
+
+    #[test]
+    fn each_subset_has_turns_of_its_own() {
+        let label = |value: &str| Label { key: "v".into(), value: value.into() };
+        let endpoints = (1_u8..=4).map(|last| {
+            let address = EndpointAddress::Plain(format!("10.0.0.{last}:80").parse().unwrap());
+            let labels = [label(if last < 3 { "1" } else { "2" })].into();
+            Arc::new(Endpoint { labels, ..Endpoint::at(address) })
+        });
+        let set = Arc::new(EndpointSet { endpoints: endpoints.collect(), ..EndpointSet::default() });
+        let selectors = [Selector { keys: ["v".into()].into(), fallback: None }].into();
+        let rules = SubsetRules { selectors, ..SubsetRules::default() };
+        let cluster =
+            Cluster { balance: Balance::RoundRobin, subsets: Some(Arc::new(rules)), ..Cluster::named("c", Discovery::Eds("c".into())) };
+        let cluster = ServedCluster::new(Arc::new(cluster), set);
+        let chosen = |value: &str| choose(&cluster, &Wish { subset: &[label(value)], ..Wish::default() }, || 0);
+        let mut met: Vec<_> = (0..4).map(|turn| chosen(if turn % 2 == 0 { "1" } else { "2" }).unwrap().endpoint.host.to_string()).collect();
+        met.sort_unstable();
+        assert_eq!(met, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"]);
     }
 
     #[test]
