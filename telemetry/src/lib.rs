@@ -204,7 +204,7 @@ impl Telemetry {
             "Times a series found no place and was counted in one named overflow.",
         );
         let series = IntGauge::new("waypoint_metric_series", "Series of Istio's standard metrics.").expect("a well-formed name");
-        let writers = Arc::new(Writers::new(settings.log_flush_interval, lines));
+        let writers = Writers::new(settings.log_flush_interval, lines);
         let exporters = Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters);
         let (logs, queues) = (Arc::clone(&writers), Arc::clone(&exporters));
         let keepers: Vec<costs::Keeper> =
@@ -255,13 +255,14 @@ impl Telemetry {
         self.counts.fetch_or(stats.is_some(), Relaxed);
         let adds_refusals = self.settings.log_refusals;
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
-        let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.exporters);
+        let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.writers, &self.exporters);
         chain.hostname.clone_from(&self.settings.hostname);
         Arc::new(chain)
     }
 
-    /// These chains are all there are from now on. Collectors that only others name give way where there are too many.
-    pub fn configured<'a>(&self, chains: impl Iterator<Item = &'a ChainTelemetry>) {
+    /// These chains are all there are from now on. Files and collectors that only others name give way where there are too many.
+    pub fn configured<'a>(&self, chains: impl Iterator<Item = &'a ChainTelemetry> + Clone) {
+        self.writers.configured(chains.clone().flat_map(ChainTelemetry::files));
         self.exporters.configured(chains.flat_map(ChainTelemetry::outboxes));
     }
 
@@ -274,7 +275,7 @@ impl Telemetry {
         WorkerTelemetry {
             metrics: WorkerMetrics::new(Arc::clone(&self.store), worker),
             policies: WorkerPolicies::new(Arc::clone(&self.policies), worker),
-            logs: WorkerLogs::new(Arc::clone(&self.writers)),
+            logs: WorkerLogs::default(),
             spans: WorkerSpans::new(identity),
             random: fastrand::Rng::new(),
             costs: self.costs.worker(),

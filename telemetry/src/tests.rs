@@ -107,3 +107,19 @@ fn a_workers_telemetry_can_be_handed_to_its_thread() {
     is_send::<RequestRecord>();
     is_send::<ConnectionRecord>();
 }
+
+#[tokio::test]
+async fn configuration_after_configuration_lines_reach_each_new_file() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = telemetry.worker();
+    for number in 0..3 * TARGETS_MAX {
+        let path = folder.path().join(number.to_string());
+        let logs = vec![fixture::log_to(&path, fixture::text_format("line\n"))];
+        let chain = telemetry.chain("chain".into(), None, logs, None);
+        telemetry.configured([&*chain].into_iter());
+        worker.record_request(&mut fixture::request(&chain));
+        drop(chain);
+        wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "line\n"));
+    }
+}

@@ -1,17 +1,18 @@
-//! Threads that write access logs: one per target, so lines of all workers leave whole and one after the other.
+//! A thread that writes an access log: one per target, so lines of all workers leave whole and one after the other.
 //!
+//! Not for: which target has one, which is `files`.
 //! A worker appends to a buffer of its own; the target's thread swaps it for an empty one, once per interval or when it is full
 //! enough, and writes. A worker waits at most for that swap. What does not fit while the target is stuck is dropped and counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool,
     Ordering::{Acquire, Release},
 };
-use std::thread::{self, JoinHandle, Thread};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use model::access_log::LogTarget;
@@ -25,10 +26,8 @@ pub const FLUSH_BYTES: usize = 64 * 1024;
 /// Bytes in a worker's buffer at most, per target; lines beyond are dropped and counted. Enough for ten thousand lines while the
 /// process is throttled.
 pub const BUFFER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Targets, and so threads, at most; lines for others are dropped and counted.
-pub const TARGETS_MAX: usize = 16;
 /// How long to wait before writing again to a target that would block.
-const RETRY_DELAY: Duration = Duration::from_millis(10);
+pub(super) const RETRY_DELAY: Duration = Duration::from_millis(10);
 /// Between two complaints about one target.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -54,150 +53,148 @@ impl LogCounters {
 }
 
 /// One worker's buffer for one target.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Buffer {
-    bytes: Mutex<Vec<u8>>,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Nobody will write them.
+    closed: bool,
 }
 
 /// A worker's end of a target.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(super) struct Outlet {
     buffer: Arc<Buffer>,
-    writer: Thread,
+    inbox: Arc<Inbox>,
     counters: LogCounters,
 }
 
 impl Outlet {
-    /// Appends what `render` appends, which says whether it did; whole or not at all.
-    pub(crate) fn write(&self, render: impl FnOnce(&mut Vec<u8>) -> bool) {
-        let mut bytes = self.buffer.bytes.lock();
+    /// A buffer of its own; none if the target's thread ended.
+    pub(super) fn new(inbox: Arc<Inbox>, counters: LogCounters) -> Option<Self> {
+        let buffer = Arc::new(Buffer::default());
+        let mut buffers = inbox.buffers.lock();
+        if buffers.closed {
+            return None;
+        }
+        buffers.open.push(Arc::clone(&buffer));
+        drop(buffers);
+        Some(Self { buffer, inbox, counters })
+    }
+
+    pub(super) fn leads_to(&self, inbox: &Arc<Inbox>) -> bool {
+        Arc::ptr_eq(&self.inbox, inbox)
+    }
+
+    /// Whether its target was not retired.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.inbox.stopping.load(Acquire)
+    }
+
+    /// Appends what `render` appends, which says whether it did; whole or not at all. Says no, without rendering, if nobody will
+    /// write it.
+    pub(super) fn write(&self, render: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let mut lines = self.buffer.lines.lock();
+        if lines.closed {
+            return false;
+        }
+        let bytes = &mut lines.bytes;
         let before = bytes.len();
-        if !render(&mut bytes) {
+        if !render(bytes) {
             bytes.truncate(before);
-            return;
+            return true;
         }
         let after = bytes.len();
         if after > BUFFER_BYTES_MAX {
             bytes.truncate(before);
             self.counters.dropped.inc();
         } else if before < FLUSH_BYTES && after >= FLUSH_BYTES {
-            drop(bytes);
-            self.writer.unpark();
+            drop(lines);
+            self.inbox.wake();
         }
+        true
     }
 }
 
 /// What workers and a target's thread share.
 #[derive(Debug, Default)]
-struct Shared {
-    buffers: Mutex<Vec<Arc<Buffer>>>,
+pub(super) struct Inbox {
+    buffers: Mutex<Buffers>,
+    /// The thread is to end once it wrote everything.
     stopping: AtomicBool,
     /// The file is to be opened anew: it was renamed, say.
     reopening: AtomicBool,
+    reader: OnceLock<Thread>,
 }
 
-#[derive(Debug)]
-struct Target {
-    target: LogTarget,
-    shared: Arc<Shared>,
-    thread: JoinHandle<()>,
+#[derive(Debug, Default)]
+struct Buffers {
+    open: Vec<Arc<Buffer>>,
+    /// The thread ended, or is about to.
+    closed: bool,
 }
 
-/// All targets that anything ever logged to.
-#[derive(Debug)]
-pub(crate) struct Writers {
-    targets: Mutex<Vec<Target>>,
-    flush_interval: Duration,
-    counters: LogCounters,
-}
-
-impl Writers {
-    pub(crate) fn new(flush_interval: Duration, counters: LogCounters) -> Self {
-        Self { targets: Mutex::default(), flush_interval, counters }
-    }
-
-    /// A buffer for one worker, written to `target`; none if there are too many targets or no thread can be had.
-    pub(crate) fn outlet(&self, target: &LogTarget) -> Option<Outlet> {
-        let mut targets = self.targets.lock();
-        let at = match targets.iter().position(|known| known.target == *target) {
-            Some(at) => at,
-            None => {
-                let started = self.start(target, targets.len())?;
-                targets.push(started);
-                targets.len() - 1
-            }
-        };
-        let found = &targets[at];
-        let buffer = Arc::new(Buffer { bytes: Mutex::default() });
-        found.shared.buffers.lock().push(Arc::clone(&buffer));
-        Some(Outlet { buffer, writer: found.thread.thread().clone(), counters: self.counters.clone() })
-    }
-
+impl Inbox {
     /// Bytes that wait to be written.
-    pub(crate) fn bytes(&self) -> u64 {
-        let targets = self.targets.lock();
-        let shared = targets.iter().map(|target| &target.shared);
-        shared.map(|shared| shared.buffers.lock().iter().map(|buffer| length(buffer.bytes.lock().len())).sum::<u64>()).sum()
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffers.lock().open.iter().map(|buffer| length(buffer.lines.lock().bytes.len())).sum()
     }
 
-    pub(crate) fn count_refused(&self) {
-        self.counters.dropped.inc();
+    /// Makes the thread open its file anew before it writes again.
+    pub(super) fn reopen(&self) {
+        self.reopening.store(true, Release);
+        self.wake();
     }
 
-    /// Makes each target open its file anew before it writes again.
-    pub(crate) fn reopen(&self) {
-        for target in &*self.targets.lock() {
-            target.shared.reopening.store(true, Release);
-            target.thread.thread().unpark();
+    /// Makes the thread write what there is, and end.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Release);
+        self.wake();
+    }
+
+    /// Takes that back; says no if it is too late.
+    pub(super) fn resume(&self) -> bool {
+        let buffers = self.buffers.lock();
+        if !buffers.closed {
+            self.stopping.store(false, Release);
+        }
+        !buffers.closed
+    }
+
+    /// To be said before anybody else has it.
+    pub(super) fn is_read_by(&self, thread: Thread) {
+        self.reader.set(thread).expect("a target is given one thread");
+    }
+
+    fn wake(&self) {
+        if let Some(reader) = self.reader.get() {
+            reader.unpark();
         }
     }
 
-    /// Writes what is buffered and ends the threads. Waits for them until `deadline`; lines written later are lost.
-    pub(crate) fn shutdown(&self, deadline: Instant) {
-        let targets = std::mem::take(&mut *self.targets.lock());
-        for target in &targets {
-            target.shared.stopping.store(true, Release);
-            target.thread.thread().unpark();
+    /// Whether it is closed now: the thread is to end, and everything was taken.
+    fn close(&self) -> bool {
+        let mut buffers = self.buffers.lock();
+        if !self.stopping.load(Acquire) {
+            return false;
         }
-        for target in targets {
-            while !target.thread.is_finished() && Instant::now() < deadline {
-                thread::park_timeout(RETRY_DELAY);
-            }
-            if target.thread.is_finished() && target.thread.join().is_err() {
-                tracing::error!(target = ?target.target, "the writer of an access log panicked");
-            }
-        }
-    }
-
-    fn start(&self, target: &LogTarget, known: usize) -> Option<Target> {
-        if known >= TARGETS_MAX {
-            tracing::error!(?target, "too many access log targets: lines for this one are dropped");
-            return None;
-        }
-        let shared = Arc::new(Shared::default());
-        let mut writer = Writer {
-            shared: Arc::clone(&shared),
-            target: target.clone(),
-            file: None,
-            cut: false,
-            counters: self.counters.clone(),
-            complained: None,
-        };
-        let interval = self.flush_interval;
-        match thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run(interval)) {
-            Ok(thread) => Some(Target { target: target.clone(), shared, thread }),
-            Err(error) => {
-                tracing::error!(?target, %error, "no thread for an access log: its lines are dropped");
-                None
-            }
-        }
+        let mut all: Vec<_> = buffers.open.iter().map(|buffer| buffer.lines.lock()).collect();
+        let taken = all.iter().all(|lines| lines.bytes.is_empty());
+        all.iter_mut().for_each(|lines| lines.closed = taken);
+        drop(all);
+        buffers.closed = taken;
+        taken
     }
 }
 
 /// A target's thread.
 #[derive(Debug)]
-struct Writer {
-    shared: Arc<Shared>,
+pub(super) struct Writer {
+    inbox: Arc<Inbox>,
     target: LogTarget,
     file: Option<File>,
     /// The last write stopped inside a line.
@@ -207,19 +204,23 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, interval: Duration) {
+    pub(super) fn new(inbox: Arc<Inbox>, target: LogTarget, counters: LogCounters) -> Self {
+        Self { inbox, target, file: None, cut: false, counters, complained: None }
+    }
+
+    /// Writes, at least every `interval`, until it is to stop and wrote everything.
+    pub(super) fn run(&mut self, interval: Duration) {
         let mut spare = Vec::new();
-        let mut stopping = false;
-        while !stopping {
-            thread::park_timeout(interval);
-            // Read before the buffers are: what was logged before the shutdown is written.
-            stopping = self.shared.stopping.load(Acquire);
-            if self.shared.reopening.swap(false, Acquire) {
+        while !self.inbox.close() {
+            if !self.inbox.stopping.load(Acquire) {
+                thread::park_timeout(interval);
+            }
+            if self.inbox.reopening.swap(false, Acquire) {
                 self.file = None;
             }
-            let buffers = self.shared.buffers.lock().clone();
+            let buffers = self.inbox.buffers.lock().open.clone();
             for buffer in &buffers {
-                std::mem::swap(&mut *buffer.bytes.lock(), &mut spare);
+                std::mem::swap(&mut buffer.lines.lock().bytes, &mut spare);
                 if !spare.is_empty() {
                     self.write(&spare);
                     spare.clear();
@@ -228,7 +229,8 @@ impl Writer {
             }
             drop(buffers);
             // A worker that ended leaves its buffer to us alone.
-            self.shared.buffers.lock().retain(|buffer| Arc::strong_count(buffer) > 1 || !buffer.bytes.lock().is_empty());
+            let is_used = |buffer: &Arc<Buffer>| Arc::strong_count(buffer) > 1 || !buffer.lines.lock().bytes.is_empty();
+            self.inbox.buffers.lock().open.retain(is_used);
         }
     }
 
@@ -261,7 +263,7 @@ impl Writer {
                 Ok(written) => *rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Whoever shares our stdout may have made it non-blocking.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.shared.stopping.load(Acquire) => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.inbox.stopping.load(Acquire) => {
                     thread::sleep(RETRY_DELAY);
                 }
                 Err(error) => return Err(error),

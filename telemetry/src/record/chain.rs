@@ -13,7 +13,7 @@ use model::tracing::Tracing;
 use super::{
     GRPC_MESSAGE, GRPC_TIMEOUT, X_CLIENT_TRACE_ID, X_DOWNSTREAM_SERVICE_CLUSTER, X_ENVOY_ORIGINAL_PATH, X_FORWARDED_PROTO, X_REQUEST_ID,
 };
-use crate::access_log::ChainLog;
+use crate::access_log::{ChainLog, LogFile, Writers};
 use crate::export::{Exporters, Outbox};
 
 /// What one filter chain (or hop) measures, logs and traces. Built once from its configuration, shared by all its requests.
@@ -37,7 +37,7 @@ pub struct ChainTelemetry {
 
 impl ChainTelemetry {
     /// Puts together what a chain measures. [`crate::Telemetry::chain`] also makes it known to the process: without, nothing of it
-    /// reaches a collector.
+    /// reaches a collector or a file.
     #[must_use]
     pub fn new(name: Arc<str>, stats: Option<Stats>, access_logs: Vec<AccessLog>, tracing: Option<Tracing>) -> Self {
         let mut headers = HeaderUse::default();
@@ -67,19 +67,25 @@ impl ChainTelemetry {
                 }
             }
         }
-        let logs = access_logs.into_iter().map(|log| ChainLog { log, outbox: None }).collect();
+        let logs = access_logs.into_iter().map(|log| ChainLog { log, file: None, outbox: None }).collect();
         Self { name, stats, logs, tracing, spans: None, headers, hostname: None }
     }
 
-    /// Finds the collectors of its lines and spans.
-    pub(crate) fn reaching(mut self, exporters: &Arc<Exporters>) -> Self {
+    /// Finds the files and collectors of its lines, and the collector of its spans.
+    pub(crate) fn reaching(mut self, writers: &Arc<Writers>, exporters: &Arc<Exporters>) -> Self {
         for log in &mut self.logs {
-            if let LogTarget::Collector(collector) = &log.log.target {
-                log.outbox = Some(exporters.logs(collector));
+            match &log.log.target {
+                LogTarget::Collector(collector) => log.outbox = Some(exporters.logs(collector)),
+                target => log.file = Some(writers.file(target)),
             }
         }
         self.spans = self.tracing.as_ref().and_then(|tracing| Some(exporters.spans(tracing.provider.as_ref()?)));
         self
+    }
+
+    /// The files it logs to.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Arc<LogFile>> {
+        self.logs.iter().filter_map(|log| log.file.as_ref())
     }
 
     /// What is for collectors.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::access_log::Writers;
 use crate::fixture::wait_until;
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -34,7 +35,8 @@ fn l24_a_lone_line_is_written_within_the_interval() {
     let path = folder.path().join("log");
     let counters = counters();
     let writers = Writers::new(Duration::from_millis(20), counters.clone());
-    writers.outlet(&target(&path)).unwrap().write(append("one\n"));
+    let file = writers.file(&target(&path));
+    file.outlet().unwrap().write(append("one\n"));
     wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "one\n"));
     assert_eq!((counters.written.get(), counters.dropped.get()), (1, 0));
 }
@@ -44,7 +46,8 @@ fn a_file_that_was_rotated_is_opened_anew_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let (path, rotated) = (folder.path().join("log"), folder.path().join("log.1"));
     let writers = Writers::new(Duration::from_millis(20), counters());
-    let outlet = writers.outlet(&target(&path)).unwrap();
+    let file = writers.file(&target(&path));
+    let outlet = file.outlet().unwrap();
     let has = |path: &Path, text: &str| fs::read_to_string(path).is_ok_and(|found| found == text);
     outlet.write(append("one\n"));
     wait_until("the first line", || has(&path, "one\n"));
@@ -62,7 +65,8 @@ fn a_full_buffer_is_written_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let writers = Writers::new(NEVER, counters());
-    let outlet = writers.outlet(&target(&path)).unwrap();
+    let file = writers.file(&target(&path));
+    let outlet = file.outlet().unwrap();
     let line = format!("{}\n", "x".repeat(1023));
     for _ in 0..FLUSH_BYTES / line.len() {
         outlet.write(append(&line));
@@ -75,7 +79,8 @@ fn shutting_down_writes_what_is_buffered() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let writers = Writers::new(NEVER, counters());
-    writers.outlet(&target(&path)).unwrap().write(append("last\n"));
+    let file = writers.file(&target(&path));
+    file.outlet().unwrap().write(append("last\n"));
     writers.shutdown(soon());
     assert_eq!(fs::read_to_string(&path).unwrap(), "last\n");
 }
@@ -87,9 +92,10 @@ fn lines_of_many_workers_leave_whole_and_in_each_workers_order() {
     let path = folder.path().join("log");
     let counters = counters();
     let writers = Writers::new(Duration::from_millis(1), counters.clone());
+    let file = writers.file(&target(&path));
     thread::scope(|scope| {
         for worker in 0..4 {
-            let outlet = writers.outlet(&target(&path)).unwrap();
+            let outlet = file.outlet().unwrap();
             scope.spawn(move || {
                 for number in 0..LINES {
                     outlet.write(append(&format!("worker {worker} line {number} {}\n", "y".repeat(number % 97))));
@@ -116,27 +122,25 @@ fn lines_of_many_workers_leave_whole_and_in_each_workers_order() {
 fn lines_beyond_the_buffer_of_a_stuck_target_are_dropped_whole_and_counted() {
     const LINES: usize = 2 * BUFFER_BYTES_MAX / 1000;
     let counters = counters();
-    let buffer = Arc::new(Buffer { bytes: Mutex::default() });
-    let outlet = Outlet { buffer: Arc::clone(&buffer), writer: thread::current(), counters: counters.clone() };
+    let outlet = Outlet::new(Arc::default(), counters.clone()).unwrap();
     let line = format!("{}\n", "x".repeat(999));
     for _ in 0..LINES {
         outlet.write(append(&line));
     }
-    let kept = buffer.bytes.lock().len();
+    let kept = outlet.buffer.lines.lock().bytes.len();
     assert!(kept <= BUFFER_BYTES_MAX && kept.is_multiple_of(line.len()) && kept + line.len() > BUFFER_BYTES_MAX);
     assert_eq!(counters.dropped.get(), u64::try_from(LINES - kept / line.len()).unwrap());
 }
 
 #[test]
 fn a_line_that_is_filtered_out_leaves_nothing_behind() {
-    let buffer = Arc::new(Buffer { bytes: Mutex::default() });
-    let outlet = Outlet { buffer: Arc::clone(&buffer), writer: thread::current(), counters: counters() };
+    let outlet = Outlet::new(Arc::default(), counters()).unwrap();
     outlet.write(append("a\n"));
     outlet.write(|line| {
         line.extend_from_slice(b"half");
         false
     });
-    assert_eq!(*buffer.bytes.lock(), b"a\n");
+    assert_eq!(outlet.buffer.lines.lock().bytes, b"a\n");
 }
 
 #[test]
@@ -145,20 +149,11 @@ fn a_target_that_cannot_be_opened_loses_lines_counted_and_heals() {
     let path = folder.path().join("later/log");
     let counters = counters();
     let writers = Writers::new(Duration::from_millis(5), counters.clone());
-    let outlet = writers.outlet(&target(&path)).unwrap();
+    let file = writers.file(&target(&path));
+    let outlet = file.outlet().unwrap();
     outlet.write(append("lost\n"));
     wait_until("the loss", || counters.dropped.get() == 1);
     fs::create_dir(folder.path().join("later")).unwrap();
     outlet.write(append("kept\n"));
     wait_until("the line", || fs::read_to_string(&path).is_ok_and(|text| text == "kept\n"));
-}
-
-#[test]
-fn targets_are_limited() {
-    let folder = tempfile::tempdir().unwrap();
-    let writers = Writers::new(NEVER, counters());
-    let outlet = |number: usize| writers.outlet(&target(&folder.path().join(number.to_string())));
-    assert!((0..TARGETS_MAX).all(|number| outlet(number).is_some()));
-    assert!(outlet(TARGETS_MAX).is_none());
-    assert!(outlet(0).is_some(), "a known target goes on");
 }
