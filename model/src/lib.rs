@@ -7,6 +7,7 @@ pub mod invalid;
 pub mod authority;
 pub mod identity;
 pub mod workload;
+pub mod baggage;
 pub mod service;
 pub mod flags;
 pub mod refusal;

@@ -12,6 +12,15 @@ use crate::chain::Chain;
 use crate::dispatch::Dispatch;
 use crate::invalid::Invalid;
 
+/// Whether peers say in `baggage` who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BaggageUse {
+    /// Theirs is read where nothing else says who they are.
+    pub reads: bool,
+    /// They are told ours.
+    pub tells: bool,
+}
+
 /// What `connect_terminate` says.
 #[derive(Clone, Debug)]
 pub struct Terminate {
@@ -26,6 +35,8 @@ pub struct Terminate {
     pub keepalive_interval: Duration,
     /// Time until an unanswered ping ends the connection.
     pub keepalive_timeout: Duration,
+    /// Of clients.
+    pub baggage: BaggageUse,
     /// Lines for CONNECTs.
     pub access_logs: Vec<AccessLog>,
 }
@@ -35,6 +46,8 @@ pub struct Terminate {
 pub struct Originate {
     /// Lines for tunnels that could not be made.
     pub access_logs: Vec<AccessLog>,
+    /// Of pods, and of whom a gateway of another network leads to.
+    pub baggage: BaggageUse,
 }
 
 /// Everything that LDS says.

@@ -22,6 +22,12 @@ pub enum WorkloadType {
 }
 
 impl WorkloadType {
+    /// By the name that [`Self::as_str`] gives it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Deployment, Self::CronJob, Self::Pod, Self::Job].into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// As Istio's peer metadata prints it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

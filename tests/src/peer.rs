@@ -137,6 +137,11 @@ impl Connection {
 
     /// As [`Self::connect`], with more headers, as ztunnel sends `forwarded`, `baggage` and `traceparent`.
     pub async fn connect_with(&self, authority: &str, headers: HeaderMap) -> Result<std::result::Result<Tunnel, StatusCode>> {
+        Ok(self.answered(authority, headers).await?.map(|(tunnel, _)| tunnel))
+    }
+
+    /// As [`Self::connect_with`], with the headers of the answer.
+    pub async fn answered(&self, authority: &str, headers: HeaderMap) -> Result<std::result::Result<(Tunnel, HeaderMap), StatusCode>> {
         step(&format!("CONNECT {authority}"), async {
             let mut request = Request::builder().method(Method::CONNECT).uri(authority).body(())?;
             *request.headers_mut() = headers;
@@ -146,7 +151,8 @@ impl Connection {
             if answer.status() != StatusCode::OK {
                 return Ok(Err(answer.status()));
             }
-            Ok(Ok(Tunnel::new(send, answer.into_body())))
+            let (head, body) = answer.into_parts();
+            Ok(Ok((Tunnel::new(send, body), head.headers)))
         })
         .await
     }

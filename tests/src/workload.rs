@@ -93,6 +93,7 @@ pub struct Record {
     handshakes: Mutex<Vec<SeenHandshake>>,
     connections: AtomicU64,
     refuse_connects: AtomicU16,
+    answer_headers: Mutex<HeaderMap>,
     draining: watch::Sender<bool>,
 }
 
@@ -130,6 +131,11 @@ impl Record {
     /// From now on CONNECTs are answered with this status; `None` accepts them again.
     pub fn refuse_connects(&self, status: Option<StatusCode>) {
         self.refuse_connects.store(status.map_or(0, |status| status.as_u16()), Ordering::Relaxed);
+    }
+
+    /// From now on CONNECTs are answered with these headers, as ztunnel answers with its `baggage`.
+    pub fn answer_connects_with(&self, headers: HeaderMap) {
+        *self.answer_headers.lock().unwrap_or_else(PoisonError::into_inner) = headers;
     }
 
     /// Returns when the pod is told to drain.
@@ -210,6 +216,7 @@ impl Workload {
             handshakes: Mutex::default(),
             connections: AtomicU64::new(0),
             refuse_connects: AtomicU16::new(0),
+            answer_headers: Mutex::default(),
             draining: watch::Sender::new(false),
         });
         let shared = Arc::clone(&record);
@@ -354,6 +361,7 @@ fn answer_connect(
     };
     let mut response = Response::new(());
     *response.status_mut() = refusal.unwrap_or(StatusCode::OK);
+    response.headers_mut().clone_from(&record.answer_headers.lock().unwrap_or_else(PoisonError::into_inner));
     let send = respond.send_response(response, refusal.is_some())?;
     Ok(refusal.is_none().then(|| Tunnel::new(send, receive)))
 }

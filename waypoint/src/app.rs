@@ -43,8 +43,8 @@ use crate::state::published::Published;
 use crate::tls::MeshTls;
 use crate::tls::originate::Originator;
 use crate::tls::secrets::{Keeper, Secrets};
-use crate::upstream::connect::network_header;
 use crate::upstream::dns::Resolver;
+use crate::upstream::introduction::Introduction;
 
 /// How long flushing logs and spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -113,8 +113,8 @@ impl Process {
         let secrets = Arc::new(Secrets::default());
         let originator = Arc::new(Originator::new(Arc::clone(&tls), Arc::clone(&secrets)));
         let node = node_of(&settings)?;
-        let network = Arc::new(network_header(&settings.node.network));
-        let dialer = collector::dialer(&tls, &accepted, &originator, &network);
+        let introduction = Introduction::of(&settings.node);
+        let dialer = collector::dialer(&tls, &accepted, &originator, &introduction);
         let telemetry = Telemetry::new(
             telemetry_settings(&settings, &node),
             tokio::runtime::Handle::current(),
@@ -129,7 +129,7 @@ impl Process {
             tls: Arc::clone(&tls),
             accepted: Arc::clone(&accepted),
             originator,
-            network,
+            introduction: Arc::clone(&introduction),
             telemetry: Arc::clone(&telemetry),
             readiness: Arc::clone(&readiness),
             drain: drain_watch,
@@ -144,6 +144,7 @@ impl Process {
             readiness: Arc::clone(&readiness),
             identities: Arc::clone(&identities),
             accepted,
+            introduction,
             addresses,
             flush: workers.flush(),
             secrets,

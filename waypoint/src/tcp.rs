@@ -304,7 +304,7 @@ async fn dial_any(
         avoid.push(address);
         record.stream.attempts += 1;
         record.stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
-        record.stream.destination = worker.published.workload(address.target().ip());
+        record.stream.destination = worker.published.workload_at(&address);
         let mut active = ActiveRequest::begin(&entry.state);
         let transport = cluster.cluster.sockets.of(&entry.endpoint.socket_labels);
         let keepalive = cluster.cluster.connections.tcp_keepalive.as_ref();
@@ -325,6 +325,7 @@ async fn dial_any(
             Ok(upstream) => {
                 cluster.note(&entry, Verdict::Reached);
                 active.hold(permit);
+                record.stream.destination = record.stream.destination.take().or_else(|| worker.dialer.peer_of(&upstream));
                 record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
                 return Ok((upstream, active));
             }

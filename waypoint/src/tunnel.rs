@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use model::authority::Authority;
+use model::baggage::Baggage;
 use model::chain::{ChainKind, TcpChain};
 use model::dispatch::{Lookup, SniffedProtocol};
 use model::flags::ResponseFlag;
@@ -25,7 +26,7 @@ use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, p
 use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
-use crate::upstream::connect::{VIA, X_FORWARDED_NETWORK};
+use crate::upstream::introduction::{BAGGAGE, VIA, X_FORWARDED_NETWORK};
 use crate::worker::Worker;
 
 /// How long a tunnel to an HTTP service may be silent before its first request; Envoy's idle timeout of connections.
@@ -40,7 +41,8 @@ const SERVER_FIRST_DELAY: Duration = Duration::from_millis(200);
 const SERVER_FIRST_DELAY_LEARNED: Duration = Duration::from_millis(10);
 
 /// Serves one CONNECT to its end.
-pub async fn serve_connect(connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
+pub async fn serve_connect(mut connect: Connect, worker: Arc<Worker>, drain: DrainWatch) {
+    connect.told.clone_from(&worker.dialer.introduction.told().clients);
     if is_loop(&connect) {
         let generation = worker.published.generation();
         return refuse(connect, &worker, generation.as_deref(), Refusal::Loop);
@@ -149,15 +151,18 @@ struct Asked {
     source: Option<Arc<Workload>>,
 }
 
-/// The client's workload, if discovery knows it. An address that discovery gives to another identity than TLS has proven is not this
-/// client's; nor is that of a client in another network, which is its gateway's.
+/// The client's workload, if discovery knows it, or what it says of itself. An address that discovery gives to another identity than TLS
+/// has proven is not this client's; nor is that of a client in another network, which is its gateway's.
 fn source(connect: &Connect, worker: &Worker) -> Option<Arc<Workload>> {
-    let network = connect.headers.get(X_FORWARDED_NETWORK);
-    if network.is_some() && network != worker.dialer.network.get(X_FORWARDED_NETWORK) {
-        return None;
-    }
-    let found = worker.published.workload(connect.connection.peer_address.ip());
-    found.filter(|found| found.identity == connect.connection.peer)
+    let connection = &connect.connection;
+    let network = connect.headers.get(X_FORWARDED_NETWORK).filter(|network| !worker.dialer.introduction.is_ours(network));
+    let known = || worker.published.workload(connection.peer_address.ip()).filter(|found| found.identity == connection.peer);
+    let said = || {
+        let baggage = connect.headers.get(BAGGAGE)?.to_str().ok()?;
+        let network = network.and_then(|network| network.to_str().ok()).unwrap_or_default();
+        worker.dialer.introduction.told().reads_clients.then(|| Baggage::read(baggage).workload(&connection.peer, network))?
+    };
+    if network.is_some() { said() } else { known().or_else(said) }
 }
 
 impl Asked {

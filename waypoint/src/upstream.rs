@@ -5,6 +5,7 @@
 pub mod balance;
 pub mod proxy_protocol;
 pub mod http_tunnel;
+pub mod introduction;
 pub mod connect;
 pub mod pool;
 pub mod dns;

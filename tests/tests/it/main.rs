@@ -5,6 +5,7 @@
 mod actions;
 mod affinity;
 mod bad_input;
+mod baggage;
 mod by_host;
 mod cluster_oracle;
 mod collectors;

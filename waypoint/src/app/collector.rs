@@ -6,7 +6,6 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::HeaderMap;
 use model::collector::{Call, Collector};
 use telemetry::export::{CollectorConnector, CollectorIo, Connecting};
 
@@ -17,6 +16,7 @@ use crate::tls::originate::{Inside, Originator};
 use crate::tls::verify::PeerMatcher;
 use crate::upstream::balance::{self, Wish};
 use crate::upstream::connect::{Destination, Dialer, dial};
+use crate::upstream::introduction::Introduction;
 
 struct Silent;
 impl PoolObserver for Silent {}
@@ -26,14 +26,14 @@ pub(super) fn dialer(
     tls: &Arc<MeshTls>,
     accepted: &Arc<ArcSwap<PeerMatcher>>,
     originator: &Arc<Originator>,
-    network: &Arc<HeaderMap>,
+    introduction: &Arc<Introduction>,
 ) -> Dialer {
     Dialer {
         pool: Pool::new(PoolOptions::default(), Arc::new(Silent)),
         tls: Arc::clone(tls),
         accepted: Arc::clone(accepted),
         originator: Arc::clone(originator),
-        network: Arc::clone(network),
+        introduction: Arc::clone(introduction),
     }
 }
 

@@ -36,6 +36,7 @@ use crate::state::table::EndpointEntry;
 use crate::tls::secrets::{Keeper, Secrets};
 use crate::tls::verify::PeerMatcher;
 use crate::upstream::dns::{DnsKeeper, Resolver};
+use crate::upstream::introduction::Introduction;
 
 /// What discovery needs of the process.
 pub(super) struct DiscoveryStart {
@@ -44,6 +45,7 @@ pub(super) struct DiscoveryStart {
     pub(super) readiness: Arc<Readiness>,
     pub(super) identities: Arc<Identities>,
     pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
+    pub(super) introduction: Arc<Introduction>,
     pub(super) addresses: watch::Sender<Vec<SocketAddr>>,
     pub(super) flush: broadcast::Sender<IpAddr>,
     pub(super) secrets: Arc<Secrets>,
@@ -189,6 +191,7 @@ impl Discovery {
                     let accepted = if prefixes.is_empty() { PeerMatcher::any() } else { PeerMatcher::new(prefixes.clone(), Vec::new()) };
                     self.start.accepted.store(Arc::new(accepted));
                 }
+                self.start.introduction.obey(&listeners);
                 let addresses = listeners.terminate.addresses.clone();
                 let remote = remote_keys(&listeners);
                 // No chain is ever without the sets that it names.

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderMap;
 use model::endpoint::HBONE_PORT;
 use telemetry::Telemetry;
 use telemetry::costs::{Side, WorkerCosts};
@@ -32,6 +31,7 @@ use crate::tls::originate::Originator;
 use crate::tls::verify::PeerMatcher;
 use crate::tunnel::serve_connect;
 use crate::upstream::connect::Dialer;
+use crate::upstream::introduction::Introduction;
 use crate::worker::Worker;
 
 /// Pods whose tunnels are to be given up, waiting for a slow worker; one that misses some keeps their connections until they fail.
@@ -42,7 +42,7 @@ const FLUSHES_MAX: usize = 1024;
 pub(super) struct WorkerShare {
     pub(super) published: Arc<Published>,
     pub(super) tls: Arc<MeshTls>,
-    pub(super) network: Arc<HeaderMap>,
+    pub(super) introduction: Arc<Introduction>,
     pub(super) accepted: Arc<ArcSwap<PeerMatcher>>,
     pub(super) originator: Arc<Originator>,
     pub(super) telemetry: Arc<Telemetry>,
@@ -150,7 +150,7 @@ async fn run_worker(mut share: WorkerShare, unready: Arc<AtomicUsize>, limit: Co
         tls: Arc::clone(&share.tls),
         accepted: Arc::clone(&share.accepted),
         originator: Arc::clone(&share.originator),
-        network: Arc::clone(&share.network),
+        introduction: Arc::clone(&share.introduction),
     };
     let pool = dialer.pool.clone();
     tokio::spawn(async move {

@@ -174,6 +174,8 @@ pub struct Connect {
     pub headers: HeaderMap,
     /// The connection it came on.
     pub connection: Arc<Downstream>,
+    /// What the answer that opens the tunnel is to say.
+    pub told: HeaderMap,
     /// How to answer it. Dropped unanswered, it answers 500.
     pub answer: Answer,
 }
@@ -184,7 +186,7 @@ impl Connect {
     /// # Errors
     /// See [`Answer::accept`].
     pub fn accept(self) -> Result<HboneStream, AnswerError> {
-        self.answer.accept(HeaderMap::new())
+        self.answer.accept(self.told)
     }
 
     /// Answers with a status that is not 200; the client's application sees a reset connection.
@@ -520,7 +522,8 @@ impl<'a, H: ConnectHandler> Driver<'a, H> {
             Ok(authority) => {
                 self.unanswered.push(Arc::clone(&slot), text);
                 let answer = Answer { slot, connection: Arc::clone(&self.facts) };
-                let connect = Connect { authority, headers: head.headers, connection: Arc::clone(&self.facts), answer };
+                let connect =
+                    Connect { authority, headers: head.headers, connection: Arc::clone(&self.facts), told: HeaderMap::new(), answer };
                 tokio::spawn(self.server.handler.handle(connect));
             }
         }

@@ -76,7 +76,7 @@ impl Recording {
 
     /// Which endpoint was chosen.
     pub(super) fn note_endpoint(&mut self, entry: &EndpointEntry) {
-        let destination = self.worker.published.workload(entry.endpoint.address.target().ip());
+        let destination = self.worker.published.workload_at(&entry.endpoint.address);
         let stream = &mut self.record().stream;
         stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         stream.destination = destination;
@@ -87,7 +87,10 @@ impl Recording {
     /// That there is a connection to it.
     pub(super) fn note_connection(&mut self, lease: &Lease) {
         let record = self.record();
-        record.stream.upstream_local = Some(lease.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
+        record.stream.upstream_local = Some(lease.ends.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
+        if record.stream.destination.is_none() {
+            record.stream.destination.clone_from(&lease.ends.peer);
+        }
         record.upstream_protocol = Some(if lease.session.is_shared() { HTTP2 } else { HTTP1 });
     }
 

@@ -259,6 +259,15 @@ impl Published {
         let address = address.to_canonical();
         self.workloads[shard(address)].load().get(&address).cloned()
     }
+
+    /// The workload at an endpoint; none behind a gateway, whose own address it has.
+    #[must_use]
+    pub fn workload_at(&self, endpoint: &EndpointAddress) -> Option<Arc<Workload>> {
+        match endpoint {
+            EndpointAddress::Gateway(_) => None,
+            address => self.workload(address.target().ip()),
+        }
+    }
 }
 
 /// Which part of the index an address is in.

@@ -8,16 +8,17 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use model::authority::Authority;
+use model::baggage::Baggage;
 use model::cluster::TcpKeepalive;
 use model::endpoint::EndpointAddress;
 use model::transport::{TlsOrigination, Transport};
+use model::workload::Workload;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -25,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::http_tunnel::Tunnelled;
+use super::introduction::{BAGGAGE, FROM_WAYPOINT, Introduction};
 use super::proxy_protocol::{self, Proxied};
 use crate::hbone::client::ConnectError;
 use crate::hbone::double;
@@ -39,17 +41,6 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(180);
 
 /// Ports of this process that answer loopback more than others; no service leads there.
 const OWN_PORTS: [u16; 2] = [15000, 15020];
-
-/// The network that a CONNECT comes from.
-pub const X_FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
-/// Marks the CONNECTs of waypoints such as this.
-pub const VIA: HeaderName = HeaderName::from_static("x-waypoint-via");
-/// What all of ours have.
-static VIA_US: LazyLock<HeaderMap> = LazyLock::new(|| HeaderMap::from_iter([(VIA, HeaderValue::from_static("waypoint"))]));
-
-/// What a gateway of another network is told: requests were looked at already. Not marked as ours: a waypoint there may have our name.
-static FROM_WAYPOINT: LazyLock<HeaderMap> =
-    LazyLock::new(|| HeaderMap::from_iter([(HeaderName::from_static("x-istio-source"), HeaderValue::from_static("waypoint"))]));
 
 /// A byte stream to an application.
 #[derive(Debug)]
@@ -79,6 +70,15 @@ impl UpstreamIo {
             Self::Tcp(stream) => stream.local_addr().ok(),
             Self::Hbone(_) | Self::Tunnelled(_) => None,
             Self::Tls(stream) => stream.get_ref().0.local_address(),
+        }
+    }
+
+    /// The tunnel that carries it to the application, if one does.
+    fn tunnel(&self) -> Option<&HboneStream> {
+        match self {
+            Self::Hbone(stream) => Some(stream),
+            Self::Tls(stream) => stream.get_ref().0.tunnel(),
+            Self::Tcp(_) | Self::Tunnelled(_) => None,
         }
     }
 }
@@ -113,15 +113,19 @@ pub struct Dialer {
     pub accepted: Arc<ArcSwap<PeerMatcher>>,
     /// TLS to applications.
     pub originator: Arc<Originator>,
-    /// What other networks are told: ours.
-    pub network: Arc<HeaderMap>,
+    /// What the other ends are told of us.
+    pub introduction: Arc<Introduction>,
 }
 
-/// The header that names our network to others; none if it has no name.
-#[must_use]
-pub fn network_header(network: &str) -> HeaderMap {
-    let value = HeaderValue::from_str(network).ok().filter(|value| !value.is_empty());
-    value.map(|value| (X_FORWARDED_NETWORK, value)).into_iter().collect()
+impl Dialer {
+    /// The application at the other end as its tunnel's answer says, if the configuration lets us read it. For labels only.
+    #[must_use]
+    pub fn peer_of(&self, io: &UpstreamIo) -> Option<Arc<Workload>> {
+        let stream = io.tunnel()?;
+        let text = stream.answer_headers().get(BAGGAGE)?.to_str().ok()?;
+        let told = self.introduction.told();
+        told.reads_pods.then(|| Baggage::read(text).workload(&stream.connection().peer, ""))?
+    }
 }
 
 /// Dials.
@@ -187,14 +191,15 @@ async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, Conn
             Ok(UpstreamIo::Tcp(stream))
         }
         EndpointAddress::Hbone { tunnel, target } => {
-            let stream = dialer.pool.open(*tunnel, &mesh_tls(dialer)?, &Authority::Address(*target), &VIA_US).await;
+            let stream =
+                dialer.pool.open(*tunnel, &mesh_tls(dialer)?, &Authority::Address(*target), &dialer.introduction.told().pods).await;
             Ok(UpstreamIo::Hbone(stream.map_err(no_tunnel)?))
         }
         EndpointAddress::Gateway(gateway) => {
             let remote = to.remote.ok_or(ConnectFailure { reason: "no service behind the gateway".into() })?;
             let tls = mesh_tls(dialer)?;
             let outer = dialer.pool.open(*gateway, &tls, remote, &FROM_WAYPOINT).await.map_err(no_tunnel)?;
-            let inner = double::open_inside(outer, *gateway, &tls, (remote, &dialer.network)).await;
+            let inner = double::open_inside(outer, *gateway, &tls, (remote, &dialer.introduction.told().networks)).await;
             Ok(UpstreamIo::Hbone(inner.map_err(no_tunnel)?))
         }
     }

@@ -18,6 +18,7 @@ use model::cluster::ConnectionUse;
 use model::endpoint::{Endpoint, EndpointAddress};
 use model::route::Priority;
 use model::transport::Transport;
+use model::workload::Workload;
 use parking_lot::Mutex;
 use pingora_pool::{ConnectionMeta, ConnectionPool};
 use tokio::sync::Notify;
@@ -74,9 +75,18 @@ impl Used {
     }
 }
 
+/// What is known of both ends of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Ends {
+    /// Ours; none inside a tunnel.
+    pub local_address: Option<SocketAddr>,
+    /// Who the other says it is, where that is asked for.
+    pub peer: Option<Arc<Workload>>,
+}
+
 struct Open {
     session: ClientSession,
-    local_address: Option<SocketAddr>,
+    ends: Ends,
     used: Used,
     /// When a request last took it.
     taken: Instant,
@@ -86,7 +96,7 @@ type Shared = Arc<tokio::sync::Mutex<Vec<Open>>>;
 
 struct Idle {
     key: Key,
-    local_address: Option<SocketAddr>,
+    ends: Ends,
     session: ClientSession,
     since: Instant,
     used: Used,
@@ -175,8 +185,8 @@ pub struct Lease {
     key: Key,
     /// Whether it was idle before: what fails at once may only have been stale.
     pub is_reused: bool,
-    /// Our end of its connection; none inside a tunnel.
-    pub local_address: Option<SocketAddr>,
+    /// Of its connection.
+    pub ends: Ends,
     used: Used,
     /// Set when it is known that it takes no more requests.
     is_last: bool,
@@ -185,10 +195,10 @@ pub struct Lease {
 
 impl Lease {
     /// One more request on a connection that was not shared before.
-    fn of_one(session: ClientSession, key: Key, local_address: Option<SocketAddr>, wanted: &Wanted<'_>) -> Self {
+    fn of_one(session: ClientSession, key: Key, ends: Ends, wanted: &Wanted<'_>) -> Self {
         let used = Used { requests: 1, ..Used::now() };
         let is_last = used.is_worn_out(&wanted.cluster.cluster.connections);
-        Self { session, key, is_reused: false, local_address, used, is_last, line: None }
+        Self { session, key, is_reused: false, ends, used, is_last, line: None }
     }
 }
 
@@ -254,7 +264,7 @@ fn share(open: &mut Open, key: &Key) -> Option<Lease> {
         session: open.session.share()?,
         key: key.clone(),
         is_reused: true,
-        local_address: open.local_address,
+        ends: open.ends.clone(),
         used: open.used,
         is_last: false,
         line: None,
@@ -305,8 +315,8 @@ impl SessionPool {
         let line = wanted.cluster.breakers.limits_connections(wanted.priority).then(|| self.line(&key));
         match (wanted.protocol, line) {
             (Protocol::Http1, None) => {
-                let (session, local_address) = self.connect(wanted, dialer, None).await?;
-                Ok(Lease::of_one(session, key, local_address, &wanted))
+                let (session, ends) = self.connect(wanted, dialer, None).await?;
+                Ok(Lease::of_one(session, key, ends, &wanted))
             }
             (Protocol::Http1, Some(line)) => self.make_in_line(wanted, dialer, key, line).await,
             (Protocol::Http2, line) => self.make_shared(wanted, dialer, key, line).await,
@@ -317,8 +327,8 @@ impl SessionPool {
     async fn make_in_line(&self, wanted: Wanted<'_>, dialer: &Dialer, key: Key, line: Arc<Line>) -> Result<Lease, NoSession> {
         loop {
             if let Some(counted) = line.connection(&wanted) {
-                let (session, local_address) = self.connect(wanted, dialer, Some(counted)).await?;
-                return Ok(Lease { line: Some(line), ..Lease::of_one(session, key, local_address, &wanted) });
+                let (session, ends) = self.connect(wanted, dialer, Some(counted)).await?;
+                return Ok(Lease { line: Some(line), ..Lease::of_one(session, key, ends, &wanted) });
             }
             // What is freed before anyone waits is remembered.
             line.freed.notified().await;
@@ -349,16 +359,16 @@ impl SessionPool {
             drop(held);
             line.freed.notified().await;
         };
-        let (session, local_address) = self.connect(wanted, dialer, counted).await?;
+        let (session, ends) = self.connect(wanted, dialer, counted).await?;
         let used = Used { requests: 1, ..Used::now() };
-        held.extend(session.share().map(|session| Open { session, local_address, used, taken: used.since }));
+        held.extend(session.share().map(|session| Open { session, ends: ends.clone(), used, taken: used.since }));
         drop(held);
         if let Some(line) = line {
             // It is there for all who wait.
             line.freed.notify_waiters();
         }
         self.sweep(&slot);
-        Ok(Lease { session, key, is_reused: false, local_address, used, is_last: false, line: None })
+        Ok(Lease { session, key, is_reused: false, ends, used, is_last: false, line: None })
     }
 
     /// Takes an HTTP/1.1 session back. Its exchange is over; one that cannot go on is dropped.
@@ -369,14 +379,8 @@ impl SessionPool {
         let group = self.hasher.hash_one(&lease.key);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let line = lease.line.clone();
-        let idle = Idle {
-            key: lease.key,
-            local_address: lease.local_address,
-            session: lease.session,
-            since: Instant::now(),
-            used: lease.used,
-            line: lease.line,
-        };
+        let idle =
+            Idle { key: lease.key, ends: lease.ends, session: lease.session, since: Instant::now(), used: lease.used, line: lease.line };
         // The pool's signals are for watchers of idle connections; here the session's driver sees a close.
         let _ = self.idle.put(&ConnectionMeta::new(group, id), idle);
         if let Some(line) = line {
@@ -388,7 +392,7 @@ impl SessionPool {
     pub fn put_idle(&self, cluster: &ServedCluster, endpoint: &Endpoint, session: ClientSession) {
         let key = Wanted { cluster, endpoint, protocol: Protocol::Http1, priority: Priority::default(), host: None, proxied: None }.key();
         let used = Used::now();
-        self.give_back(Lease { session, key, is_reused: false, local_address: None, used, is_last: false, line: None });
+        self.give_back(Lease { session, key, is_reused: false, ends: Ends::default(), used, is_last: false, line: None });
     }
 
     fn take_idle(&self, key: Key, rules: &ConnectionUse) -> Option<Lease> {
@@ -402,7 +406,7 @@ impl SessionPool {
                     session: idle.session,
                     key,
                     is_reused: true,
-                    local_address: idle.local_address,
+                    ends: idle.ends,
                     is_last: idle.used.is_worn_out(rules),
                     used: idle.used,
                     line: idle.line,
@@ -425,7 +429,7 @@ impl SessionPool {
         wanted: Wanted<'_>,
         dialer: &Dialer,
         counted: Option<Counted>,
-    ) -> Result<(ClientSession, Option<SocketAddr>), ConnectFailure> {
+    ) -> Result<(ClientSession, Ends), ConnectFailure> {
         let inside = match wanted.protocol {
             Protocol::Http1 => Inside::Http1,
             Protocol::Http2 => Inside::Http2,
@@ -441,8 +445,8 @@ impl SessionPool {
             keepalive,
         };
         let io = dial(&to, dialer, wanted.cluster.cluster.connect_timeout).await?;
-        let local_address = io.local_address();
-        Ok((self.session(io, wanted, counted).await?, local_address))
+        let ends = Ends { local_address: io.local_address(), peer: dialer.peer_of(&io) };
+        Ok((self.session(io, wanted, counted).await?, ends))
     }
 
     async fn session(&self, io: UpstreamIo, wanted: Wanted<'_>, counted: Option<Counted>) -> Result<ClientSession, ConnectFailure> {

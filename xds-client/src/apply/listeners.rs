@@ -15,7 +15,7 @@ use model::chain::{Chain, ChainKind, OnRefusedPolicy};
 use model::dispatch::Dispatch;
 use model::endpoint::HBONE_PORT;
 use model::invalid::Invalid;
-use model::listener::{Listeners, Originate, Terminate};
+use model::listener::{BaggageUse, Listeners, Originate, Terminate};
 use prost::Message;
 
 use super::extensions::Held;
@@ -28,8 +28,8 @@ use crate::translate::Problem;
 use crate::translate::chain::chain;
 use crate::translate::extension::Lookup;
 use crate::translate::listener::{
-    CONNECT_ORIGINATE, CONNECT_TERMINATE, Cut, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_logs,
-    take_apart, terminate,
+    CONNECT_ORIGINATE, CONNECT_TERMINATE, Cut, MAIN_INTERNAL, Parts, check_tunnel_filters, listener_logs, main_dispatch, originate_baggage,
+    originate_logs, take_apart, terminate,
 };
 
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
@@ -177,7 +177,10 @@ impl Listening {
             dispatch_refused: self.dispatch_refused.clone(),
             chains: chains.collect(),
             unmatched_access_logs: self.logs(MAIN_INTERNAL, |parts| listener_logs(&parts.shell)),
-            originate: Originate { access_logs: self.logs(CONNECT_ORIGINATE, originate_logs) },
+            originate: Originate {
+                access_logs: self.logs(CONNECT_ORIGINATE, originate_logs),
+                baggage: self.parts.get(CONNECT_ORIGINATE).map(originate_baggage).unwrap_or_default(),
+            },
         })
     }
 
@@ -234,6 +237,7 @@ impl Listening {
             concurrent_streams_max: 100,
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(20),
+            baggage: BaggageUse::default(),
             access_logs: Vec::new(),
         })
     }

@@ -167,8 +167,28 @@ pub(super) fn is_originating(_: &Value, site: &Site<'_>) -> bool {
 /// Tunnelling is obeyed where Envoy's plumbing has it: the connection to an ambient pod.
 /// Those of HBONE are not made as they are described, but as HBONE is.
 pub(super) fn is_known_tunnel(value: &Value, site: &Site<'_>) -> bool {
-    let is_plain = || value.as_message().is_some_and(|tunnel| tunnel.fields().all(|(field, _)| field.name() == "hostname"));
-    text(site.message, "cluster") != "connect_originate" || is_plain()
+    const KNOWN: [&str; 3] = ["hostname", "headers_to_add", "propagate_response_headers"];
+    let is_known = || value.as_message().is_some_and(|tunnel| tunnel.fields().all(|(field, _)| KNOWN.contains(&field.name())));
+    text(site.message, "cluster") != "connect_originate" || is_known()
+}
+
+/// Of tunnels to pods: their hostname is the address that was asked for.
+pub(super) fn is_of_tunnels_to_pods(_: &Value, site: &Site<'_>) -> bool {
+    text(site.message, "hostname") == "%DOWNSTREAM_LOCAL_ADDRESS%"
+}
+
+/// Of tunnels to pods: nothing but what we say of ourselves.
+pub(super) fn is_own_baggage(value: &Value, site: &Site<'_>) -> bool {
+    let is_baggage = |option: &Value| {
+        let option = option.as_message()?;
+        let header = option.get_field_by_name("header")?;
+        let header = header.as_message()?;
+        let overwrites = option.get_field_by_name("append_action").is_some_and(|action| action.as_enum_number() == Some(2));
+        let known = option.fields().all(|(field, _)| ["header", "append_action"].contains(&field.name()));
+        Some(known && overwrites && text(header, "key") == "baggage" && text(header, "value") == "%FILTER_STATE(io.istio.baggage:PLAIN)%")
+    };
+    let options = value.as_list().unwrap_or_default();
+    is_of_tunnels_to_pods(value, site) && options.len() == 1 && options.iter().all(|option| is_baggage(option) == Some(true))
 }
 
 pub(super) fn is_known_internal_listener(value: &Value, _: &Site<'_>) -> bool {

@@ -104,6 +104,11 @@ pub(super) const fn walked(type_name: &'static str) -> Extension {
     Extension { type_name, rule: Rule::Honoured }
 }
 
+/// Known by its type, and obeyed whatever it says.
+pub(super) const fn whole(type_name: &'static str) -> Extension {
+    Extension { type_name, rule: Rule::Whole }
+}
+
 pub(super) const fn listed(type_name: &'static str, missing: &'static str) -> Extension {
     Extension { type_name, rule: Rule::Listed(missing) }
 }

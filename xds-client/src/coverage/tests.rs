@@ -217,14 +217,15 @@ fn a_service_of_persistent_sessions_is_a_cluster_and_the_filter_that_keeps_them_
 }
 
 #[test]
-fn double_hbone_is_known_and_its_baggage_listed() {
+fn double_hbone_is_known_and_its_baggage_too() {
     let (_, mut listener) =
         recorded("istiod-1.31/01-plain", "Listener").into_iter().find(|(name, _)| name == "inner_connect_originate").unwrap();
     let findings = walk_json(LISTENER, &listener);
     assert_eq!((findings.refused.len(), findings.listed.len()), (0, 0));
     let tunnel = &mut listener["filter_chains"][0]["filters"][1]["typed_config"]["tunneling_config"];
     tunnel["headers_to_add"] = json!([{"header": {"key": "baggage", "value": "%FILTER_STATE(io.istio.baggage:PLAIN)%"}}]);
-    assert_eq!(walk_json(LISTENER, &listener).listed.len(), 1);
+    let findings = walk_json(LISTENER, &listener);
+    assert_eq!((findings.refused.len(), findings.listed.len()), (0, 0));
     let endpoint = |address: Value| {
         let endpoints = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]});
         let refused = reasons(&walk_json(ENDPOINTS, &endpoints));
@@ -239,6 +240,44 @@ fn double_hbone_is_known_and_its_baggage_listed() {
     let refused = endpoint(internal("forward_inner_connect"));
     assert!(refused.len() == 1 && refused[0].starts_with(&format!("{at}.envoy_internal_address.server_listener_name")), "{refused:?}");
     assert_eq!(endpoint(json!({"pipe": {"path": "/run/app"}})), [format!("{at}.pipe: connections would go to a Unix socket")]);
+}
+
+#[test]
+fn tunnels_to_pods_tell_our_baggage_and_nothing_else() {
+    let (_, listener) = recorded("istiod-1.31/01-plain", "Listener").into_iter().find(|(name, _)| name == "connect_originate").unwrap();
+    let own = json!({
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        "header": {"key": "baggage", "value": "%FILTER_STATE(io.istio.baggage:PLAIN)%"},
+    });
+    let refused = |headers: Value, answer: bool, of: Option<&str>| {
+        let mut listener = listener.clone();
+        let filters = listener["filter_chains"][0]["filters"].as_array_mut().unwrap();
+        let proxy = filters.last_mut().unwrap();
+        proxy["typed_config"]["tunneling_config"]["headers_to_add"] = headers;
+        proxy["typed_config"]["tunneling_config"]["propagate_response_headers"] = answer.into();
+        if let Some(hostname) = of {
+            proxy["typed_config"]["tunneling_config"]["hostname"] = hostname.into();
+        }
+        let type_url = "type.googleapis.com/envoy.extensions.network_filters.peer_metadata.Config";
+        let metadata = json!({"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": type_url, "value": {"baggage_key": "io.istio.baggage"}});
+        filters.insert(0, json!({"name": "upstream_hbone_peer_metadata", "typed_config": metadata}));
+        walk_json(LISTENER, &listener).refused.len()
+    };
+    assert_eq!(refused(json!([own]), true, None), 0);
+    let changed = |at: &str, value: Value| {
+        let mut changed = own.clone();
+        *changed.pointer_mut(at).unwrap() = value;
+        changed
+    };
+    for other in [
+        json!([own, own]),
+        json!([changed("/header/key", "x-baggage".into())]),
+        json!([changed("/header/value", "k8s.namespace.name=shop".into())]),
+        json!([changed("/append_action", "ADD_IF_ABSENT".into())]),
+    ] {
+        assert_eq!(refused(other.clone(), true, None), 1, "{other}");
+    }
+    assert_eq!(refused(json!([own]), true, Some("api.example.com:443")), 2, "a proxy outside the mesh is told nothing");
 }
 
 #[test]
@@ -395,7 +434,7 @@ fn a_message_in_json_form_is_opened_as_what_it_is() {
         json!({"downstream_discovery": [{"workload_discovery": {}}], "shared_with_upstream": true}),
     );
     assert_eq!((known.refused.len(), known.listed.len()), (0, 0));
-    let partly = filter("io.istio.http.peer_metadata.Config", json!({"downstream_discovery": [{"baggage": {}}]}));
+    let partly = filter("io.istio.http.peer_metadata.Config", json!({"downstream_discovery": [{"baggage": {}}, {"istio_headers": {}}]}));
     assert_eq!((partly.refused.len(), partly.listed.len()), (0, 1));
     let numbers = filter("envoy.extensions.filters.http.fault.v3.HTTPFault", json!({"max_active_faults": 5}));
     assert_eq!(

@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::OnceLock;
 
-use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, MessageDescriptor, ReflectMessage, Value};
 use xds_proto::{descriptors, dynamic_from_json, dynamic_to_json, message_name};
 
@@ -23,17 +22,11 @@ const DISCOVERY: &str = "config_discovery";
 /// Lists whose members are told apart by name in a path, since their order differs from push to push.
 const NAMED: [&str; 3] = ["filter_chains", "virtual_hosts", "clusters"];
 
-/// A header by which peers tell each other who they are.
-const BAGGAGE: &[u8] = b"baggage";
-
 pub(super) fn walk(resource: &DynamicMessage, skip: &[&str]) -> Findings {
     let descriptor = resource.descriptor();
     let mut walker = Walker { skip, path: String::new(), findings: Findings::default() };
     if is_double_hbone(resource, &descriptor) {
-        // Recognised by name, as the plumbing that it is; what else it could ask for is one header.
-        if resource.encode_to_vec().windows(BAGGAGE.len()).any(|bytes| bytes == BAGGAGE) {
-            walker.list(&descriptor, "name", "other networks are told no baggage".to_owned());
-        }
+        // Recognised by name, as the plumbing that it is; whether baggage is told there, connect_originate says for both.
     } else if table::entry(descriptor.full_name()).is_none() {
         walker.refuse(&descriptor, "", format!("{} is not a resource that a waypoint obeys", descriptor.full_name()));
     } else {
@@ -219,6 +212,7 @@ impl Walker<'_> {
             return self.extension_unobeyed(place, type_url, place.kind, "is not supported");
         };
         match extension.rule {
+            Rule::Whole => {}
             Rule::Listed(missing) => self.extension_listed(place, type_url, missing),
             Rule::Refused(effect) => self.extension_unobeyed(place, type_url, Kind::Routing, &format!("is not supported: {effect}")),
             Rule::When { check, otherwise, .. } if !check(place.value, place.site) => {

@@ -13,9 +13,10 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::google::protobuf::value::Kind;
 use model::access_log::AccessLog;
 use model::dispatch::Dispatch;
-use model::listener::Terminate;
+use model::listener::{BaggageUse, Terminate};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 
@@ -30,6 +31,7 @@ pub const CONNECT_ORIGINATE: &str = "connect_originate";
 
 const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const PEER_METADATA: &str = "io.istio.http.peer_metadata.Config";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const DOWNSTREAM_TLS: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const FILTER_CHAINS_FIELD: u32 = 3;
@@ -146,6 +148,7 @@ pub fn terminate(parts: &Parts) -> Translated<Terminate> {
             .map_or(STREAMS_MIN, |max| max.value.max(STREAMS_MIN)),
         keepalive_interval: read(keepalive.and_then(|keepalive| keepalive.interval.as_ref()), KEEPALIVE_INTERVAL)?,
         keepalive_timeout: read(keepalive.and_then(|keepalive| keepalive.timeout.as_ref()), KEEPALIVE_TIMEOUT)?,
+        baggage: client_baggage(&manager),
         access_logs: access_log::all(&manager.access_log, "filter_chains[0]")?,
     })
 }
@@ -236,20 +239,57 @@ pub fn listener_logs(shell: &proto::Listener) -> Translated<Vec<AccessLog>> {
     access_log::all(&shell.access_log, "")
 }
 
+/// The TCP proxy of `connect_originate`; none if there is none.
+fn originating_proxy(parts: &Parts) -> Translated<Option<TcpProxy>> {
+    let Some((_, bytes)) = parts.chains.first() else { return Ok(None) };
+    let chain =
+        proto::FilterChain::decode(&bytes[..]).map_err(|error| Problem::new("filter_chains", format!("is not a chain: {error}")))?;
+    let proxy = chain.filters.iter().find_map(|filter| match &filter.config_type {
+        Some(proto::filter::ConfigType::TypedConfig(config)) if type_name(config) == TCP_PROXY => Some(config),
+        _ => None,
+    });
+    proxy.map(|config| open(config, "filter_chains[0]")).transpose()
+}
+
 /// Lines for tunnels that could not be made: the logs of `connect_originate`'s TCP proxy.
 ///
 /// # Errors
 /// One that cannot be read.
 pub fn originate_logs(parts: &Parts) -> Translated<Vec<AccessLog>> {
-    let Some((_, bytes)) = parts.chains.first() else { return Ok(Vec::new()) };
-    let chain =
-        proto::FilterChain::decode(&bytes[..]).map_err(|error| Problem::new("filter_chains", format!("is not a chain: {error}")))?;
-    for filter in &chain.filters {
-        if let Some(proto::filter::ConfigType::TypedConfig(config)) = &filter.config_type
-            && type_name(config) == TCP_PROXY
+    let proxy = originating_proxy(parts)?;
+    proxy.map_or_else(|| Ok(Vec::new()), |proxy| access_log::all(&proxy.access_log, "filter_chains[0]"))
+}
+
+/// Whether pods are told our baggage, and theirs is read. Istiod says both of `connect_originate` and of double HBONE alike. What else a
+/// tunnel could tell is refused by the coverage.
+#[must_use]
+pub fn originate_baggage(parts: &Parts) -> BaggageUse {
+    let tunnel = originating_proxy(parts).ok().flatten().and_then(|proxy| proxy.tunneling_config);
+    tunnel.map_or_else(BaggageUse::default, |tunnel| BaggageUse {
+        reads: tunnel.propagate_response_headers,
+        tells: tunnel.headers_to_add.iter().any(|option| option.header.as_ref().is_some_and(|header| header.key == "baggage")),
+    })
+}
+
+/// Whether clients are told our baggage, and theirs is read: methods of the filters of peer metadata, which istiod sends in JSON form.
+fn client_baggage(manager: &hcm::HttpConnectionManager) -> BaggageUse {
+    let mut found = BaggageUse::default();
+    for filter in &manager.http_filters {
+        if let Some(hcm::http_filter::ConfigType::TypedConfig(config)) = &filter.config_type
+            && extension_type(config).is_ok_and(|kind| kind == PEER_METADATA)
+            && let Ok(config) = open::<xds_proto::udpa::TypedStruct>(config, "typed_config")
         {
-            return access_log::all(&open::<TcpProxy>(config, "filter_chains[0]")?.access_log, "filter_chains[0]");
+            let has = |list: &str| {
+                let methods = config.value.as_ref().and_then(|value| value.fields.get(list)?.kind.as_ref());
+                matches!(methods, Some(Kind::ListValue(methods)) if methods.values.iter().any(is_baggage))
+            };
+            found.reads |= has("downstream_discovery");
+            found.tells |= has("downstream_propagation");
         }
     }
-    Ok(Vec::new())
+    found
+}
+
+fn is_baggage(method: &envoy_types::pb::google::protobuf::Value) -> bool {
+    matches!(&method.kind, Some(Kind::StructValue(method)) if method.fields.contains_key("baggage"))
 }

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Part, Routing, Security, Tuning};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, walked, when, whole_when};
+use super::super::rule::{Entry, entry, walked, when, whole, whole_when};
 
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
@@ -405,7 +405,5 @@ const CLUSTER_TYPES: &[super::super::rule::Extension] =
 
 const TRANSPORT_SOCKETS: &[super::super::rule::Extension] = &[walked(INTERNAL), walked(RAW), walked(TLS), walked(PROXY_PROTOCOL)];
 
-const UPSTREAM_FILTERS: &[super::super::rule::Extension] = &[
-    walked("envoy.tcp.metadataexchange.config.MetadataExchange"),
-    listed("envoy.extensions.network_filters.peer_metadata.UpstreamConfig", "the peer is known from workload discovery"),
-];
+const UPSTREAM_FILTERS: &[super::super::rule::Extension] =
+    &[walked("envoy.tcp.metadataexchange.config.MetadataExchange"), whole("envoy.extensions.network_filters.peer_metadata.UpstreamConfig")];

@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Part, Routing, Tuning};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Refused, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, refused, walked, when, whole_when};
+use super::super::rule::{Entry, entry, listed, refused, walked, when, whole, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(
@@ -187,6 +187,7 @@ const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
     walked("envoy.extensions.filters.network.wasm.v3.Wasm"),
     walked("envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig"),
+    whole("envoy.extensions.network_filters.peer_metadata.Config"),
     refused("envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "connections would be limited"),
     refused("envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit", "connections would be limited"),
     listed("envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy", "MongoDB is forwarded as TCP, without its statistics"),

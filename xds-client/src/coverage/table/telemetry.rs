@@ -250,19 +250,24 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("downstream_discovery", Honoured),
             ("upstream_discovery", Honoured),
             ("shared_with_upstream", Whole),
-            ("downstream_propagation", Listed("what we know of a peer is told to nobody")),
+            ("downstream_propagation", Honoured),
             ("upstream_propagation", Listed("what we know of a peer is told to nobody")),
             ("additional_labels", Listed("not read")),
         ],
     ),
     entry(
         Observability,
+        "io.istio.http.peer_metadata.Config.PropagationMethod",
+        &[("baggage", Whole), ("istio_headers", Listed("Istio's headers are not written"))],
+    ),
+    entry(
+        Observability,
         "io.istio.http.peer_metadata.Config.DiscoveryMethod",
         &[
             ("workload_discovery", Whole),
-            ("baggage", Listed("baggage is not read")),
+            ("baggage", Whole),
             ("istio_headers", Listed("Istio's headers are not read")),
-            ("upstream_filter_state", Listed("not read")),
+            ("upstream_filter_state", Whole),
         ],
     ),
     entry(

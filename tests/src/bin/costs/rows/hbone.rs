@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result, anyhow, ensure};
 use arc_swap::ArcSwap;
 use http::StatusCode;
+use model::baggage::Baggage;
 use tests::peer::Peer;
 use tests::pki::{Pki, spiffe};
 use tests::process::HBONE_PORT;
@@ -27,6 +28,7 @@ use waypoint::tls::verify::PeerMatcher;
 use waypoint::tls::{Identity, MeshTls};
 use waypoint::tunnel::serve_connect;
 use waypoint::upstream::connect::Dialer;
+use waypoint::upstream::introduction::Introduction;
 use waypoint::worker::Worker;
 
 use super::requests::REQUESTS;
@@ -53,7 +55,7 @@ pub fn full(windows: &mut Windows) -> Result<()> {
         tls: Arc::clone(&tls),
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
         originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
-        network: Arc::default(),
+        introduction: Introduction::new("", &Baggage::default()),
     };
     let worker = Arc::new(Worker::new(published, dialer, sinks.telemetry.worker()));
     let (_drain, watch) = drain();

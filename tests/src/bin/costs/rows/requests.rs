@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use arc_swap::ArcSwap;
 use model::authority::Authority;
+use model::baggage::Baggage;
 use model::identity::SpiffeId;
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
@@ -26,6 +27,7 @@ use waypoint::tls::verify::PeerMatcher;
 use waypoint::tls::{MeshTls, TlsFacts};
 use waypoint::tunnel::serve_http;
 use waypoint::upstream::connect::Dialer;
+use waypoint::upstream::introduction::Introduction;
 use waypoint::worker::Worker;
 
 use crate::mesh::{self, allow};
@@ -90,7 +92,7 @@ async fn start(published: &Arc<Published>, sinks: &Sinks) -> Result<(Drain, Dupl
         originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
         tls,
         accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
-        network: Arc::default(),
+        introduction: Introduction::new("", &Baggage::default()),
     };
     let worker = Arc::new(Worker::new(Arc::clone(published), dialer, sinks.telemetry.worker()));
     let Some(ClusterEntry::Served(cluster)) = published.cluster(WEB_CHAIN) else { bail!("no cluster of web") };
