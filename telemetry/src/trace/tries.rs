@@ -50,13 +50,24 @@ impl RequestRecord {
         wants && self.trace.as_ref().is_some_and(|trace| trace.sampled)
     }
 
-    /// A try of the endpoint that was noted begins; what that endpoint is to be told, if the try has a span and the chain tells of it.
+    /// The span of the try that is going on; none of one beyond the bound, or before an endpoint was found.
+    fn current_try(&mut self) -> Option<&mut TrySpan> {
+        let number = self.stream.attempts;
+        self.tries.last_mut().filter(|latest| latest.number == number)
+    }
+
+    /// A try of the endpoint that was noted begins; what that endpoint is to be told if tries have spans and the chain tells of them:
+    /// of the request's span where the try has none, for the head may be that of the try before.
     pub fn begin_try(&mut self, draw: impl FnOnce() -> u64) -> Option<TraceContext> {
-        if !self.traces_tries() || self.tries.len() >= TRY_SPANS_MAX {
+        if !self.traces_tries() {
             return None;
         }
-        let context = self.trace.as_ref()?.child_of_ours(draw().max(1));
         let propagates = self.stream.chain.tracing.as_ref()?.propagates;
+        let request = self.trace.as_ref()?;
+        if self.tries.len() >= TRY_SPANS_MAX {
+            return propagates.then(|| request.clone());
+        }
+        let context = request.child_of_ours(draw().max(1));
         self.tries.push(TrySpan {
             context: context.clone(),
             number: self.stream.attempts,
@@ -70,28 +81,28 @@ impl RequestRecord {
         propagates.then_some(context)
     }
 
-    /// The latest try was answered.
+    /// The try was answered.
     pub fn try_answered(&mut self, status: u16) {
         let protocol = self.upstream_protocol;
-        if let Some(latest) = self.tries.last_mut() {
-            (latest.outcome, latest.protocol) = (Outcome::Answered(status), protocol);
+        if let Some(current) = self.current_try() {
+            (current.outcome, current.protocol) = (Outcome::Answered(status), protocol);
         }
     }
 
-    /// The latest try has ended without an answer, if it had none.
+    /// The try has ended without an answer, if it had none.
     pub fn try_failed(&mut self, flag: Option<ResponseFlag>) {
         let protocol = self.upstream_protocol;
-        if let Some(latest) = self.tries.last_mut().filter(|latest| latest.outcome == Outcome::Open) {
-            (latest.outcome, latest.protocol, latest.ended) = (Outcome::Failed(flag), protocol, Some(Instant::now()));
-            latest.is_canceled = flag == Some(ResponseFlag::UpstreamRequestTimeout);
+        if let Some(current) = self.current_try().filter(|current| current.outcome == Outcome::Open) {
+            (current.outcome, current.protocol, current.ended) = (Outcome::Failed(flag), protocol, Some(Instant::now()));
+            current.is_canceled = flag == Some(ResponseFlag::UpstreamRequestTimeout);
         }
     }
 
-    /// The latest try is followed by another; whether more of its answer was to come.
+    /// The try is followed by another; whether more of its answer was to come.
     pub fn try_given_up(&mut self, is_canceled: bool) {
-        if let Some(latest) = self.tries.last_mut() {
-            latest.ended.get_or_insert_with(Instant::now);
-            latest.is_canceled |= is_canceled;
+        if let Some(current) = self.current_try() {
+            current.ended.get_or_insert_with(Instant::now);
+            current.is_canceled |= is_canceled;
         }
     }
 }
@@ -262,10 +273,22 @@ mod tests {
 
     #[test]
     fn tries_beyond_the_bound_belong_to_the_requests_span() {
-        let (mut record, _) = traced(true);
-        for _ in 0..TRY_SPANS_MAX {
-            assert!(record.begin_try(|| 9).is_some());
+        let (mut record, tracing) = traced(true);
+        let request = record.trace.as_ref().unwrap().span_id;
+        for number in 1..=TRY_SPANS_MAX + 3 {
+            record.stream.attempts = u32::try_from(number).unwrap();
+            let told = record.begin_try(|| 9).unwrap();
+            assert_eq!(told.span_id, if number > TRY_SPANS_MAX { request } else { 9 }, "{number}");
+            match number {
+                ..=TRY_SPANS_MAX => record.try_answered(503),
+                17 => record.try_answered(504),
+                _ => record.try_failed(Some(ResponseFlag::UpstreamRequestTimeout)),
+            }
+            record.try_given_up(number > TRY_SPANS_MAX);
         }
-        assert_eq!(record.begin_try(|| 9), None);
+        let spans = spans(&record, &tracing);
+        assert_eq!(spans.len(), TRY_SPANS_MAX);
+        let last = attributes(&spans[TRY_SPANS_MAX - 1]);
+        assert_eq!(last[5..], [("http.status_code", "503"), ("response_flags", "-"), ("error", "true"), ("retry.count", "15")]);
     }
 }
