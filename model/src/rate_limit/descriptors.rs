@@ -4,7 +4,7 @@
 //! so many values only; the one that was asked for longest ago goes first, as in Envoy.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use smallvec::SmallVec;
@@ -77,6 +77,8 @@ struct Each {
 #[derive(Debug, Default)]
 struct Recent {
     by_values: HashMap<Values, Used>,
+    /// The same values by when each was asked for last: the first is the one that goes.
+    by_age: BTreeMap<u64, Values>,
     n_asked: u64,
 }
 
@@ -129,18 +131,28 @@ impl Each {
         let open = limit.entries.iter().zip(descriptor).filter(|(wanted, _)| wanted.value.is_none());
         let values: Values = open.map(|(_, (_, value))| value.as_ref().into()).collect();
         let mut recent = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.n_asked += 1;
-        let now = recent.n_asked;
-        if let Some(used) = recent.by_values.get_mut(&values) {
-            used.asked = now;
+        recent.of(values, self.buckets_max, || Arc::new(limit.bucket.full()))
+    }
+}
+
+impl Recent {
+    /// The bucket of these values, a new one if they have none. All workers wait for this: it looks at no other bucket.
+    fn of(&mut self, values: Values, buckets_max: usize, new: impl FnOnce() -> Arc<TokenBucket>) -> Arc<TokenBucket> {
+        self.n_asked += 1;
+        if let Some(used) = self.by_values.get_mut(&values) {
+            self.by_age.remove(&used.asked);
+            used.asked = self.n_asked;
+            self.by_age.insert(self.n_asked, values);
             return Arc::clone(&used.bucket);
         }
-        if recent.by_values.len() >= self.buckets_max {
-            let oldest = recent.by_values.iter().min_by_key(|(_, used)| used.asked).map(|(values, _)| values.clone());
-            oldest.map(|values| recent.by_values.remove(&values));
+        if self.by_values.len() >= buckets_max
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.by_values.remove(&oldest);
         }
-        let bucket = Arc::new(limit.bucket.full());
-        recent.by_values.insert(values, Used { bucket: Arc::clone(&bucket), asked: now });
+        let bucket = new();
+        self.by_age.insert(self.n_asked, values.clone());
+        self.by_values.insert(values, Used { bucket: Arc::clone(&bucket), asked: self.n_asked });
         bucket
     }
 }
@@ -168,6 +180,28 @@ mod tests {
         let allowed = |value| limit.bucket_of(&descriptor(value)).unwrap().take(now).allowed;
         assert_eq!(["x", "y", "x", "y"].map(allowed), [true, true, false, false]);
         assert_eq!(["x", "z", "x", "y"].map(allowed), [false, true, false, true], "y had to go for z");
+    }
+
+    #[test]
+    fn of_many_values_always_the_one_asked_for_longest_ago_goes_and_no_more_are_kept_than_may_be() {
+        const VALUES_MAX: usize = 8;
+        let limit = limit(None, VALUES_MAX);
+        // Oldest first.
+        let mut expected: Vec<(String, Arc<TokenBucket>)> = Vec::new();
+        for step in 0..2_000_usize {
+            let value = (step * step % 23 % 11).to_string();
+            let bucket = limit.bucket_of(&descriptor(&value)).unwrap();
+            match expected.iter().position(|(known, _)| *known == value) {
+                Some(at) => assert!(Arc::ptr_eq(&expected.remove(at).1, &bucket), "{value} was kept at {step}"),
+                None if expected.len() == VALUES_MAX => drop(expected.remove(0)),
+                None => {}
+            }
+            expected.push((value, bucket));
+            let recent = limit.each.as_ref().unwrap().buckets.lock().unwrap();
+            assert_eq!((recent.by_values.len(), recent.by_age.len()), (expected.len(), expected.len()));
+            let kept: Vec<_> = recent.by_age.values().map(|values| values[0].to_string()).collect();
+            assert!(kept.iter().eq(expected.iter().map(|(value, _)| value)), "{kept:?} at {step}");
+        }
     }
 
     #[test]
