@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf::Any;
 use model::invalid::Invalid;
 use prost::Message;
 
+use super::policies;
 use super::report::{Checked, check};
 use crate::ads::Resource;
 use crate::observer::Report;
@@ -25,10 +26,12 @@ const NETWORK: &str = ".filters.network.";
 pub(super) struct Held {
     pub(super) configs: Extensions,
     checked: BTreeMap<String, Checked>,
+    /// Of those that were refused and may be policies: the policy that cannot be read.
+    refused_policies: BTreeMap<String, String>,
 }
 
 impl Held {
-    /// Takes one in; whether that changes what may be used.
+    /// Takes one in; whether that changes what the chains that name it are: by what may be used, or by what they wait for.
     pub(super) fn hold(&mut self, resource: Resource, refused: &mut Vec<Invalid>) -> bool {
         let Resource { name, body, .. } = resource;
         let decoded = TypedExtensionConfig::decode(body).map_err(|error| format!("is not an extension: {error}"));
@@ -38,20 +41,36 @@ impl Held {
             Err(reason) => (Checked { refused: vec![Invalid::new(&name, "", reason)], listed: Vec::new() }, None),
         };
         refused.extend(checked.refused.iter().cloned());
-        let usable = config.filter(|_| checked.refused.is_empty());
-        self.checked.insert(name.clone(), checked);
-        usable.is_some_and(|config| self.configs.hold(&name, config))
+        self.refused_policies.remove(&name);
+        let usable = config.as_ref().filter(|_| checked.refused.is_empty()).cloned();
+        let changes = match usable {
+            Some(config) => self.configs.hold(&name, config),
+            None if config.as_ref().is_none_or(policies::is_of_policies) => {
+                self.refused_policies.insert(name.clone(), policies::name_among(&checked.refused));
+                !self.configs.holds(&name)
+            }
+            None => false,
+        };
+        self.checked.insert(name, checked);
+        changes
+    }
+
+    /// The policy that cannot be read in an extension that nothing is known of but that it was refused.
+    pub(super) fn refused_policy(&self, name: &str) -> Option<String> {
+        self.refused_policies.get(name).filter(|_| !self.configs.holds(name)).cloned()
     }
 
     /// Forgets one; whether it was in use.
     pub(super) fn forget(&mut self, name: &str) -> bool {
         self.checked.remove(name);
+        self.refused_policies.remove(name);
         self.configs.forget(name)
     }
 
     /// Forgets those that nobody names.
     pub(super) fn retain(&mut self, names: &BTreeSet<String>) {
         self.checked.retain(|name, _| names.contains(name));
+        self.refused_policies.retain(|name, _| names.contains(name));
         self.configs.retain(names);
     }
 

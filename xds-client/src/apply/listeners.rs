@@ -298,10 +298,14 @@ impl Listening {
             Ok(value) => chain(value, &shared, &lookup).map_err(|refusal| (refusal.is_http, refusal.problem.of(name))),
             Err(error) => Err((true, Invalid::new(name, "", format!("is not a chain: {error}")))),
         };
-        let (is_complete, named) = lookup.finish();
+        let (missing, named) = lookup.finish();
+        let missing = missing.map(|problem| problem.of(name));
+        let awaited = missing.as_ref().and_then(|_| named.iter().find_map(|name| self.extensions.refused_policy(name)));
         // A copy: a slice would keep all of the listener.
         let discovered = (!named.is_empty()).then(|| (named, Bytes::copy_from_slice(bytes)));
         let mut waits = None;
+        // What is wrong with the chain itself: to wait for an extension is not.
+        let mut wrong = checked.refused.clone();
         let newest = match translated {
             Ok(newest) if checked.refused.is_empty() => {
                 let newest = Arc::new(newest);
@@ -310,7 +314,8 @@ impl Listening {
             }
             Ok(newest) => refused_chain(newest, &checked),
             Err((is_http, invalid)) => {
-                if is_complete || !checked.refused.is_empty() {
+                wrong.extend((missing.as_ref() != Some(&invalid)).then(|| invalid.clone()));
+                if missing.is_none() || !checked.refused.is_empty() {
                     checked.refuse(invalid);
                 } else {
                     waits = Some(invalid);
@@ -320,11 +325,10 @@ impl Listening {
             }
         };
         // Once it refuses everything it goes on until it can be obeyed: what came before may be weaker than what was meant since.
-        let reasons = reasons(&checked, waits.as_ref());
-        let policy = || policies::unreadable(decoded.as_ref().ok(), &reasons);
+        let policy = || policies::unreadable(decoded.as_ref().ok(), &wrong).or(awaited);
         let denying = (self.on_refused_policy == OnRefusedPolicy::Deny)
-            .then_some(())
-            .and_then(|()| if denied_before { policy().or_else(|| Some(policies::UNREADABLE.to_owned())) } else { policy() });
+            .then(|| policy().or_else(|| denied_before.then(|| policies::UNREADABLE.to_owned())))
+            .flatten();
         let served = match (&previous, &denying) {
             (Some(good), Some(policy)) => Arc::new(good.denying(policy)),
             (Some(good), None) => Arc::clone(good),

@@ -29,6 +29,11 @@ pub(super) fn unreadable(chain: Option<&FilterChain>, reasons: &[Invalid]) -> Op
     Some(name(&reason.path).unwrap_or_else(|| UNREADABLE.to_owned()))
 }
 
+/// The name of the first policy that a reason names.
+pub(super) fn name_among(reasons: &[Invalid]) -> String {
+    reasons.iter().find_map(|reason| name(&reason.path)).unwrap_or_else(|| UNREADABLE.to_owned())
+}
+
 /// Whether a path leads into a filter of policies: `filters[0].typed_config.http_filters[2].…`, or without `typed_config`.
 fn is_policy(chain: &FilterChain, path: &str) -> bool {
     let Some((at, rest)) = member(path, "filters") else { return false };
@@ -57,7 +62,8 @@ fn is_policy(chain: &FilterChain, path: &str) -> bool {
     }
 }
 
-fn is_of_policies(config: &Any) -> bool {
+/// Whether a filter of this configuration decides who may do what.
+pub(super) fn is_of_policies(config: &Any) -> bool {
     POLICIES.iter().any(|package| type_name(config).starts_with(package))
 }
 

@@ -32,6 +32,11 @@ impl Extensions {
         true
     }
 
+    /// Whether there is one.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// Forgets one; whether there was one.
     pub(crate) fn forget(&mut self, name: &str) -> bool {
         self.0.remove(name).is_some()
@@ -83,10 +88,10 @@ impl<'a> Lookup<'a> {
         self.missing.borrow().clone()
     }
 
-    /// Whether all that was looked up is there, and what was.
+    /// The first that has not come, and the names of all that was looked up.
     #[must_use]
-    pub fn finish(self) -> (bool, BTreeSet<String>) {
-        (self.missing.into_inner().is_none(), self.named.into_inner())
+    pub fn finish(self) -> (Option<Problem>, BTreeSet<String>) {
+        (self.missing.into_inner(), self.named.into_inner())
     }
 }
 

@@ -112,16 +112,84 @@ fn what_is_no_policy_leaves_what_was_unless_everything_is_refused_already() {
 }
 
 #[test]
-fn a_filter_of_policies_that_is_not_known_or_comes_by_discovery_counts_as_one() {
-    let discovered = json!({"name": "envoy.filters.http.rbac", "config_discovery": {"config_source": {"ads": {}}, "type_urls": ["x"]}});
-    for filter in [
-        discovered,
-        json!({"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"}}),
+fn a_filter_of_policies_that_is_not_known_counts_as_one() {
+    let filter = json!({"name": "x", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"}});
+    let mut applier = Applier::new(OnRefusedPolicy::Deny);
+    served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
+    assert_eq!(denying(&served(&mut applier, with_filter(&web(), &filter), &web())), Some("unreadable-policy"));
+}
+
+const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+const HEADER_MUTATION: &str = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+
+/// A filter whose configuration comes by discovery.
+fn discovered(name: &str) -> Value {
+    json!({"name": name, "config_discovery": {"config_source": {"ads": {}}, "type_urls": [RBAC, HEADER_MUTATION]}})
+}
+
+/// What comes of it.
+fn extension(name: &str, config: &Value) -> Update {
+    let resource = json!({"name": name, "typed_config": config});
+    let type_url = ResourceType::Extension.type_url();
+    update(ResourceType::Extension, &json!({"type_url": type_url, "resources": [{"name": name, "resource": resource}]}))
+}
+
+/// A chain that was obeyed and waits for an extension now; the chain as it was obeyed.
+fn waiting(name: &str) -> (Applier, Arc<model::chain::Chain>) {
+    let mut applier = Applier::new(OnRefusedPolicy::Deny);
+    let good = served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
+    let waits = served(&mut applier, with_filter(&web(), &discovered(name)), &web());
+    assert!(Arc::ptr_eq(&good, &waits), "nothing was refused");
+    assert_eq!(applier.report().stale_chains, [web()]);
+    (applier, good)
+}
+
+#[test]
+fn a_chain_that_waits_serves_what_was_until_what_it_waits_for_is_refused_and_may_be_a_policy() {
+    let readable = rbac("http", "rules", "ALLOW", &json!({"any": true}));
+    let (mut applier, _) = waiting("late");
+    let came = served(&mut applier, extension("late", &readable["typed_config"]), &web());
+    assert!(denying(&came).is_none() && applier.report().stale_chains.is_empty());
+
+    let unknown = json!({"@type": "type.googleapis.com/envoy.config.rbac.v3.Policy"});
+    let deprecated = json!({"header": {"key": "a", "value": "b"}, "append": true});
+    let conditional = json!({"permissions": [{"any": true}], "principals": [{"any": true}], "condition": {}});
+    for (config, expected) in [
+        (
+            json!({"@type": RBAC, "rules": {"policies": {"ns[shop]-policy[late]-rule[0]": conditional}}}),
+            Some("ns[shop]-policy[late]-rule[0]"),
+        ),
+        (Value::Null, Some("unreadable-policy")),
+        (json!({"@type": HEADER_MUTATION, "mutations": {"request_mutations": [{"append": deprecated}]}}), None),
+        (unknown, None),
     ] {
-        let mut applier = Applier::new(OnRefusedPolicy::Deny);
-        served(&mut applier, update(ResourceType::Listener, &fixture("istiod-1.31/01-plain", "Listener")), &web());
-        assert_eq!(denying(&served(&mut applier, with_filter(&web(), &filter), &web())), Some("unreadable-policy"), "{filter}");
+        let (mut applier, good) = waiting("late");
+        let outcome = applier.apply(extension("late", &config));
+        assert!(matches!(outcome.applied.verdict, Verdict::Nack(_)), "{config}");
+        let after = Arc::clone(&listeners_of(outcome).chains[&*web()]);
+        assert_eq!(denying(&after), expected, "{config}");
+        assert!(expected.is_some() || Arc::ptr_eq(&good, &after), "{config}");
+        let came = served(&mut applier, extension("late", &readable["typed_config"]), &web());
+        assert!(denying(&came).is_none() && applier.report().stale_chains.is_empty(), "{config}");
     }
+}
+
+#[test]
+fn a_chain_that_waits_refuses_everything_for_a_policy_of_its_own_that_cannot_be_read_and_not_for_a_route() {
+    let with_waiting = |filter: Option<&Value>, change: fn(&mut Value)| {
+        with(&web(), |chain| {
+            let manager = &mut chain["filters"].as_array_mut().unwrap().last_mut().unwrap()["typed_config"];
+            let filters = manager["http_filters"].as_array_mut().unwrap();
+            filters.splice(0..0, std::iter::once(discovered("late")).chain(filter.cloned()));
+            change(manager);
+        })
+    };
+    let (mut applier, good) = waiting("late");
+    let route = |manager: &mut Value| manager["route_config"]["virtual_hosts"][0]["routes"][0]["match"] = json!({"connect_matcher": {}});
+    assert!(Arc::ptr_eq(&good, &served(&mut applier, with_waiting(None, route), &web())));
+    let bad = rbac("http", "rules", "DENY", &json!({"direct_remote_ip": {"address_prefix": "10.0.0", "prefix_len": 8}}));
+    let denied = served(&mut applier, with_waiting(Some(&bad), |_| {}), &web());
+    assert_eq!(denying(&denied), Some("ns[shop]-policy[new]-rule[0]"));
 }
 
 #[test]
