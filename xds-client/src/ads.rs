@@ -122,6 +122,11 @@ pub enum WantedError {
     Name(ResourceType, String),
 }
 
+/// Whether a resource of this name can be asked for: nothing is nobody's name, and `*` means all.
+pub(crate) fn is_askable(name: &str) -> bool {
+    !matches!(name, "" | "*")
+}
+
 impl Wanted {
     /// The names to ask for.
     ///
@@ -131,7 +136,7 @@ impl Wanted {
         if !of.is_by_name() {
             return Err(WantedError::NotByName(of));
         }
-        match names.iter().find(|name| matches!(name.as_str(), "" | "*")) {
+        match names.iter().find(|name| !is_askable(name)) {
             Some(name) => Err(WantedError::Name(of, name.clone())),
             None => Ok(Self { of, names }),
         }

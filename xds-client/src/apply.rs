@@ -284,11 +284,16 @@ impl Applier {
     }
 }
 
-/// Asks for these names from now on.
+/// Asks for these names from now on. That they cannot be asked for is told beside what was refused already.
 fn want(of: ResourceType, names: BTreeSet<String>, applied: &mut Applied) {
     match Wanted::new(of, names) {
         Ok(wanted) => applied.wanted.push(wanted),
-        Err(error) => applied.verdict = Verdict::Nack(error.to_string()),
+        Err(error) => {
+            applied.verdict = Verdict::Nack(match &applied.verdict {
+                Verdict::Ack => error.to_string(),
+                Verdict::Nack(refused) => format!("{refused}; {error}"),
+            });
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod extensions;
 mod policies;
 
 const TYPES: [(ResourceType, &str); 4] = [

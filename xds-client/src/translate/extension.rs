@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::extensions::wasm::v3::{FailurePolicy, PluginConfig};
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{Problem, Translated, open, type_name};
+use crate::ads::is_askable;
 
 pub(crate) const HTTP_WASM: &str = "envoy.extensions.filters.http.wasm.v3.Wasm";
 pub(crate) const NETWORK_WASM: &str = "envoy.extensions.filters.network.wasm.v3.Wasm";
@@ -68,6 +69,9 @@ impl<'a> Lookup<'a> {
     where
         'a: 's,
     {
+        if !is_askable(name) {
+            return Err(Problem::new(path, format!("a configuration named {name:?} cannot be asked for")));
+        }
         self.named.borrow_mut().insert(name.to_owned());
         let found = match (self.held.0.get(name), &source.default_config) {
             (Some(config), _) | (None, Some(config)) => config,
