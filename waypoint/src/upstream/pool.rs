@@ -359,6 +359,8 @@ impl SessionPool {
             drop(held);
             line.freed.notified().await;
         };
+        // Before there is a session, so that places of those that never come about go as well.
+        self.sweep(&slot);
         let (session, ends) = self.connect(wanted, dialer, counted).await?;
         let used = Used { requests: 1, ..Used::now() };
         held.extend(session.share().map(|session| Open { session, ends: ends.clone(), used, taken: used.since }));
@@ -367,7 +369,6 @@ impl SessionPool {
             // It is there for all who wait.
             line.freed.notify_waiters();
         }
-        self.sweep(&slot);
         Ok(Lease { session, key, is_reused: false, ends, used, is_last: false, line: None })
     }
 
@@ -470,7 +471,7 @@ impl SessionPool {
         Ok(session)
     }
 
-    /// Forgets HTTP/2 sessions that have ended, and of those that serve one client only the ones that were not taken for longest: nobody
+    /// Forgets HTTP/2 sessions that have ended or never came about, and of those that serve one client only the ones that were not taken for longest: nobody
     /// says when a client has gone. What is forgotten ends after its last request.
     fn sweep(&self, newest: &Shared) {
         let mut shared = self.shared.lock();
@@ -485,5 +486,54 @@ impl SessionPool {
             let oldest = oldest.1.clone();
             shared.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use arc_swap::ArcSwap;
+    use model::baggage::Baggage;
+    use model::cluster::{Cluster, Discovery};
+    use model::endpoint::{EndpointAddress, EndpointSet};
+
+    use super::*;
+    use crate::hbone::pool::{Pool, PoolOptions};
+    use crate::tls::MeshTls;
+    use crate::tls::originate::Originator;
+    use crate::tls::verify::PeerMatcher;
+    use crate::upstream::introduction::Introduction;
+
+    fn dialer() -> Dialer {
+        let tls = Arc::new(MeshTls::new());
+        Dialer {
+            pool: Pool::new(PoolOptions::default(), Arc::new(())),
+            originator: Arc::new(Originator::new(Arc::clone(&tls), Arc::default())),
+            tls,
+            accepted: Arc::new(ArcSwap::from_pointee(PeerMatcher::any())),
+            introduction: Introduction::new("", &Baggage::default()),
+        }
+    }
+
+    #[tokio::test]
+    async fn connects_that_fail_leave_a_bounded_number_of_places() {
+        let cluster = ServedCluster::new(Arc::new(Cluster::named("c", Discovery::Eds("c".into()))), Arc::new(EndpointSet::default()));
+        let (sessions, dialer) = (SessionPool::default(), dialer());
+        for number in 0..3 * SHARED_SWEEP_AT {
+            // Nobody listens on this port.
+            let address = format!("127.9.{}.{}:1", number / 250, number % 250 + 1).parse().unwrap();
+            let endpoint = Endpoint::at(EndpointAddress::Plain(address));
+            let wanted = Wanted {
+                cluster: &cluster,
+                endpoint: &endpoint,
+                protocol: Protocol::Http2,
+                priority: Priority::default(),
+                host: None,
+                proxied: None,
+            };
+            assert!(sessions.make(wanted, &dialer).await.is_err());
+        }
+        assert!(sessions.shared.lock().len() <= SHARED_SWEEP_AT, "{} places", sessions.shared.lock().len());
     }
 }
