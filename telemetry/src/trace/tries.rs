@@ -26,21 +26,12 @@ pub struct TrySpan {
     began: Instant,
     /// None of the one whose answer is the request's: it ends with that.
     ended: Option<Instant>,
-    outcome: Outcome,
+    /// Of its answer; 0 without one.
+    status: u16,
+    /// Why it ended before the end of its answer, if there is a flag for that.
+    flag: Option<ResponseFlag>,
     /// It was ended here.
     is_canceled: bool,
-}
-
-/// What a try has come to so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Outcome {
-    /// To nothing.
-    #[default]
-    Open,
-    /// An answer with this status.
-    Answered(u16),
-    /// None, for this reason if there is a flag for it.
-    Failed(Option<ResponseFlag>),
 }
 
 impl RequestRecord {
@@ -75,7 +66,8 @@ impl RequestRecord {
             protocol: None,
             began: Instant::now(),
             ended: None,
-            outcome: Outcome::Open,
+            status: 0,
+            flag: None,
             is_canceled: false,
         });
         propagates.then_some(context)
@@ -85,25 +77,32 @@ impl RequestRecord {
     pub fn try_answered(&mut self, status: u16) {
         let protocol = self.upstream_protocol;
         if let Some(current) = self.current_try() {
-            (current.outcome, current.protocol) = (Outcome::Answered(status), protocol);
+            (current.status, current.protocol) = (status, protocol);
         }
     }
 
-    /// The try has ended without an answer, if it had none.
+    /// The try has ended before the end of its answer, unless it had ended already: by its endpoint, or on the way there.
     pub fn try_failed(&mut self, flag: Option<ResponseFlag>) {
+        self.end_try(flag, false);
+    }
+
+    /// The try was ended here before the end of its answer, unless it had ended already: since its time, or that of its route, had
+    /// passed, or for a reason that is not the try's.
+    pub fn try_canceled(&mut self, is_late: bool) {
+        self.end_try(is_late.then_some(ResponseFlag::UpstreamRequestTimeout), true);
+    }
+
+    fn end_try(&mut self, flag: Option<ResponseFlag>, is_canceled: bool) {
         let protocol = self.upstream_protocol;
-        if let Some(current) = self.current_try().filter(|current| current.outcome == Outcome::Open) {
-            (current.outcome, current.protocol, current.ended) = (Outcome::Failed(flag), protocol, Some(Instant::now()));
-            current.is_canceled = flag == Some(ResponseFlag::UpstreamRequestTimeout);
+        if let Some(current) = self.current_try().filter(|current| current.ended.is_none()) {
+            (current.flag, current.protocol) = (flag, protocol);
+            (current.ended, current.is_canceled) = (Some(Instant::now()), is_canceled);
         }
     }
 
     /// The try is followed by another; whether more of its answer was to come.
     pub fn try_given_up(&mut self, is_canceled: bool) {
-        if let Some(current) = self.current_try() {
-            current.ended.get_or_insert_with(Instant::now);
-            current.is_canceled |= is_canceled;
-        }
+        self.end_try(None, is_canceled);
     }
 }
 
@@ -114,28 +113,12 @@ impl TrySpan {
         format!("router {} egress", cluster.map_or("", |cluster| cluster))
     }
 
-    /// The status of its answer; 0 without one.
-    fn status(&self) -> u16 {
-        match self.outcome {
-            Outcome::Answered(status) => status,
-            Outcome::Failed(_) | Outcome::Open => 0,
-        }
-    }
-
-    /// How it failed without an answer.
-    fn flag(&self) -> Option<ResponseFlag> {
-        match self.outcome {
-            Outcome::Failed(flag) => flag,
-            Outcome::Answered(_) | Outcome::Open => None,
-        }
-    }
-
     /// What of its span is no attribute.
     pub(super) fn shape<'a>(&'a self, record: &RequestRecord, name: &'a str) -> Shape<'a> {
         let stream = &record.stream;
         let at = |instant: Instant| stream.start_time + instant.saturating_duration_since(stream.start);
         let end: SystemTime = self.ended.map_or(stream.start_time + stream.duration(), at);
-        Shape { trace: &self.context, name, kind: Kind::Client, start: at(self.began), end, is_failed: self.status() >= 500 }
+        Shape { trace: &self.context, name, kind: Kind::Client, start: at(self.began), end, is_failed: self.status >= 500 }
     }
 
     /// Its attributes, in Envoy's names, and the chain's own.
@@ -149,12 +132,13 @@ impl TrySpan {
             out.add("peer.address", host);
         }
         out.add_cluster(record);
-        out.add_number("http.status_code", self.status().into());
-        out.add("response_flags", self.flag().map_or("-", ResponseFlag::as_str));
-        if self.status() == 0 || self.status() >= 500 {
+        out.add_number("http.status_code", self.status.into());
+        out.add("response_flags", self.flag.map_or("-", ResponseFlag::as_str));
+        let reason = self.flag.and_then(reset_reason);
+        if self.status == 0 || self.status >= 500 || reason.is_some() {
             out.add("error", "true");
         }
-        if let Some(reason) = self.flag().and_then(reset_reason) {
+        if let Some(reason) = reason {
             out.add("error.reason", reason);
         }
         if self.is_canceled {
@@ -241,7 +225,6 @@ mod tests {
         record.begin_try(|| 0).unwrap();
         record.upstream_protocol = Some("HTTP/1.1");
         record.try_answered(200);
-        record.try_failed(None);
         let spans = spans(&record, &tracing);
         let ids: Vec<_> = spans.iter().map(|span| (span.span_id.clone(), span.parent_span_id.clone())).collect();
         let parent = trace.span_id.to_be_bytes().to_vec();
@@ -269,6 +252,23 @@ mod tests {
         );
         let end = record.stream.start_time + Duration::from_micros(7_900);
         assert_eq!(answered.end_time_unix_nano, super::super::nanoseconds(end), "it ends with the request");
+    }
+
+    #[test]
+    fn a_try_that_ends_within_its_answer_says_whether_that_was_here_once() {
+        let ends = |end: &dyn Fn(&mut RequestRecord), expected: &[(&str, &str)]| {
+            let (mut record, tracing) = traced(true);
+            record.begin_try(|| 7).unwrap();
+            record.try_answered(200);
+            end(&mut record);
+            // What comes later is not the try's.
+            record.try_canceled(false);
+            assert_eq!(attributes(&spans(&record, &tracing)[0])[5..], *expected);
+        };
+        let reset = [("http.status_code", "200"), ("response_flags", "UR"), ("error", "true"), ("error.reason", "remote reset")];
+        ends(&|record| record.try_failed(Some(ResponseFlag::UpstreamRemoteReset)), &reset);
+        ends(&|record| record.try_canceled(true), &[("http.status_code", "200"), ("response_flags", "UT"), ("canceled", "true")]);
+        ends(&|_| (), &[("http.status_code", "200"), ("response_flags", "-"), ("canceled", "true")]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tests::envoy::Envoy;
 use tests::otlp::Span;
 use tests::peer::empty;
 use tests::scenario::{Mesh, WEB, WEB_CHAIN};
+use tests::wait::{self, Look};
 use tests::workload::App;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -71,6 +72,86 @@ async fn a_try_has_the_span_that_envoy_gives_it_and_the_endpoint_is_told_of_it()
                 let of = |name: &str| headers.iter().find(|pair| pair[0] == name).and_then(|pair| pair[1].as_str());
                 assert_eq!(of("traceparent"), Some(&*format!("00-{}-{}-01", request.trace_id, tries[count - 1].span_id)), "{agent}");
             }
+            all.push(tries.iter().map(said).collect::<Vec<_>>());
+        }
+        assert_eq!(all[0], all[1], "{path}");
+    }
+    Ok(())
+}
+
+/// How a client leaves a request whose only try is unfinished.
+#[derive(Clone, Copy, Debug)]
+enum Until {
+    /// It goes away once the endpoint has the request.
+    Asked,
+    /// It goes away once the answer has begun.
+    Begun,
+    /// It reads to the end, however that comes.
+    Ended,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_try_that_does_not_come_to_its_end_has_the_span_that_envoy_gives_it() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            let http = scenario.http(WEB_CHAIN)?;
+            http["tracing"]["spawn_upstream_span"] = true.into();
+            let routes = &mut http["route_config"]["virtual_hosts"][0]["routes"];
+            let mut plain = routes[0].clone();
+            plain["route"]["retry_policy"] = serde_json::Value::Null;
+            plain["name"] = "plain".into();
+            let limited = |prefix: &str, limit: &str, time: &str| {
+                let mut limited = plain.clone();
+                limited["match"] = json!({"prefix": prefix});
+                limited["name"] = prefix.into();
+                limited["route"][limit] = match limit {
+                    "max_stream_duration" => json!({"max_stream_duration": time}),
+                    _ => time.into(),
+                };
+                limited
+            };
+            *routes = json!([
+                limited("/delay/6001", "idle_timeout", "0.5s"),
+                limited("/delay/6002", "max_stream_duration", "0.5s"),
+                limited("/stream/61", "max_stream_duration", "0.5s"),
+                limited("/stream/62", "timeout", "0.5s"),
+                plain
+            ]);
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for (path, until) in [
+        ("/delay/6000", Until::Asked),
+        ("/stream/60", Until::Begun),
+        ("/cut", Until::Ended),
+        ("/delay/6001", Until::Ended),
+        ("/delay/6002", Until::Ended),
+        ("/stream/61", Until::Ended),
+        ("/stream/62", Until::Ended),
+    ] {
+        let mut all = Vec::new();
+        for (proxy, hbone) in [("ours", mesh.hbone()), ("them", envoy.hbone())] {
+            let (agent, path) = (format!("{proxy}{path}"), format!("{path}/{proxy}"));
+            let mut http = peer.connect(hbone).await?.http1(WEB).await?;
+            let request = http.request(Method::GET, &path).header("user-agent", &agent).body(empty())?;
+            match until {
+                Until::Asked => {
+                    let asked = tokio::spawn(async move { http.start(request).await });
+                    let line = format!("GET {path}");
+                    let look = async || Ok(if web.record().requests(&line) == 1 { Look::Done(()) } else { Look::NotYet(String::new()) });
+                    wait::until(&line, DEADLINE, look).await?;
+                    asked.abort();
+                }
+                Until::Begun => drop((http.start(request).await?, http)),
+                // It is cut.
+                Until::Ended => drop(http.send(request).await),
+            }
+            let (_, tries) = tries_of(&mesh, &agent, 1).await?;
             all.push(tries.iter().map(said).collect::<Vec<_>>());
         }
         assert_eq!(all[0], all[1], "{path}");

@@ -25,7 +25,7 @@ use telemetry::trace::TraceContext;
 use tokio::time::Interval;
 
 use super::edits;
-use super::limits::{self, Activity, Expired, Expiry};
+use super::limits::{self, Activity, Expiry};
 use super::mirror;
 use super::named_host::known_host;
 use super::recording::{Held, RecordedBody, Recording};
@@ -107,7 +107,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     if let Err(failure) = &outcome {
         // A limit on the whole passed during a try.
         tries.note(failure.verdict());
-        tries.run.recording.record().try_failed(failure.flag());
+        tries.run.recording.end_try(failure);
     }
     let was_retried = tries.retries > 0;
     match outcome {
@@ -292,7 +292,7 @@ impl<'a> Tries<'a> {
             self.waited();
             match &outcome {
                 Ok(answered) => self.run.recording.record().try_answered(answered.response.status().as_u16()),
-                Err(failure) => self.run.recording.record().try_failed(failure.flag()),
+                Err(failure) => self.run.recording.end_try(failure),
             }
             self.note(match &outcome {
                 Ok(answered) => Some(verdict_of(&answered.response)),
@@ -575,8 +575,8 @@ fn join(response: &mut Response<Body>, mut recording: Recording, active: ActiveR
             let stream = &mut recording.record().stream;
             stream.bytes_received = ended.n_bytes_up;
             stream.bytes_sent = ended.n_bytes_down;
-            if let Some((flag, details)) = expired.get().map(|expired: &Expired| expired.told()) {
-                recording.cut(flag, details);
+            if let Some(expired) = expired.get() {
+                recording.expired(*expired);
             }
             recording.finish();
         }

@@ -25,6 +25,7 @@ use crate::http::body::{Body, BodyError};
 use crate::state::health::ActiveRequest;
 use crate::state::published::ClusterEntry;
 use crate::state::table::EndpointEntry;
+use crate::upstream::failure::UpstreamFailure;
 use crate::upstream::pool::Lease;
 use crate::worker::Worker;
 
@@ -170,8 +171,34 @@ impl Recording {
         self.worker.with_telemetry(|telemetry| telemetry.report_messages(record));
     }
 
+    /// A try has failed without an answer.
+    pub(super) fn end_try(&mut self, failure: &UpstreamFailure) {
+        match failure {
+            UpstreamFailure::TryTimeout | UpstreamFailure::TryIdle | UpstreamFailure::RequestTimeout => self.record().try_canceled(true),
+            UpstreamFailure::StreamIdle { .. }
+            | UpstreamFailure::StreamTimeout { .. }
+            | UpstreamFailure::UploadTimeout
+            | UpstreamFailure::RequestBody(_) => self.record().try_canceled(false),
+            _ => self.record().try_failed(failure.flag()),
+        }
+    }
+
+    /// A limit has ended it.
+    pub(super) fn expired(&mut self, expired: Expired) {
+        let (flag, details) = expired.told();
+        // Envoy says of a try whose answer has begun that it was late only where the time was the try's own.
+        self.record().try_canceled(expired == Expired::TryIdle);
+        self.cut(flag, details);
+    }
+
+    /// Its endpoint has ended it.
+    fn reset(&mut self, flag: ResponseFlag, details: String) {
+        self.record().try_failed(Some(flag));
+        self.cut(Some(flag), details);
+    }
+
     /// Why it ended before its end.
-    pub(super) fn cut(&mut self, flag: Option<ResponseFlag>, details: impl Into<Cow<'static, str>>) {
+    fn cut(&mut self, flag: Option<ResponseFlag>, details: impl Into<Cow<'static, str>>) {
         let stream = &mut self.record().stream;
         if let Some(flag) = flag {
             stream.flags.insert(flag);
@@ -199,6 +226,7 @@ impl Drop for Recording {
         if let Some(record) = &mut self.record {
             record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
             record.stream.details = Some("downstream_remote_disconnect".into());
+            record.try_canceled(false);
             self.finish();
         }
     }
@@ -375,7 +403,7 @@ impl RecordedBody {
     fn fail(&mut self, error: BodyError) {
         const AFTER: &str = "upstream_reset_after_response_started";
         let (flag, details) = match error {
-            BodyError::TimedOut => return self.cut(Expired::Request.told()),
+            BodyError::TimedOut => return self.expire(Expired::Request),
             BodyError::Reset(_) => (ResponseFlag::UpstreamRemoteReset, format!("{AFTER}{{remote_reset}}")),
             // The codec that Envoy has inside a tunnel sees an end too early there, however the tunnel ended.
             BodyError::Io(_) if self.is_http1_in_tunnel() => (ResponseFlag::UpstreamProtocolError, format!("{AFTER}{{protocol_error}}")),
@@ -386,7 +414,13 @@ impl RecordedBody {
                 (ResponseFlag::UpstreamProtocolError, format!("{AFTER}{{protocol_error}}"))
             }
         };
-        self.cut((Some(flag), details));
+        self.recording.reset(flag, details);
+        self.end();
+    }
+
+    fn expire(&mut self, expired: Expired) {
+        self.recording.expired(expired);
+        self.end();
     }
 
     fn is_http1_in_tunnel(&mut self) -> bool {
@@ -395,8 +429,7 @@ impl RecordedBody {
     }
 
     /// The answer ends before its end.
-    fn cut(&mut self, (flag, details): (Option<ResponseFlag>, impl Into<Cow<'static, str>>)) {
-        self.recording.cut(flag, details);
+    fn end(&mut self) {
         self.recording.finish();
         // The connection is not used again: dropping the lease ends it.
         self.held = None;
@@ -428,7 +461,7 @@ impl HttpBody for RecordedBody {
         let this = &mut *self;
         let expiry = this.held.as_mut().and_then(|held| held.expiry.as_mut());
         if let Some(Poll::Ready(expired)) = expiry.map(|expiry| expiry.as_mut().poll(context)) {
-            this.cut(expired.told());
+            this.expire(expired);
             return Poll::Ready(Some(Err(BodyError::TimedOut)));
         }
         if let Some(reports) = &mut this.reports {
