@@ -303,7 +303,9 @@ impl Telemetry {
             self.store.want_exemplars();
         }
         if exposition == Exposition::Protobuf {
-            self.store.want_native();
+            self.store.want_native(Instant::now());
+        } else {
+            self.store.rest_native(Instant::now());
         }
         let draining = self.draining.load(Relaxed);
         let gauge = |name, value| Gauge { name, labels: Vec::new(), value };

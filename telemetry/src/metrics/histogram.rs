@@ -200,6 +200,11 @@ impl Histogram {
         total.native.merge(native);
     }
 
+    /// Counts native buckets no more.
+    pub(crate) fn forget_native(&self) {
+        *self.native.lock() = None;
+    }
+
     /// Keeps a request for its bucket, in place of the one before.
     pub(crate) fn exemplify(&self, value: u64, trace_id: u128, at: SystemTime) {
         keep(&mut self.exemplars.lock(), Exemplar { bucket: self.bounds.of(value), trace_id, value, at });

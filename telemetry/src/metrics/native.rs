@@ -1,10 +1,14 @@
 //! Native buckets of a histogram, as Prometheus counts them: their bounds are powers of two and eighths of them.
 //!
 //! Not for: the classic buckets, which every scraper gets. Source: Prometheus' native histograms, schema 3. Invariant: they are counted
-//! only once a scraper has asked for them.
+//! only once a scraper has asked for them, and not for long behind the last that did.
+
+use std::time::Duration;
 
 /// How fine they are: eight for each doubling, so that the bounds of one are 9 % apart.
 pub(crate) const NATIVE_SCHEMA: i8 = 3;
+/// How long nobody has asked for them before they are given back, at another scrape.
+pub(crate) const NATIVE_IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 /// Of one histogram at most: what a number of 64 bits can fall in, and zero.
 pub const NATIVE_BUCKETS_MAX: usize = 513;
 

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use super::histogram::{Bounds, Cell, Counter, Histogram};
 use super::labels;
+use super::native::NATIVE_IDLE_MAX;
 
 /// Series that are kept, of all metrics together; what comes later is counted in one series per metric, labelled `overflow`.
 pub const SERIES_MAX: usize = 50_000;
@@ -152,6 +153,8 @@ pub(crate) struct Store {
     exemplars: AtomicBool,
     /// Whether somebody reads native buckets.
     native: AtomicBool,
+    /// When somebody last did.
+    native_asked: Mutex<Option<Instant>>,
 }
 
 impl Store {
@@ -174,6 +177,7 @@ impl Store {
             told: Mutex::default(),
             exemplars: AtomicBool::new(false),
             native: AtomicBool::new(false),
+            native_asked: Mutex::default(),
         }
     }
 
@@ -206,8 +210,22 @@ impl Store {
     }
 
     /// From now on native buckets are counted.
-    pub(crate) fn want_native(&self) {
+    pub(crate) fn want_native(&self, now: Instant) {
+        *self.native_asked.lock() = Some(now);
         self.native.store(true, Relaxed);
+    }
+
+    /// Another scrape: if nobody has asked for native buckets for [`NATIVE_IDLE_MAX`], they are counted no more, and given back. Who asks
+    /// again finds them made anew of the classic ones.
+    pub(crate) fn rest_native(&self, now: Instant) {
+        let mut asked = self.native_asked.lock();
+        if asked.is_some_and(|asked| now.saturating_duration_since(asked) >= NATIVE_IDLE_MAX) {
+            *asked = None;
+            self.native.store(false, Relaxed);
+            for series in self.histograms.iter().flat_map(Family::snapshot) {
+                series.fold((), |(), histogram| histogram.forget_native());
+            }
+        }
     }
 
     pub(crate) fn wants_native(&self) -> bool {

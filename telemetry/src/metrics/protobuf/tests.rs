@@ -2,10 +2,13 @@
 
 use ::prometheus::core::Collector as _;
 use ::prometheus::{HistogramOpts, IntCounterVec, IntGauge, Opts};
+use std::time::{Duration, Instant};
+
 use prost::Message;
 
 use super::*;
 use crate::fixture::{self, LABELS};
+use crate::metrics::native::NATIVE_IDLE_MAX;
 use crate::metrics::{Exposition, SERIES_MAX, WorkerMetrics, write};
 
 /// The messages of Prometheus' client model, as far as they are used here: `io/prometheus/client/metrics.proto`.
@@ -197,7 +200,7 @@ fn native_buckets_begin_with_what_was_counted_and_go_on_exactly() {
     // Before anybody asks: the classic buckets up to 10, and up to 0.5.
     took(&mut worker, 7);
     took(&mut worker, 0);
-    worker.store.want_native();
+    worker.store.want_native(Instant::now());
     let first = durations(&worker.store);
     assert_eq!((first.sample_count, first.sample_sum, first.zero_count, first.schema, first.zero_threshold), (2, 7.0, 1, 3, 0.5));
     // 10 is in (2^(26/8), 2^(27/8)].
@@ -214,10 +217,27 @@ fn native_buckets_begin_with_what_was_counted_and_go_on_exactly() {
 }
 
 #[test]
+fn native_buckets_that_nobody_asks_for_any_more_are_given_back_and_made_anew() {
+    let mut worker = worker();
+    let asked = Instant::now();
+    worker.store.want_native(asked);
+    took(&mut worker, 7);
+    assert_eq!(native(&durations(&worker.store)), [(27, 1)], "of what was counted before the first page");
+    took(&mut worker, 7);
+    worker.store.rest_native(asked + NATIVE_IDLE_MAX - Duration::from_secs(1));
+    assert_eq!(native(&durations(&worker.store)), [(23, 1), (27, 1)], "somebody has just asked");
+    worker.store.rest_native(asked + NATIVE_IDLE_MAX);
+    assert!(!worker.store.wants_native());
+    took(&mut worker, 7);
+    let again = durations(&worker.store);
+    assert_eq!((again.sample_count, native(&again)), (3, vec![(27, 3)]), "their sum is the count");
+}
+
+#[test]
 fn a_histogram_of_zeros_says_that_it_is_native() {
     let mut worker = worker();
     took(&mut worker, 0);
-    worker.store.want_native();
+    worker.store.want_native(Instant::now());
     let zeros = durations(&worker.store);
     assert_eq!((zeros.zero_count, zeros.positive_span), (1, vec![client::BucketSpan { offset: 0, length: 0 }]));
 }
