@@ -78,6 +78,9 @@ async fn a_session_through_a_gateway_serves_no_other_service_behind_it() -> Resu
     }
     let asked: Vec<_> = web.record().connects().into_iter().map(|connect| connect.authority).collect();
     assert_eq!(asked, ["web.shop.svc.cluster.local", "web.global.example.com"].map(|service| format!("{service}:{REMOTE_PORT}")));
+    // One with the gateway, and one inside for each.
+    let handshakes = "waypoint_tls_handshake_seconds_count{side=\"dialled\"} 3";
+    mesh.waypoint.metric("handshakes inside tunnels count", |line| line == handshakes).await?;
     Ok(())
 }
 

@@ -7,11 +7,13 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderMap;
 use model::authority::Authority;
 
 use super::client::{ClientOptions, ConnectError, Established, OpenFailure, Place, Tunnel, establish, open};
+use super::pool::PoolObserver;
 use super::stream::{HboneStream, StreamLease};
 use super::{ConnectionFacts, client};
 use crate::tls::{ClientTls, TlsFailure};
@@ -28,10 +30,13 @@ pub async fn open_inside(
     gateway: SocketAddr,
     tls: &ClientTls,
     (authority, headers): (&Authority, &HeaderMap),
+    observer: &dyn PoolObserver,
 ) -> Result<HboneStream, ConnectError> {
     let options = ClientOptions::default();
     let local_address = outer.connection().local_address;
+    let began = Instant::now();
     let (stream, handshake) = tls.connect(outer, gateway.ip()).await.map_err(ConnectError::Tls)?;
+    observer.tls_established(began.elapsed());
     let facts = Arc::new(ConnectionFacts::new(gateway, local_address, handshake));
     let Established { send, mut driver, failure } = establish(stream, &options).await?;
     tokio::spawn(async move {

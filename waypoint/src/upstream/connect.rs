@@ -199,7 +199,8 @@ async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, Conn
             let remote = to.remote.ok_or(ConnectFailure { reason: "no service behind the gateway".into() })?;
             let tls = mesh_tls(dialer)?;
             let outer = dialer.pool.open(*gateway, &tls, remote, &FROM_WAYPOINT).await.map_err(no_tunnel)?;
-            let inner = double::open_inside(outer, *gateway, &tls, (remote, &dialer.introduction.told().networks)).await;
+            let told = dialer.introduction.told();
+            let inner = double::open_inside(outer, *gateway, &tls, (remote, &told.networks), dialer.pool.observer()).await;
             Ok(UpstreamIo::Hbone(inner.map_err(no_tunnel)?))
         }
     }
