@@ -1,13 +1,14 @@
 //! This waypoint and a stock Envoy as the waypoints of one mesh, for a load generator: one configuration, one scripted control plane.
 //!
-//! cargo run -p tests --bin envoy_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full] [--pin CORE]
+//! cargo run -p tests --bin envoy_mesh -- ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full|full-http2] [--pin CORE]
 //!
 //! `web` (10.96.1.1:80) is served by ENDPOINT, the address of an application whose HBONE port is 15008 of the same address. When both are
 //! ready, a line for each: `name=ours,address=…,destination=…,pid=…` and `name=envoy,…`. A line `counts` on standard input is answered with
 //! `lines ours=N envoy=N spans ours=N envoy=N`: what each wrote to its access log, and exported, so far. Ends, and both proxies with it, by SIGTERM, SIGINT, or after an hour.
 //!
 //! bare: routes only. metrics: and Istio's metrics, here only. full: and in both a JSON line and a span for every request, and an RBAC
-//! filter of three ALLOW policies, the last of which holds for callers of namespace `load`. `--pin` runs both proxies on one core.
+//! filter of three ALLOW policies, the last of which holds for callers of namespace `load`. full-http2: and the application
+//! is spoken to in HTTP/2. `--pin` runs both proxies on one core.
 
 use std::io::{BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +22,7 @@ use tests::fake_istiod::Kind;
 use tests::otlp::SpanCounter;
 use tests::pki::Pki;
 use tests::scale::lead_to;
-use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{Mesh, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where istiod says that spans go.
@@ -35,6 +36,7 @@ enum Features {
     Bare,
     Metrics,
     Full,
+    FullHttp2,
 }
 
 struct Options {
@@ -54,14 +56,15 @@ fn options() -> Result<Options> {
         runner = ["taskset".to_owned(), "--cpu-list".to_owned(), core.to_string()].to_vec();
     }
     let [root_cert, root_key, endpoint, rest @ ..] = args.as_slice() else {
-        bail!("usage: envoy_mesh ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full] [--pin CORE]")
+        bail!("usage: envoy_mesh ROOT_CERT ROOT_KEY ENDPOINT [bare|metrics|full|full-http2] [--pin CORE]")
     };
     let features = match rest {
         [] => Features::Full,
         [word] if word == "bare" => Features::Bare,
         [word] if word == "metrics" => Features::Metrics,
         [word] if word == "full" => Features::Full,
-        other => bail!("expected one of bare, metrics and full, not {other:?}"),
+        [word] if word == "full-http2" => Features::FullHttp2,
+        other => bail!("expected one of bare, metrics, full and full-http2, not {other:?}"),
     };
     let pki = Pki::from_pem(&std::fs::read_to_string(root_cert)?, &std::fs::read_to_string(root_key)?)?;
     Ok(Options { pki, endpoint: endpoint.clone(), features, runner })
@@ -123,7 +126,12 @@ fn send_spans_to(scenario: &mut Scenario, collector: SocketAddr) -> Result<()> {
 
 fn prepare(scenario: &mut Scenario, endpoint: &str, features: Features) -> Result<()> {
     lead_to(scenario, endpoint)?;
-    if features == Features::Full {
+    if features == Features::FullHttp2 {
+        // As istiod writes it for a port that is named `grpc` or `http2`.
+        let protocol = scenario.resource(Kind::Cluster, RATINGS_CHAIN)?["typed_extension_protocol_options"].clone();
+        scenario.resource(Kind::Cluster, WEB_CHAIN)?["typed_extension_protocol_options"] = protocol;
+    }
+    if matches!(features, Features::Full | Features::FullHttp2) {
         return scenario.add_http_filters(WEB_CHAIN, vec![policies()]);
     }
     let http = scenario.http(WEB_CHAIN)?;

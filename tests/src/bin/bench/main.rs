@@ -49,13 +49,17 @@ const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", latenc
 /// What is measured by default, in less than six minutes.
 const QUICK_PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
 const PARTS: [&str; 9] = ["start", "request", "latency", "kinds", "bulk", "memory", "scale", "changes", "balance"];
-/// Other loads, and what their cost is called.
-const KINDS: [(&str, &str); 5] = [
-    ("cpu-http2", "http2_cpu_ratio"),
-    ("grpc", "grpc_cpu_ratio"),
-    ("grpc-stream", "grpc_message_cpu_ratio"),
-    ("short-tunnels", "short_tunnel_cpu_ratio"),
-    ("short-connections", "short_connection_cpu_ratio"),
+/// Other loads, what the proxies have on, and what their cost is called.
+const KINDS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "full",
+        &[
+            ("cpu-http2", "http2_cpu_ratio"),
+            ("short-tunnels", "short_tunnel_cpu_ratio"),
+            ("short-connections", "short_connection_cpu_ratio"),
+        ],
+    ),
+    ("full-http2", &[("grpc", "grpc_cpu_ratio"), ("grpc-stream", "grpc_message_cpu_ratio")]),
 ];
 
 #[derive(Debug)]
@@ -175,18 +179,21 @@ impl Bench<'_> {
 
     /// The same of HTTP/2 and gRPC, and of tunnels and connections that carry one request, all with everything on.
     async fn kinds(&self, summary: &mut Summary) -> Result<()> {
-        let mut pair = Pair::start("full", self.core, self.loadtest)?;
         let rounds = self.effort.rounds.to_string();
         let options = ["--rounds", &rounds, "--duration", self.effort.window, "--warmup", "500ms"];
-        let mut sent = [0.0; 2];
-        for (scenario, name) in KINDS {
-            let found = self.loadtest.compare(scenario, &pair, &options)?;
-            summary.add(name, &found.ratios("cpu_seconds_per_100k")?)?;
-            for (all, more) in sent.iter_mut().zip(found.sent()?) {
-                *all += more;
+        for (features, loads) in KINDS {
+            let mut pair = Pair::start(features, self.core, self.loadtest)?;
+            let mut sent = [0.0; 2];
+            for (scenario, name) in loads {
+                let found = self.loadtest.compare(scenario, &pair, &options)?;
+                summary.add(name, &found.ratios("cpu_seconds_per_100k")?)?;
+                for (all, more) in sent.iter_mut().zip(found.sent()?) {
+                    *all += more;
+                }
             }
+            all_arrived(&mut pair, sent).await?;
         }
-        all_arrived(&mut pair, sent).await
+        Ok(())
     }
 
     /// Bodies of 8 MiB, both ways.
