@@ -1,6 +1,6 @@
 //! The called side of a mesh: pods with an HBONE server in front (as ztunnel is) or plain, and an app that tells what it was asked.
 //!
-//! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/cut` ends in the middle of a body, `/reset` before the
+//! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/held[/…]` waits until [`Record::let_go`], `/cut` ends in the middle of a body, `/reset` before the
 //! answer, `/fail/N/COUNT[/DELAYms][/…]` answers N to the first COUNT requests of that path, after the delay (where N is `connection`, it
 //! resets them), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101, or 200 to an extended CONNECT, and echoes what follows; everything
 //! else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's get `grpc-status: 0`
@@ -94,6 +94,7 @@ pub struct Record {
     connections: AtomicU64,
     refuse_connects: AtomicU16,
     answer_headers: Mutex<HeaderMap>,
+    let_go: watch::Sender<bool>,
     draining: watch::Sender<bool>,
 }
 
@@ -136,6 +137,11 @@ impl Record {
     /// From now on CONNECTs are answered with these headers, as ztunnel answers with its `baggage`.
     pub fn answer_connects_with(&self, headers: HeaderMap) {
         *self.answer_headers.lock().unwrap_or_else(PoisonError::into_inner) = headers;
+    }
+
+    /// Answers requests for `/held`, those that wait and those to come.
+    pub fn let_go(&self) {
+        self.let_go.send_replace(true);
     }
 
     /// Returns when the pod is told to drain.
@@ -217,6 +223,7 @@ impl Workload {
             connections: AtomicU64::new(0),
             refuse_connects: AtomicU16::new(0),
             answer_headers: Mutex::default(),
+            let_go: watch::Sender::new(false),
             draining: watch::Sender::new(false),
         });
         let shared = Arc::clone(&record);
@@ -465,8 +472,11 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
         "messages" => response.header("content-type", "application/grpc").body(messages(number))?,
         "empty" => response.status(StatusCode::NO_CONTENT).body(Empty::new().map_err(|never| match never {}).boxed_unsync())?,
         _ => {
-            if verb == "delay" {
-                tokio::time::sleep(Duration::from_millis(number)).await;
+            match verb {
+                "delay" => tokio::time::sleep(Duration::from_millis(number)).await,
+                // The sender is in the record, so that waiting cannot fail.
+                "held" => drop(record.let_go.subscribe().wait_for(|let_go| *let_go).await),
+                _ => {}
             }
             let trailers = body.trailers().cloned();
             let echo = Bytes::from(echo(&record.name, &head, body.to_bytes().len(), trailers.as_ref()).to_string() + "\n");
