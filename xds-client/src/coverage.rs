@@ -3,7 +3,7 @@
 //! Every field that is set in what istiod sent is looked up in one table ([`mod@table`]). It is *honoured*; or *listed*: accepted without
 //! effect and counted, since it only concerns observability or tuning; or *refused*: the object that carries it is not used. In messages
 //! that steer routing or security, everything the table does not name is refused: other fields, numbers that the descriptors do not
-//! know, required oneofs with nothing known in them, enum values and extensions that are not known. So a condition that a later Istio adds
+//! know, required oneofs with nothing known in them, enum values and extensions that are not known, values that Envoy's own files forbid. So a condition that a later Istio adds
 //! to a policy refuses the policy; it never vanishes. In messages of observability and tuning the same is listed.
 //!
 //! Not here: what a refusal does to a chain, a cluster or an endpoint (`apply`), and translation.
@@ -11,6 +11,7 @@
 //! Invariants: a resource without refused findings means nothing beyond what the table says is honoured. The walk ends: depth and
 //! number of findings are bounded.
 mod check;
+mod demands;
 mod document;
 mod rule;
 mod table;

@@ -199,7 +199,8 @@ fn a_custom_policy_is_judged_before_the_others() {
     let [EarlyFilter::Shadow(rules), EarlyFilter::External(filter)] = &http.early[..] else { panic!("a pair") };
     assert_eq!(&*rules.policies()[0].name, "istio-ext-authz-ext-authz-grpc-ns[shop]-policy[web-custom]-rule[0]");
     assert_eq!(&**filter.service.cluster(), "outbound|9001||ext-authz.authz.svc.cluster.local");
-    assert_eq!(http.filters.len(), 2, "DENY and ALLOW come after");
+    let actions: Vec<_> = http.filters.iter().map(|HttpFilter::Rbac(rbac)| rbac.action).collect();
+    assert_eq!(actions, [RbacAction::Log, RbacAction::Deny], "AUDIT and DENY come after, in this order");
 }
 
 #[test]

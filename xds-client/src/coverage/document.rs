@@ -18,7 +18,8 @@ istiod tells a waypoint what to do in Envoy's messages. This page lists, field b
   used, and istiod is told why.
 
 What is not on this page is *refused* in messages of routing and security: other fields, fields that only a newer Istio knows, alternatives
-(`oneof`) with nothing known in them, extensions of other types. In messages of observability and tuning it is *listed*.
+(`oneof`) with nothing known in them, extensions of other types. In messages of observability and tuning it is *listed*. So is, on either side, a value
+that Envoy's own files forbid: an empty list of conditions, a text without a character, a number out of its bounds.
 ";
 
 /// The page, as Markdown.

@@ -304,7 +304,7 @@ fn tls_to_applications_is_walked_and_the_mesh_s_own_is_not_negotiable() {
     assert_eq!(walked("connect_originate", &socket).len(), 4, "{:#?}", walked("connect_originate", &socket));
     for (field, value) in [
         ("crl", json!({"inline_string": "x"})),
-        ("verify_certificate_hash", json!(["x"])),
+        ("verify_certificate_hash", json!(["0".repeat(64)])),
         ("allow_expired_certificate", json!(true)),
         ("trust_chain_verification", json!("ACCEPT_UNTRUSTED")),
     ] {
@@ -391,7 +391,7 @@ fn chain_with(filter: &DynamicMessage) -> DynamicMessage {
         any.set_field_by_name("value", prost_reflect::Value::Bytes(value.into()));
         any
     };
-    let mut manager = dynamic(MANAGER, &json!({"route_config": {}}));
+    let mut manager = dynamic(MANAGER, &json!({"stat_prefix": "waypoint", "route_config": {}}));
     manager.set_field_by_name("http_filters", prost_reflect::Value::List(vec![prost_reflect::Value::Message(filter.clone())]));
     let mut network = dynamic("envoy.config.listener.v3.Filter", &json!({"name": "hcm"}));
     network.set_field_by_name("typed_config", prost_reflect::Value::Message(any(MANAGER, manager.encode_to_vec())));
@@ -524,7 +524,7 @@ fn an_upgrade_to_connect_is_for_the_tunnel_only() {
     let manager = |upgrade: &str, cluster: &str| {
         let route = json!({"match": {"prefix": "/"}, "route": {"cluster": cluster}});
         let routes = json!({"virtual_hosts": [{"name": "default", "domains": ["*"], "routes": [route]}]});
-        let manager = json!({"upgrade_configs": [{"upgrade_type": upgrade}], "route_config": routes, "forward_client_cert_details": "APPEND_FORWARD"});
+        let manager = json!({"stat_prefix": "waypoint", "upgrade_configs": [{"upgrade_type": upgrade}], "route_config": routes, "forward_client_cert_details": "APPEND_FORWARD"});
         reasons(&walk_json(MANAGER, &manager))
     };
     let forwarding = "forward_client_cert_details: x-forwarded-client-cert would be written";

@@ -2,13 +2,12 @@
 //!
 //! Not here: the rules. Invariants: every field that is set is met by exactly one rule or by the default of its message's kind; extensions
 //! are opened only where a rule names their type.
-use std::collections::HashSet;
 use std::fmt::Write;
-use std::sync::OnceLock;
 
 use prost_reflect::{DynamicMessage, FieldDescriptor, MapKey, MessageDescriptor, ReflectMessage, Value};
 use xds_proto::{descriptors, dynamic_from_json, dynamic_to_json, message_name};
 
+use super::demands::Demands;
 use super::rule::{Check, Extension, Kind, Rule, Site};
 use super::{DEPTH_MAX, DOUBLE_HBONE, FINDINGS_MAX, Finding, Findings, table};
 
@@ -38,18 +37,6 @@ pub(super) fn walk(resource: &DynamicMessage, skip: &[&str]) -> Findings {
 fn is_double_hbone(resource: &DynamicMessage, descriptor: &MessageDescriptor) -> bool {
     matches!(descriptor.full_name(), "envoy.config.listener.v3.Listener" | "envoy.config.cluster.v3.Cluster")
         && resource.get_field_by_name("name").is_some_and(|name| name.as_str().is_some_and(|name| DOUBLE_HBONE.contains(&name)))
-}
-
-/// The oneofs that Envoy requires to be set, by full name: those with the option `(validate.required) = true`.
-fn required_oneofs() -> &'static HashSet<String> {
-    static REQUIRED: OnceLock<HashSet<String>> = OnceLock::new();
-    REQUIRED.get_or_init(|| {
-        let pool = descriptors();
-        let required = pool.get_extension_by_name("validate.required").expect("Envoy's files import validate.proto");
-        let oneofs = pool.all_messages().flat_map(|message| message.oneofs().collect::<Vec<_>>());
-        let is_required = |options: DynamicMessage| options.get_extension(&required).as_bool() == Some(true);
-        oneofs.filter(|oneof| is_required(oneof.options())).map(|oneof| oneof.full_name().to_owned()).collect()
-    })
 }
 
 struct Walker<'w> {
@@ -109,19 +96,19 @@ impl Walker<'_> {
         }
     }
 
-    /// What the message has and nobody can read: fields of unknown numbers, and oneofs with nothing known in them.
+    /// What the message has and nobody can read: fields of unknown numbers, oneofs with nothing known in them, and values that Envoy
+    /// never lets its filters see.
     fn unreadable(&mut self, message: &DynamicMessage, descriptor: &MessageDescriptor, kind: Kind) {
         for unknown in message.unknown_fields() {
             let number = unknown.number().to_string();
             let reason = format!("field number {number} of {} is not known, nor what it changes", descriptor.full_name());
             self.unobeyed(descriptor, &number, kind, reason);
         }
-        for oneof in descriptor.oneofs().filter(|oneof| required_oneofs().contains(oneof.full_name())) {
-            if !oneof.fields().any(|field| message.has_field(&field)) {
-                let reason = format!("nothing that is known is set in {} of {}", oneof.name(), descriptor.full_name());
-                self.unobeyed(descriptor, oneof.name(), kind, reason);
-            }
-        }
+        Demands::of(descriptor).breaches(message, self.skip, |breach| {
+            let start = if breach.is_oneof { self.path.len() } else { self.enter(&breach.name) };
+            self.unobeyed(descriptor, &breach.name, kind, breach.reason);
+            self.path.truncate(start);
+        });
     }
 
     fn apply(&mut self, rule: Option<&Rule>, place: &Place<'_>) {

@@ -28,7 +28,7 @@ fn a_name_that_cannot_be_asked_for_fails_its_chain_alone() {
         let Verdict::Nack(reason) = &outcome.applied.verdict else { panic!("{name:?} was accepted") };
         assert!(reason.contains(&web()) && reason.contains(&format!("{name:?}")) && !reason.contains(other), "{reason}");
         let refused = applier.report().refused;
-        assert!(refused[&web()][0].reason.contains("cannot be asked for"), "{refused:?}");
+        assert!(refused[&web()].iter().any(|one| one.reason.contains("cannot be asked for")), "{refused:?}");
         assert!(refused[other][0].reason.contains("has not come"), "{refused:?}");
     }
 }

@@ -6,14 +6,21 @@ const DB: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 
 /// A filter with one policy, HTTP or TCP.
 fn rbac(place: &str, rules: &str, action: &str, principal: &Value) -> Value {
-    let policy = json!({"permissions": [{"any": true}], "principals": [principal]});
-    json!({
+    filter_of(place, rules, action, &json!({"permissions": [{"any": true}], "principals": [principal]}))
+}
+
+fn filter_of(place: &str, rules: &str, action: &str, policy: &Value) -> Value {
+    let mut filter = json!({
         "name": format!("envoy.filters.{place}.rbac"),
         "typed_config": {
             "@type": format!("type.googleapis.com/envoy.extensions.filters.{place}.rbac.v3.RBAC"),
             rules: {"action": action, "policies": {"ns[shop]-policy[new]-rule[0]": policy}},
         },
-    })
+    });
+    if place == "network" {
+        filter["typed_config"]["stat_prefix"] = json!("tcp.");
+    }
+    filter
 }
 
 /// The recorded mesh, a chain of it changed.
@@ -59,7 +66,7 @@ fn denying(chain: &model::chain::Chain) -> Option<&str> {
     (rbac.action == RbacAction::Deny && all).then_some(&*policy.name)
 }
 
-fn unreadable() -> [Value; 6] {
+fn unreadable() -> [Value; 12] {
     [
         json!({"authenticated": {"principal_name": {"exact": "spiffe://td/ns/a/sa/b"}}}),
         json!({"direct_remote_ip": {"address_prefix": "10.0.0", "prefix_len": 8}}),
@@ -67,7 +74,34 @@ fn unreadable() -> [Value; 6] {
         json!({"filter_state": {"key": "io.istio.peer_principal", "string_match": {"safe_regex": {"regex": "((a{200}){200}){20}"}}}}),
         json!({"filter_state": {"key": "another", "string_match": {"exact": "a"}}}),
         json!({"not_id": {"and_ids": {"ids": [{"any": true}, {}]}}}),
+        // What Envoy does not take: read as it stands, the first would hold for everybody, and the second for nobody.
+        json!({"and_ids": {"ids": []}}),
+        json!({"or_ids": {"ids": []}}),
+        json!({"not_id": {"or_ids": {"ids": []}}}),
+        json!({"url_path": {"path": {"prefix": ""}}}),
+        json!({"metadata": {"filter": "envoy.filters.http.jwt_authn", "path": [], "value": {"present_match": true}, "invert": true}}),
+        json!({"header": {"name": "", "present_match": true}}),
     ]
+}
+
+/// Policies without any condition of one kind: a DENY would never match again, and what was good before has to stay.
+#[test]
+fn a_policy_without_permissions_or_principals_leaves_what_was_or_refuses_everything() {
+    let any = json!([{"any": true}]);
+    for (permissions, principals) in [(json!([]), any.clone()), (any.clone(), json!([])), (json!([]), json!([]))] {
+        let policy = json!({"permissions": permissions, "principals": principals});
+        for (chain, place) in [(web(), "http"), (DB.to_owned(), "network")] {
+            for mode in [OnRefusedPolicy::KeepLastGood, OnRefusedPolicy::Deny] {
+                let mut applier = Applier::new(mode);
+                let good = served(&mut applier, with_filter(&chain, &rbac(place, "rules", "DENY", &json!({"any": true}))), &chain);
+                let after = served(&mut applier, with_filter(&chain, &filter_of(place, "rules", "DENY", &policy)), &chain);
+                match mode {
+                    OnRefusedPolicy::KeepLastGood => assert!(Arc::ptr_eq(&good, &after), "{policy}"),
+                    OnRefusedPolicy::Deny => assert!(denying(&after).is_some(), "{policy}"),
+                }
+            }
+        }
+    }
 }
 
 #[test]
