@@ -387,6 +387,11 @@ impl WorkerTelemetry {
         self.policies.count(decisions);
     }
 
+    /// Counts what an authorization service decided of a request or connection, which was asked because of this policy.
+    pub fn count_external_decision(&mut self, policy: &Arc<str>, refuses: bool) {
+        self.policies.count_external(policy, refuses);
+    }
+
     /// Counts the messages of a gRPC stream since the last report: to be called every [`Stats::reporting_interval`] of a long one.
     pub fn report_messages(&mut self, record: &mut RequestRecord) {
         self.metrics.report_messages(record);

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use http::Method;
 use model::identity::SpiffeId;
 use model::rbac::{Decision, Mode, RbacAction};
-use model::refusal::Refusal;
+use model::refusal::{PolicyRule, Refusal};
 use parking_lot::Mutex;
 
 use crate::metrics::{Counter, Exposition, Series, push_pair, write_counters};
@@ -30,6 +30,8 @@ const PATH_BYTES_MAX: usize = 256;
 const NONE: &str = "none";
 /// The same for what found no place.
 const OVERFLOW: &str = "overflow";
+/// The action of a policy that has an authorization service decide.
+const CUSTOM: &str = "CUSTOM";
 
 type SeriesByLabels = BTreeMap<Arc<str>, Arc<Series<Counter>>>;
 
@@ -99,11 +101,11 @@ impl Policies {
         }
     }
 
-    fn cell(&self, decision: &Decision<'_>, worker: usize) -> Arc<Counter> {
-        let mut all = self.family(decision.rbac.mode).lock();
-        let mut labels: Arc<str> = labels(decision, None).into();
+    fn cell(&self, (key, rule): (&Key, Option<&PolicyRule>), worker: usize) -> Arc<Counter> {
+        let mut all = self.family(key.mode).lock();
+        let mut labels: Arc<str> = labels(key, rule, None).into();
         if !all.contains_key(&labels) && all.len() >= POLICY_SERIES_MAX {
-            labels = self::labels(decision, Some(OVERFLOW)).into();
+            labels = self::labels(key, rule, Some(OVERFLOW)).into();
         }
         all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels, true))).cell(worker, &())
     }
@@ -160,7 +162,8 @@ impl Policies {
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
     policy: usize,
-    action: RbacAction,
+    /// None is CUSTOM: an authorization service decided.
+    action: Option<RbacAction>,
     mode: Mode,
     refuses: bool,
 }
@@ -190,19 +193,32 @@ impl WorkerPolicies {
     pub(crate) fn count(&mut self, decisions: &[Decision<'_>]) {
         for decision in decisions.iter().filter(|decision| decision.counts()) {
             let name = decision.matched.map(|policy| &policy.name);
-            let key = Key {
-                policy: name.map_or(0, |name| name.as_ptr().addr()),
-                action: decision.rbac.action,
-                mode: decision.rbac.mode,
-                refuses: decision.refuses(),
-            };
-            if self.cells.len() >= POLICIES_REMEMBERED_MAX && !self.cells.contains_key(&key) {
-                self.cells.clear();
-            }
-            let (policies, worker) = (&self.policies, self.worker);
-            let found = || Remembered { cell: policies.cell(decision, worker), _name: name.map(Arc::clone) };
-            self.cells.entry(key).or_insert_with(found).cell.add(1);
+            let rule = || decision.matched.map(|policy| policy.rule.clone());
+            self.add((Some(decision.rbac.action), decision.rbac.mode, decision.refuses()), name, rule);
         }
+    }
+
+    /// Counts what an authorization service decided that was asked because of this policy.
+    pub(crate) fn count_external(&mut self, policy: &Arc<str>, refuses: bool) {
+        self.add((None, Mode::Enforced, refuses), Some(policy), || Some(PolicyRule::of(policy)));
+    }
+
+    fn add(
+        &mut self,
+        (action, mode, refuses): (Option<RbacAction>, Mode, bool),
+        name: Option<&Arc<str>>,
+        rule: impl FnOnce() -> Option<PolicyRule>,
+    ) {
+        let key = Key { policy: name.map_or(0, |name| name.as_ptr().addr()), action, mode, refuses };
+        if let Some(known) = self.cells.get(&key) {
+            return known.cell.add(1);
+        }
+        if self.cells.len() >= POLICIES_REMEMBERED_MAX {
+            self.cells.clear();
+        }
+        let cell = self.policies.cell((&key, rule().as_ref()), self.worker);
+        cell.add(1);
+        self.cells.insert(key, Remembered { cell, _name: name.map(Arc::clone) });
     }
 
     pub(crate) fn note(&self, stream: &StreamRecord, head: Option<&Head>) {
@@ -210,18 +226,17 @@ impl WorkerPolicies {
     }
 }
 
-fn labels(decision: &Decision<'_>, instead: Option<&str>) -> String {
-    let rule = decision.matched.map(|policy| &policy.rule);
+fn labels(key: &Key, rule: Option<&PolicyRule>, instead: Option<&str>) -> String {
     let number = rule.and_then(|rule| rule.rule).map(|rule| rule.to_string());
-    let decided = match (decision.rbac.action, decision.refuses()) {
+    let decided = match (key.action, key.refuses) {
         (_, true) => "denied",
-        (RbacAction::Log, false) => "audited",
+        (Some(RbacAction::Log), false) => "audited",
         (_, false) => "allowed",
     };
     let mut out = String::new();
     push_pair(&mut out, "policy", instead.unwrap_or(rule.map_or(NONE, |rule| &rule.policy)));
     push_pair(&mut out, "rule", instead.unwrap_or(number.as_deref().unwrap_or(NONE)));
-    push_pair(&mut out, "action", decision.rbac.action.as_str());
+    push_pair(&mut out, "action", key.action.map_or(CUSTOM, RbacAction::as_str));
     push_pair(&mut out, "decision", decided);
     out
 }

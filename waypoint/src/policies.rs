@@ -33,3 +33,11 @@ pub fn note(decisions: &Decisions<'_>, input: &RbacInput<'_>, stream: &mut Strea
         }
     }
 }
+
+/// Counts what an authorization service decided that was asked because of this policy. Without a policy nothing is counted: an
+/// `ext_authz` filter that no policy asks for has no name to count by.
+pub fn note_external(policy: Option<&Arc<str>>, refuses: bool, worker: &Worker) {
+    if let Some(policy) = policy {
+        worker.with_telemetry(|telemetry| telemetry.count_external_decision(policy, refuses));
+    }
+}

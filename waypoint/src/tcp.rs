@@ -253,8 +253,14 @@ async fn judge_early(
             Step::Denied(by) => return Err(denied(&by, record)),
             Step::Unasked(_) => ("ext_authz_error", None),
             Step::Ask(filter, policy) => match asked(worker, filter, &facts, left).await {
-                Answer::Allowed(_) => continue,
-                Answer::Failed(_) if filter.on_failure.allows => continue,
+                Answer::Allowed(_) => {
+                    policies::note_external(policy.as_ref(), false, worker);
+                    continue;
+                }
+                Answer::Failed(_) if filter.on_failure.allows => {
+                    policies::note_external(policy.as_ref(), false, worker);
+                    continue;
+                }
                 Answer::Denied(_) => ("ext_authz_denied", policy),
                 Answer::Failed(_) => ("ext_authz_error", policy),
                 Answer::Unusable => ("ext_authz_invalid", policy),
@@ -264,6 +270,7 @@ async fn judge_early(
                 }
             },
         };
+        policies::note_external(policy.as_ref(), true, worker);
         let rule = policy.as_deref().map(PolicyRule::of);
         let refusal = Refusal { rule, detail: Some(details.into()), ..Refusal::new(RefusedBy::External) };
         record.stream.refusal = Some(Box::new(refusal));

@@ -391,6 +391,8 @@ async fn refusals_are_logged_alike() -> Result<()> {
             stage.peer.connect(proxy).await?.get(WEB, path).await?;
         }
         logged_alike(&stage, &envoy, path, details).await?;
+        let told = json!({"by": "external", "policy": "shop/web-custom", "rule": "0", "detail": details});
+        assert_eq!(reasons(&stage.mesh, details).last(), Some(&told), "{path}");
     }
     Ok(())
 }
@@ -540,6 +542,13 @@ fn without_reason(line: &str) -> Option<Value> {
     Some(line)
 }
 
+/// What the waypoint's lines with these details say of why.
+fn reasons(mesh: &Mesh, details: &str) -> Vec<Value> {
+    let lines = mesh.waypoint.output_lines().all();
+    let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|line| line["details"] == details);
+    lines.map(|line| line["waypoint_refusal"].clone()).collect()
+}
+
 /// Waits for as many lines with this flag and details.
 async fn logged(output: &Lines, details: &str, count: usize) -> Result<()> {
     let wanted = json!({"details": details, "path": null, "response_flags": "UAEX"});
@@ -572,11 +581,17 @@ async fn tcp_connections_are_asked_about_and_refused_alike() -> Result<()> {
         // Refused before a tunnel opens; Envoy lets it open, and asks when the first byte comes.
         assert_eq!(peer.connect(mesh.hbone()).await?.connect(DB).await?.err(), Some(StatusCode::FORBIDDEN));
         logged(mesh.waypoint.output_lines(), details, 1).await?;
+        assert_eq!(reasons(&mesh, details), [json!({"by": "external", "policy": "shop/db", "rule": "0", "detail": details})]);
         let tunnel = peer.connect(envoy.hbone()).await?.tunnel(DB).await?;
         assert!(exchange_raw(tunnel, b"hello", true).await.map_or(true, |heard| heard.is_empty()));
         logged(envoy.output(), details, 1).await?;
     }
     assert!(db.record().connections() >= accepted);
+    for (decision, count) in [("allowed", 1), ("denied", 2)] {
+        let labels = format!("policy=\"shop/db\",rule=\"0\",action=\"CUSTOM\",decision=\"{decision}\"");
+        let wanted = format!("waypoint_authz_decisions_total{{{labels}}} {count}");
+        mesh.waypoint.metric(decision, |line| line == wanted).await?;
+    }
     Ok(())
 }
 
@@ -743,6 +758,12 @@ async fn what_comes_of_checks_is_counted() -> Result<()> {
     for result in ["ok", "denied", "error", "failure_mode_allowed", "invalid"] {
         let wanted = format!("waypoint_ext_authz_total{{result=\"{result}\"}} 1");
         stage.mesh.waypoint.metric(result, |line| line == wanted).await?;
+    }
+    // Of the policy because of which it was asked: what passed because nobody answered is let through as well.
+    for decision in ["allowed", "denied"] {
+        let labels = format!("policy=\"shop/web-custom\",rule=\"0\",action=\"CUSTOM\",decision=\"{decision}\"");
+        let wanted = format!("waypoint_authz_decisions_total{{{labels}}} 2");
+        stage.mesh.waypoint.metric(decision, |line| line == wanted).await?;
     }
     Ok(())
 }

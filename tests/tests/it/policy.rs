@@ -31,7 +31,7 @@ pub(crate) fn identity(spiffe_id: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_identity_is_allowed_and_another_is_not() -> Result<()> {
+async fn one_identity_is_allowed_and_another_is_not_whatever_it_claims() -> Result<()> {
     let allow =
         rbac("ALLOW", "ns[shop]-policy[web]-rule[0]", &json!({"any": true}), &identity("spiffe://cluster.local/ns/clients/sa/frontend"));
     let mesh = Mesh::builder("07-telemetry")?
@@ -45,6 +45,18 @@ async fn one_identity_is_allowed_and_another_is_not() -> Result<()> {
     assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/mine").await?.status, StatusCode::OK);
     let refused = mesh.connect("batch-0").await?.get(WEB, "/not-mine").await?;
     assert_eq!((refused.status, refused.text().as_str()), (StatusCode::FORBIDDEN, "RBAC: access denied"));
+    // Who calls is who the certificate of its connection is.
+    let allowed = "spiffe://cluster.local/ns/clients/sa/frontend";
+    let mut http = mesh.connect("batch-0").await?.http1(WEB).await?;
+    for (name, value) in [
+        ("x-forwarded-client-cert", format!("By=spiffe://cluster.local/ns/shop/sa/waypoint;URI={allowed}")),
+        ("baggage", "k8s.namespace.name=clients,k8s.deployment.name=frontend,service.name=frontend".to_owned()),
+        ("x-forwarded-for", "10.42.0.10".to_owned()),
+        ("io.istio.peer_principal", allowed.to_owned()),
+    ] {
+        let request = http.request(Method::GET, "/not-mine").header(name, &value).body(empty())?;
+        assert_eq!(http.send(request).await?.status, StatusCode::FORBIDDEN, "{name}: {value}");
+    }
     assert_eq!((web.record().requests("GET /mine"), web.record().requests_total()), (1, 1));
     let is_refusal = |line: &str| line.starts_with("istio_requests_total{") && line.contains("response_code=\"403\"");
     let line = mesh.waypoint.metric("the refusal's series", is_refusal).await?;
@@ -99,10 +111,12 @@ async fn decisions_are_counted_by_policy_and_dry_runs_only_told_of() -> Result<(
         rbac("DENY", "ns[shop]-policy[try]-rule[1]", &path("/old"), &any)["typed_config"]["rules"].clone();
     deny["typed_config"]["shadow_rules_stat_prefix"] = json!("istio_dry_run_deny_");
     let allow = rbac("ALLOW", "ns[shop]-policy[web]-rule[0]", &any, &identity("spiffe://cluster.local/ns/clients/sa/frontend"));
+    // As istiod orders them. What is audited is not refused for that, nor because it is not.
+    let audit = rbac("LOG", "ns[shop]-policy[watch]-rule[0]", &path("/admin"), &any);
     let mesh = Mesh::builder("01-plain")?
         .edit(|scenario| {
             scenario.keep_endpoints(WEB_CHAIN, 1)?;
-            scenario.add_http_filters(WEB_CHAIN, vec![deny, allow])
+            scenario.add_http_filters(WEB_CHAIN, vec![audit, deny, allow])
         })?
         .start()
         .await?;
@@ -115,6 +129,7 @@ async fn decisions_are_counted_by_policy_and_dry_runs_only_told_of() -> Result<(
     for series in [
         "decisions_total{policy=\"shop/web\",rule=\"0\",action=\"ALLOW\",decision=\"allowed\"} 2",
         "decisions_total{policy=\"shop/no-admin\",rule=\"0\",action=\"DENY\",decision=\"denied\"} 1",
+        "decisions_total{policy=\"shop/watch\",rule=\"0\",action=\"AUDIT\",decision=\"audited\"} 1",
         "decisions_total{policy=\"none\",rule=\"none\",action=\"ALLOW\",decision=\"denied\"} 1",
         "shadow_decisions_total{policy=\"shop/try\",rule=\"1\",action=\"DENY\",decision=\"denied\"} 2",
     ] {

@@ -113,7 +113,9 @@ impl Run {
                 // Where there is no route and tokens cannot change that, the answer is 404 whatever the service says (Envoy).
                 Step::Ask(..) if asking.selected.is_none() && asking.http.jwt.is_none() => {}
                 Step::Ask(filter, policy) => {
-                    if let Err(reply) = self.ask(filter, asking, parts).await {
+                    let passed = self.ask(filter, asking, parts).await;
+                    policies::note_external(policy.as_ref(), passed.is_err(), &self.worker);
+                    if let Err(reply) = passed {
                         return Err(self.refused_by_service(policy.as_deref(), reply));
                     }
                 }

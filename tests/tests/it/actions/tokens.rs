@@ -182,6 +182,10 @@ async fn bad_tokens_are_refused_in_envoys_words() -> Result<()> {
         assert!(seen.header("www-authenticate").ends_with("/reviews/1\", error=\"invalid_token\""), "{name}: {seen:?}");
         assert_eq!(seen.line["details"], format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_")), "{name}");
     }
+    let lines = both.mesh.waypoint.output_lines().all();
+    let refused = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|line| line["user_agent"].is_string());
+    let by: Vec<_> = refused.map(|line| line["waypoint_refusal"]["by"].clone()).collect();
+    assert_eq!(by, vec![json!("token"); cases.len()]);
     assert_eq!(both.web.record().requests_total(), 0);
     Ok(())
 }
