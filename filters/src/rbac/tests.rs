@@ -5,6 +5,8 @@ use model::stream_view::forwarded_for;
 
 use super::*;
 
+mod cost;
+
 const FRONTEND: &str = "spiffe://cluster.local/ns/clients/sa/frontend";
 
 fn text(exact: &str) -> StringMatcher {
