@@ -1,4 +1,4 @@
-//! TLS of an HBONE peer: TLS 1.3, ALPN `h2`, certificates on both sides, as ztunnel does it.
+//! TLS of an HBONE peer: TLS 1.3 with AES-256, ALPN `h2`, certificates on both sides, as ztunnel does it.
 //!
 //! Not here: making certificates (`mesh/pki.rs`). Invariant: names are never compared with DNS or IP entries; a peer is
 //! judged by its chain, its extended key usage and its SPIFFE identity, the first URI SAN that begins with `spiffe://`.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -83,8 +84,11 @@ impl TlsFiles {
     }
 }
 
+/// With one cipher suite, for clients and servers: whatever stands between them encrypts alike, whichever it would rather take. It is
+/// the one that rustls, and so ztunnel, asks for first.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    let cipher_suites = vec![TLS13_AES_256_GCM_SHA384];
+    Arc::new(CryptoProvider { cipher_suites, ..rustls::crypto::aws_lc_rs::default_provider() })
 }
 
 fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

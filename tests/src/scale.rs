@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fake_istiod::Kind;
 use crate::scenario::{Scenario, WEB_CHAIN};
@@ -57,6 +57,46 @@ pub fn add_services(scenario: &mut Scenario, count: u32) -> Result<()> {
     let listener = scenario.resource(Kind::Listener, "main_internal")?;
     listener["filter_chains"].as_array_mut().context("no chains")?.extend(chains);
     Ok(())
+}
+
+/// Three AuthorizationPolicies that allow, as istiod writes them: one filter, a policy for each rule. The last holds for callers
+/// of namespace `load`.
+#[must_use]
+pub fn three_policies() -> Value {
+    let principal = |matcher: Value| json!({ "or_ids": { "ids": [{ "filter_state": { "key": "io.istio.peer_principal", "string_match": matcher } }] } });
+    let path = |matcher: Value| json!({ "url_path": { "path": matcher } });
+    let method = |name: &str| json!({ "header": { "name": ":method", "string_match": { "exact": name } } });
+    let any_of = |rules: &[Value]| json!({ "or_rules": { "rules": rules } });
+    let policy = |permissions: &[Value], principals: &[Value]| {
+        json!({
+            "permissions": [{ "and_rules": { "rules": permissions } }],
+            "principals": [{ "and_ids": { "ids": principals } }],
+        })
+    };
+    let admins = policy(
+        &[any_of(&[path(json!({ "prefix": "/admin/" }))])],
+        &[principal(json!({ "exact": "spiffe://cluster.local/ns/clients/sa/admin" }))],
+    );
+    let readers = policy(
+        &[any_of(&[method("GET"), method("HEAD")]), any_of(&[path(json!({ "prefix": "/reviews/" })), path(json!({ "suffix": "/info" }))])],
+        &[principal(json!({ "safe_regex": { "regex": ".*/ns/clients/.*" } }))],
+    );
+    let load = policy(
+        &[json!({ "not_rule": any_of(&[path(json!({ "prefix": "/admin" }))]) })],
+        &[principal(json!({ "safe_regex": { "regex": ".*/ns/load/.*" } }))],
+    );
+    json!({
+        "name": "envoy.filters.http.rbac",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": { "policies": {
+                "ns[shop]-policy[admins]-rule[0]": admins,
+                "ns[shop]-policy[readers]-rule[0]": readers,
+                "ns[shop]-policy[the-load]-rule[0]": load,
+            } },
+            "shadow_rules_stat_prefix": "istio_dry_run_allow_",
+        },
+    })
 }
 
 /// The entries of the dispatch, by address.

@@ -21,7 +21,7 @@ use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::otlp::SpanCounter;
 use tests::pki::Pki;
-use tests::scale::lead_to;
+use tests::scale::{lead_to, three_policies};
 use tests::scenario::{Mesh, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -132,7 +132,7 @@ fn prepare(scenario: &mut Scenario, endpoint: &str, features: Features) -> Resul
         scenario.resource(Kind::Cluster, WEB_CHAIN)?["typed_extension_protocol_options"] = protocol;
     }
     if matches!(features, Features::Full | Features::FullHttp2) {
-        return scenario.add_http_filters(WEB_CHAIN, vec![policies()]);
+        return scenario.add_http_filters(WEB_CHAIN, vec![three_policies()]);
     }
     let http = scenario.http(WEB_CHAIN)?;
     let fields = http.as_object_mut().context("an object")?;
@@ -142,42 +142,4 @@ fn prepare(scenario: &mut Scenario, endpoint: &str, features: Features) -> Resul
         http["http_filters"].as_array_mut().context("filters")?.retain(|filter: &Value| filter["name"] != "istio.stats");
     }
     Ok(())
-}
-
-/// Three AuthorizationPolicies that allow, as istiod writes them: one filter, a policy for each rule.
-fn policies() -> Value {
-    let principal = |matcher: Value| json!({ "or_ids": { "ids": [{ "filter_state": { "key": "io.istio.peer_principal", "string_match": matcher } }] } });
-    let path = |matcher: Value| json!({ "url_path": { "path": matcher } });
-    let method = |name: &str| json!({ "header": { "name": ":method", "string_match": { "exact": name } } });
-    let any_of = |rules: &[Value]| json!({ "or_rules": { "rules": rules } });
-    let policy = |permissions: &[Value], principals: &[Value]| {
-        json!({
-            "permissions": [{ "and_rules": { "rules": permissions } }],
-            "principals": [{ "and_ids": { "ids": principals } }],
-        })
-    };
-    let admins = policy(
-        &[any_of(&[path(json!({ "prefix": "/admin/" }))])],
-        &[principal(json!({ "exact": "spiffe://cluster.local/ns/clients/sa/admin" }))],
-    );
-    let readers = policy(
-        &[any_of(&[method("GET"), method("HEAD")]), any_of(&[path(json!({ "prefix": "/reviews/" })), path(json!({ "suffix": "/info" }))])],
-        &[principal(json!({ "safe_regex": { "regex": ".*/ns/clients/.*" } }))],
-    );
-    let load = policy(
-        &[json!({ "not_rule": any_of(&[path(json!({ "prefix": "/admin" }))]) })],
-        &[principal(json!({ "safe_regex": { "regex": ".*/ns/load/.*" } }))],
-    );
-    json!({
-        "name": "envoy.filters.http.rbac",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
-            "rules": { "policies": {
-                "ns[shop]-policy[admins]-rule[0]": admins,
-                "ns[shop]-policy[readers]-rule[0]": readers,
-                "ns[shop]-policy[the-load]-rule[0]": load,
-            } },
-            "shadow_rules_stat_prefix": "istio_dry_run_allow_",
-        },
-    })
 }

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
-use tests::scale::{add_services, change_route, lead_to};
+use tests::scale::{change_route, lead_to};
 use tests::scenario::{Mesh, WEB};
 use tests::wait::{Look, until};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::load::{DESTINATION, Loadtest};
-use super::scale::{mesh_pki, pinned, resident_bytes, settle};
+use super::scale::{mesh_pki, pinned, resident_bytes, settle, with_policies};
 use super::summary::Summary;
 
 const SERVICES: u32 = 100;
@@ -42,7 +42,7 @@ const STREAMS: [&str; 8] = ["--scenario", "loadtest/scenarios/idle-10k.toml", "-
 /// Runs it.
 pub async fn measure(summary: &mut Summary, loadtest: &Loadtest, out: &Path, core: Option<usize>) -> Result<()> {
     let builder = pinned(Mesh::builder("07-telemetry")?, core).pki(mesh_pki(loadtest)?);
-    let mesh = builder.edit(|scenario| lead_to(scenario, DESTINATION))?.edit(|scenario| add_services(scenario, SERVICES))?.start().await?;
+    let mesh = builder.edit(|scenario| lead_to(scenario, DESTINATION))?.edit(|scenario| with_policies(scenario, SERVICES))?.start().await?;
     let run = |options: &[&[&str]], name: &str| Run::start(loadtest, &mesh, &options.concat(), out.join(name));
     let mut streams = run(&[&STREAMS], "changes-streams.json")?;
     let steady = run(&[&REQUESTS, &STEADY], "changes-steady.json")?.outcome().await?;

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::envoy::Envoy;
 use tests::pki::Pki;
-use tests::scale::{add_services, change_route};
-use tests::scenario::{Mesh, MeshBuilder};
+use tests::scale::{add_services, change_route, three_policies};
+use tests::scenario::{Mesh, MeshBuilder, Scenario, WEB_CHAIN};
 
 use super::load::Loadtest;
 use super::summary::Summary;
@@ -41,7 +41,8 @@ pub async fn start_to_ready() -> Result<Duration> {
 pub async fn measure(summary: &mut Summary, rounds: usize, core: Option<usize>) -> Result<()> {
     let (mut resident, mut changes) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let mut mesh = pinned(Mesh::builder("07-telemetry")?, core).edit(|scenario| add_services(scenario, SERVICES))?.start().await?;
+        let builder = pinned(Mesh::builder("07-telemetry")?, core).edit(|scenario| with_policies(scenario, SERVICES))?;
+        let mut mesh = builder.start().await?;
         let mut oracle = Envoy::beside(&mesh).listeners_by_file();
         if let Some(core) = core {
             oracle = oracle.runner(taskset(core));
@@ -67,6 +68,12 @@ pub async fn measure(summary: &mut Summary, rounds: usize, core: Option<usize>) 
     }
     summary.add("rss_5000_services_ratio", &resident)?;
     summary.add("one_route_of_5000_cpu_ratio", &changes)
+}
+
+/// Adds so many services, each with three policies; encoded anew, their maps come in another order.
+pub fn with_policies(scenario: &mut Scenario, services: u32) -> Result<()> {
+    scenario.add_http_filters(WEB_CHAIN, vec![three_policies()])?;
+    add_services(scenario, services)
 }
 
 /// The authority of a mesh whose peers have the certificates of `loadtest`.
