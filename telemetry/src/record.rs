@@ -342,6 +342,14 @@ impl RequestRecord {
         self.response_trailers = Some(kept(trailers, &self.stream.chain.headers.trailers));
     }
 
+    /// Bytes that passed after the request had become a stream of bytes each way.
+    pub fn carried(&mut self, received: u64, sent: u64) {
+        self.stream.bytes_received += received;
+        self.stream.bytes_sent += sent;
+        self.wire_bytes_received += received;
+        self.wire_bytes_sent += sent;
+    }
+
     /// A captured request header.
     #[must_use]
     pub fn request_header(&self, name: &HeaderName) -> Option<&HeaderValue> {

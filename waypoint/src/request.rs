@@ -47,7 +47,7 @@ use telemetry::record::{Head, RequestRecord};
 
 use self::recording::Recording;
 use self::reply::LocalReply;
-use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes};
+use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes, upgrade_bytes};
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
@@ -411,7 +411,8 @@ impl Run {
     fn note_head(&mut self, parts: &mut http::request::Parts, http: &HttpChain) {
         let line_bytes = parts.method.as_str().len() + parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
         // As it came, before anything of ours.
-        self.recording.record().wire_bytes_received = head_bytes(&parts.headers, line_bytes + REQUEST_LINE_OVERHEAD);
+        let head_bytes = head_bytes(&parts.headers, line_bytes + REQUEST_LINE_OVERHEAD);
+        self.recording.record().wire_bytes_received = head_bytes + upgrade_bytes(&parts.extensions);
         made_safe(&mut parts.headers, &http.options);
         if http.options.tells_port
             && let Some(address) = self.tunnel.target.address()

@@ -143,6 +143,60 @@ async fn either_protocol_of_a_client_is_joined_to_either_protocol_of_a_pod_as_by
     Ok(())
 }
 
+/// Asks for a protocol with a body (or none), and what is said on what was switched to; both are heard again.
+async fn switch_raw(connection: &Connection, head: &str, body: &str) -> Result<()> {
+    let mut tunnel = connection.tunnel(WEB).await?;
+    tunnel.write_all(head.as_bytes()).await?;
+    tunnel.write_all(body.as_bytes()).await?;
+    tunnel.flush().await?;
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"\r\n\r\n") {
+        heard.push(tunnel.read_u8().await?);
+    }
+    anyhow::ensure!(heard.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&heard));
+    talk(tunnel, SAID, false).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_an_upgrade_counts_on_the_wire_as_by_envoy() -> Result<()> {
+    const COUNTED: &str = "%REQ(:PATH)% %BYTES_RECEIVED% %DOWNSTREAM_WIRE_BYTES_RECEIVED% \
+        %BYTES_SENT%,%DOWNSTREAM_WIRE_BYTES_SENT%,%REQUEST_HEADERS_BYTES%,%RESPONSE_HEADERS_BYTES%\n";
+    const ANSWER: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            allow_connect(scenario)?;
+            let log = &mut scenario.http(WEB_CHAIN)?["access_log"][0]["typed_config"];
+            log["log_format"]["text_format_source"]["inline_string"] = COUNTED.into();
+            Ok(())
+        })?
+        .start()
+        .await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _pods = pods(&mesh).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let mut on_the_wire = 0;
+    for (path, length, body) in [("/upgrade?1", "", ""), ("/upgrade?2", "content-length: 3\r\n", "abc")] {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\n{length}connection: upgrade\r\nupgrade: websocket\r\n\r\n");
+        let n_received = body.len() + SAID.len();
+        let received = format!("{path} {n_received} {} ", head.len() + n_received);
+        for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+            switch_raw(&peer.connect(proxy).await?, &head, body).await?;
+            let line = line_of(output, path).await?;
+            let rest = line.strip_prefix(&received).with_context(|| format!("{line:?} does not begin with {received:?}"))?;
+            let numbers = rest.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>()?;
+            let [sent, wire_sent, of_head, of_answer] = numbers[..] else { anyhow::bail!("{line}") };
+            assert!(wire_sent > sent + ANSWER.len(), "{line}");
+            if proxy == mesh.hbone() {
+                // What a pod gets of a body before it switches is no payload to it, as it is to Envoy.
+                assert_eq!((sent, wire_sent, of_head), (SAID.len(), of_answer + SAID.len(), head.len()), "{line}");
+                on_the_wire += head.len() + n_received;
+            }
+        }
+    }
+    let is_it = |line: &str| line.starts_with("istio_request_bytes_sum{") && line.ends_with(&format!("}} {on_the_wire}"));
+    mesh.waypoint.metric("sizes", is_it).await.map(drop)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_extended_connect_that_is_not_allowed_is_refused_as_by_envoy() -> Result<()> {
     let mesh = Mesh::builder("07-telemetry")?.edit(allow_connect)?.start().await?;

@@ -31,6 +31,7 @@ use super::named_host::known_host;
 use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
+use super::size::upgrade_bytes;
 use super::trailers;
 use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
 use crate::call::{grpc_status, verdict_of};
@@ -562,6 +563,7 @@ fn pass_on(
 
 /// Lets what follows a 101 be recorded, and end when a limit has passed.
 fn join(response: &mut Response<Body>, mut recording: Recording, active: ActiveRequest, expiry: Option<Expiry>) {
+    recording.record().wire_bytes_sent += upgrade_bytes(response.extensions());
     let expired = Arc::new(OnceLock::new());
     let until = expiry.map(|expiry| {
         let expired = Arc::clone(&expired);
@@ -572,9 +574,7 @@ fn join(response: &mut Response<Body>, mut recording: Recording, active: ActiveR
     tokio::spawn(async move {
         let _active = active;
         if let Ok(ended) = ended.await {
-            let stream = &mut recording.record().stream;
-            stream.bytes_received = ended.n_bytes_up;
-            stream.bytes_sent = ended.n_bytes_down;
+            recording.record().carried(ended.n_bytes_up, ended.n_bytes_down);
             if let Some(expired) = expired.get() {
                 recording.expired(*expired);
             }

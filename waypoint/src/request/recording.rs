@@ -212,7 +212,7 @@ impl Recording {
         if let Some(upload) = &self.upload {
             let bytes = upload.bytes.load(Ordering::Relaxed);
             record.stream.request_end = *upload.ended_at.lock();
-            record.stream.bytes_received = bytes;
+            record.stream.bytes_received += bytes;
             record.wire_bytes_received += bytes;
             upload.note_messages(&mut record);
         }
