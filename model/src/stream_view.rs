@@ -156,6 +156,10 @@ pub trait StreamView {
     }
     /// Who is at that end, if discovery knows.
     fn peer(&self, side: Side) -> Option<&Workload>;
+    /// A variable of the process's environment.
+    fn variable(&self, _: &str) -> Option<&str> {
+        None
+    }
     /// Why it was refused, if it was.
     fn refusal(&self) -> Option<&Refusal>;
     /// What policies came to that are only tried.

@@ -54,8 +54,8 @@ pub struct TelemetrySettings {
     pub zone: Arc<str>,
     /// `%HOSTNAME%`.
     pub hostname: Option<Arc<str>>,
-    /// Variables of the environment, for tags of spans that are to say them.
-    pub environment: BTreeMap<String, String>,
+    /// Variables of the environment, for tags of spans, lines and headers that are to say them.
+    pub environment: Arc<BTreeMap<String, String>>,
     /// `istio_build{tag}`.
     pub istio_version: Arc<str>,
     /// How late an access log line may be; 1 s with Envoy as Istio starts it.
@@ -84,7 +84,7 @@ impl Default for TelemetrySettings {
             node: Arc::from([]),
             zone: Arc::from(""),
             hostname: None,
-            environment: BTreeMap::new(),
+            environment: Arc::default(),
             istio_version: Arc::from("unknown"),
             log_flush_interval: Duration::from_secs(1),
             log_refusals: true,
@@ -257,6 +257,7 @@ impl Telemetry {
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
         let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.writers, &self.exporters);
         chain.hostname.clone_from(&self.settings.hostname);
+        chain.environment = Arc::clone(&self.settings.environment);
         Arc::new(chain)
     }
 

@@ -215,6 +215,10 @@ impl StreamRecord {
         }
     }
 
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.chain.environment.get(name).map(String::as_str)
+    }
+
     fn peer(&self, side: Side) -> Option<&Workload> {
         match side {
             Side::Downstream => self.source.as_deref(),
@@ -431,6 +435,10 @@ impl StreamView for RequestRecord {
         self.stream.peer(side)
     }
 
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.stream.variable(name)
+    }
+
     fn refusal(&self) -> Option<&Refusal> {
         self.stream.refusal.as_deref()
     }
@@ -494,6 +502,10 @@ impl StreamView for ConnectionRecord {
 
     fn peer(&self, side: Side) -> Option<&Workload> {
         self.stream.peer(side)
+    }
+
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.stream.variable(name)
     }
 
     fn refusal(&self) -> Option<&Refusal> {

@@ -224,7 +224,7 @@ fn telemetry_settings(settings: &Settings, node: &Node) -> TelemetrySettings {
         node_id: node.id().into(),
         node_cluster: settings.node.service_cluster.as_str().into(),
         node: node.encoded().into(),
-        environment: settings.environment.clone(),
+        environment: settings.environment.clone().into(),
         hostname: Some(settings.node.pod_name.as_str().into()),
         istio_version: settings.node.istio_version.as_str().into(),
         histogram_bounds: settings.histogram_bounds.clone(),

@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use http::HeaderName;
 
 pub use self::parts::{ClusterMetadata, GrpcForm};
-use super::HeaderUse;
 use super::expression::Expression;
 use super::json::members_of;
 use super::time::{TimeFormat, write_default};
+use super::{HeaderUse, MISSING};
 use crate::flags::ResponseFlag;
 use crate::refusal::{DryRunField, RefusalField};
 use crate::stream_view::{Field, Moment, RequestHead, Side, StreamView, Value};
@@ -145,6 +145,8 @@ pub enum Operator {
     DryRun(DryRunField),
     /// `REQ_WITHOUT_QUERY(A?B):N` and `PATH(NQ:…):N`: the first that is there, up to its query.
     WithoutQuery(Vec<HeaderRef>, Option<usize>),
+    /// `ENVIRONMENT(name):N`.
+    Environment(Box<str>, Option<usize>),
     /// `QUERY_PARAM(name):N`.
     QueryParam(Box<str>, Option<usize>),
     /// `COMMON_DURATION` and its like.
@@ -230,6 +232,7 @@ impl Operator {
                 Some(Self::WithoutQuery(argument.split('?').map(HeaderRef::parse).collect::<Option<_>>()?, bytes_max))
             }
             ("PATH", argument) => parts::path(argument, bytes_max),
+            ("ENVIRONMENT", Some(name)) => Some(Self::Environment(name.into(), bytes_max)),
             ("QUERY_PARAM", Some(argument)) => Some(Self::QueryParam(argument.into(), bytes_max)),
             ("COMMON_DURATION", Some(argument)) => parts::common_duration(argument),
             ("GRPC_STATUS", Some(argument)) => parts::grpc_form(argument),
@@ -240,7 +243,7 @@ impl Operator {
             },
             ("DYNAMIC_METADATA", Some(argument)) if argument.starts_with(REFUSAL) => refusal(argument),
             ("DYNAMIC_METADATA", Some(argument)) if let Some(field) = dry_run(argument) => Some(Self::DryRun(field)),
-            ("DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE" | "ENVIRONMENT", Some(_)) => Some(Self::Absent),
+            ("DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE", Some(_)) => Some(Self::Absent),
             ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Some(Self::Field(Field::ResponseCodeDetailsSpaced)),
             ("CEL", Some(argument)) => Some(Self::Expression(Expression::parse(argument).ok()?, bytes_max)),
             ("FILTER_STATE", Some(argument)) => filter_state(argument),
@@ -271,6 +274,10 @@ impl Operator {
             Self::WithoutQuery(names, bytes_max) => {
                 let found = view.request().and_then(|head| names.iter().find_map(|name| name.of(&head)));
                 found.map_or(Value::Missing, |path| Value::Bytes(parts::without_query(path, *bytes_max)))
+            }
+            // Of one that is not set Envoy has a text that says so.
+            Self::Environment(name, bytes_max) => {
+                Value::Bytes(view.variable(name).map_or(MISSING, |value| cut(value.as_bytes(), *bytes_max)))
             }
             Self::QueryParam(name, bytes_max) => parts::query_param(view, name, *bytes_max),
             Self::Elapsed(from, to, unit) => parts::elapsed(view, *from, *to, *unit),

@@ -43,6 +43,9 @@ impl StreamView for Request {
     fn peer(&self, _: Side) -> Option<&Workload> {
         None
     }
+    fn variable(&self, name: &str) -> Option<&str> {
+        (name == "ZONE").then_some("eu-west")
+    }
     fn refusal(&self) -> Option<&Refusal> {
         self.refusal.as_ref()
     }
@@ -125,6 +128,14 @@ fn l23_an_unknown_operator_is_reported_and_prints_as_missing() {
     JsonFormat::parse(&object, false, &mut unknown).render(&Request::default(), &mut out);
     assert_eq!(unknown, [UnknownOperator("BOGUS(1)".to_owned())]);
     assert_eq!(out, b"{\"x\":null}\n");
+}
+
+#[test]
+fn a_variable_of_the_environment_prints_and_one_that_is_not_set_is_a_dash() {
+    let view = Request::default();
+    assert_eq!(text("%ENVIRONMENT(ZONE)% %ENVIRONMENT(ZONE):2% %ENVIRONMENT(NONE)%", &view), "eu-west eu -");
+    let labels = [("a", string("%ENVIRONMENT(ZONE)%")), ("b", string("%ENVIRONMENT(NONE)%"))];
+    assert_eq!(line(&labels, false, &view), "{\"a\":\"eu-west\",\"b\":\"-\"}\n", "Envoy has the text for it, not null");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Not for: what is noted about one request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::header::{CONTENT_TYPE, USER_AGENT};
@@ -33,6 +34,8 @@ pub struct ChainTelemetry {
     pub headers: HeaderUse,
     /// `%HOSTNAME%`.
     pub hostname: Option<Arc<str>>,
+    /// `%ENVIRONMENT(NAME)%`.
+    pub(crate) environment: Arc<BTreeMap<String, String>>,
 }
 
 impl ChainTelemetry {
@@ -68,7 +71,7 @@ impl ChainTelemetry {
             }
         }
         let logs = access_logs.into_iter().map(|log| ChainLog { log, file: None, outbox: None }).collect();
-        Self { name, stats, logs, tracing, spans: None, headers, hostname: None }
+        Self { name, stats, logs, tracing, spans: None, headers, hostname: None, environment: Arc::default() }
     }
 
     /// Finds the files and collectors of its lines, and the collector of its spans.

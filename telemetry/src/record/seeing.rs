@@ -64,6 +64,10 @@ impl StreamView for Seeing<'_> {
         self.record.peer(side)
     }
 
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.record.variable(name)
+    }
+
     fn refusal(&self) -> Option<&Refusal> {
         self.record.refusal()
     }

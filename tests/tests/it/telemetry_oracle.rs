@@ -23,7 +23,7 @@ use tests::scenario::Mesh;
 use tests::wait::{Look, until};
 use tests::workload::{App, Record};
 
-use cases::{CASES, Case, configuration};
+use cases::{CASES, Case, VARIABLE, configuration};
 use exceptions::{EXCEPTIONS, Exception, RACES};
 use masks::{masked_line, masked_span};
 
@@ -121,8 +121,10 @@ async fn spans(mesh: &Mesh, last: [&Value; 2]) -> Result<Vec<Span>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e04_lines_and_spans_are_those_of_a_real_envoy() -> Result<()> {
-    let mesh = Mesh::builder("07-telemetry")?.edit(configuration)?.proxy_config("concurrency", 1.into()).quiet().start().await?;
-    let envoy = Envoy::beside(&mesh).start().await?;
+    let (variable, value) = VARIABLE;
+    let builder = Mesh::builder("07-telemetry")?.edit(configuration)?.environment(variable, Some(value));
+    let mesh = builder.proxy_config("concurrency", 1.into()).quiet().start().await?;
+    let envoy = Envoy::beside(&mesh).runner(vec!["env".to_owned(), format!("{variable}={value}")]).start().await?;
     let (web, refusing) = (mesh.pod("web-v1-1", App::Http).await?, mesh.pod("web-v1-2", App::Http).await?);
     let _http = (mesh.pod("ratings-v1-1", App::Http).await?, mesh.pod("reviews-v1-1", App::Http).await?);
     let _tcp = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;

@@ -27,6 +27,8 @@ const OPERATORS: &[(&str, &str)] = &[
     ("decorator", "%RESP(X-ENVOY-DECORATOR-OPERATION)%"),
     ("details", "%RESPONSE_CODE_DETAILS%"),
     ("direct_remote", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"),
+    ("environment", "%ENVIRONMENT(CASES_ZONE):7%"),
+    ("environment_unset", "%ENVIRONMENT(CASES_NONE)%"),
     ("filter_chain", "%FILTER_CHAIN_NAME%"),
     ("flags_long", "%RESPONSE_FLAGS_LONG%"),
     ("grpc_number", "%GRPC_STATUS_NUMBER%"),
@@ -63,6 +65,9 @@ const OPERATORS: &[(&str, &str)] = &[
     ("upstream_remote", "%UPSTREAM_REMOTE_ADDRESS%"),
     ("xff", "%REQ(X-FORWARDED-FOR)%"),
 ];
+
+/// A variable of both processes' environment.
+pub(super) const VARIABLE: (&str, &str) = ("CASES_ZONE", "eu-west-1a");
 
 /// Istio's default format.
 const TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
