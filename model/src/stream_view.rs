@@ -41,8 +41,13 @@ pub enum Field {
     /// Of the last proxy that `x-forwarded-for` names, else of who opened the connection.
     DownstreamRemoteAddress,
     DownstreamDirectRemoteAddress,
+    /// Of the connection's own certificates: inside a tunnel there are none.
     DownstreamPeerUriSan,
     DownstreamLocalUriSan,
+    /// The client, as its certificate says: `io.istio.peer_principal`.
+    PeerPrincipal,
+    /// Ourselves, as ours says: `io.istio.local_principal`.
+    LocalPrincipal,
     RequestedServerName,
     RouteName,
     TraceId,

@@ -192,8 +192,9 @@ impl StreamRecord {
             Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => {
                 self.downstream_remote.map_or(Value::Missing, Value::Address)
             }
-            Field::DownstreamPeerUriSan => text(self.source_identity.as_ref().map(SpiffeId::as_str)),
-            Field::DownstreamLocalUriSan => text(self.local_identity.as_ref().map(SpiffeId::as_str)),
+            Field::DownstreamPeerUriSan | Field::DownstreamLocalUriSan if !self.chain.terminates_tls => Value::Missing,
+            Field::PeerPrincipal | Field::DownstreamPeerUriSan => text(self.source_identity.as_ref().map(SpiffeId::as_str)),
+            Field::LocalPrincipal | Field::DownstreamLocalUriSan => text(self.local_identity.as_ref().map(SpiffeId::as_str)),
             Field::RouteName => text(self.route_name.as_deref()),
             Field::FilterChainName => Value::Text(&self.chain.name),
             Field::Hostname => text(self.chain.hostname.as_deref()),

@@ -130,6 +130,7 @@ fn refuse(connect: Connect, worker: &Worker, generation: Option<&Generation>, re
         }
         record.stream.source = worker.published.workload(connect.connection.peer_address.ip());
         record.stream.source_identity = Some(connect.connection.peer.clone());
+        record.stream.local_identity = Some(connect.connection.local.clone());
         record.stream.downstream_remote = Some(connect.connection.peer_address);
         record.stream.downstream_local = Some(connect.connection.local_address);
         record.head = Some(telemetry::record::Head {

@@ -428,8 +428,8 @@ fn filter_state(argument: &str) -> Option<Operator> {
     match (key, form, field) {
         ("downstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Downstream, field)),
         ("upstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Upstream, field)),
-        ("io.istio.peer_principal", _, None) => Some(Operator::Field(Field::DownstreamPeerUriSan)),
-        ("io.istio.local_principal", _, None) => Some(Operator::Field(Field::DownstreamLocalUriSan)),
+        ("io.istio.peer_principal", _, None) => Some(Operator::Field(Field::PeerPrincipal)),
+        ("io.istio.local_principal", _, None) => Some(Operator::Field(Field::LocalPrincipal)),
         // Any key is a key; nobody has set it.
         _ => Some(Operator::Absent),
     }

@@ -36,6 +36,8 @@ pub struct ChainTelemetry {
     pub hostname: Option<Arc<str>>,
     /// `%ENVIRONMENT(NAME)%`.
     pub(crate) environment: Arc<BTreeMap<String, String>>,
+    /// Whether its connections have certificates of their own: those that hold the tunnels, not those inside.
+    pub(crate) terminates_tls: bool,
 }
 
 impl ChainTelemetry {
@@ -71,7 +73,7 @@ impl ChainTelemetry {
             }
         }
         let logs = access_logs.into_iter().map(|log| ChainLog { log, file: None, outbox: None }).collect();
-        Self { name, stats, logs, tracing, spans: None, headers, hostname: None, environment: Arc::default() }
+        Self { name, stats, logs, tracing, spans: None, headers, hostname: None, environment: Arc::default(), terminates_tls: false }
     }
 
     /// Finds the files and collectors of its lines, and the collector of its spans.
@@ -94,6 +96,13 @@ impl ChainTelemetry {
     /// What is for collectors.
     pub(crate) fn outboxes(&self) -> impl Iterator<Item = &Arc<Outbox>> {
         self.logs.iter().filter_map(|log| log.outbox.as_ref()).chain(&self.spans)
+    }
+
+    /// As that of the connections that hold the tunnels. Of one that nobody shares yet.
+    #[must_use]
+    pub fn terminating_tls(mut self: Arc<Self>) -> Arc<Self> {
+        Arc::get_mut(&mut self).expect("it was just made").terminates_tls = true;
+        self
     }
 
     /// Keeps these headers of requests as well, since changes to answers read them. Of one that nobody shares yet.

@@ -112,7 +112,7 @@ impl Store {
         let logs_only = |name: &str, logs: &[model::access_log::AccessLog]| self.telemetry.chain(name.into(), None, logs.to_vec(), None);
         let generation = Arc::new(Generation {
             unmatched: logs_only("main_internal", &listeners.unmatched_access_logs),
-            terminate: logs_only("connect_terminate", &listeners.terminate.access_logs),
+            terminate: logs_only("connect_terminate", &listeners.terminate.access_logs).terminating_tls(),
             listeners,
             chains,
         });

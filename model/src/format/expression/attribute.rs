@@ -61,8 +61,8 @@ impl Attribute {
             ["xds", "filter_chain_name"] => Self::Field(Field::FilterChainName),
             ["filter_state", "downstream_peer" | "downstream_peer_obj", field] => peer(Side::Downstream, field),
             ["filter_state", "upstream_peer" | "upstream_peer_obj", field] => peer(Side::Upstream, field),
-            ["filter_state", "io.istio.peer_principal"] => Self::Field(Field::DownstreamPeerUriSan),
-            ["filter_state", "io.istio.local_principal"] => Self::Field(Field::DownstreamLocalUriSan),
+            ["filter_state", "io.istio.peer_principal"] => Self::Field(Field::PeerPrincipal),
+            ["filter_state", "io.istio.local_principal"] => Self::Field(Field::LocalPrincipal),
             _ => Self::Unknown,
         }
     }
