@@ -137,8 +137,10 @@ pub enum Operator {
     Field(Field),
     /// `DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT` and its like.
     AddressOnly(Field),
-    /// `FILTER_STATE(downstream_peer_obj:FIELD:workload)` and its like.
-    Peer(Side, PeerField),
+    /// `FILTER_STATE(downstream_peer_obj:FIELD:workload):N` and its like.
+    Peer(Side, PeerField, Option<usize>),
+    /// `FILTER_STATE(io.istio.peer_principal:PLAIN):N` and its like.
+    Principal(Field, Option<usize>),
     /// `DYNAMIC_METADATA(waypoint.refusal:KEY)`; without a key all of it. Envoy reads the operator, and finds nothing there.
     Refusal(Option<RefusalField>),
     /// `DYNAMIC_METADATA(envoy.filters.http.rbac:istio_dry_run_…)`: what a dry run came to.
@@ -246,7 +248,7 @@ impl Operator {
             ("DYNAMIC_METADATA" | "UPSTREAM_METADATA" | "UPSTREAM_FILTER_STATE", Some(_)) => Some(Self::Absent),
             ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Some(Self::Field(Field::ResponseCodeDetailsSpaced)),
             ("CEL", Some(argument)) => Some(Self::Expression(Expression::parse(argument).ok()?, bytes_max)),
-            ("FILTER_STATE", Some(argument)) => filter_state(argument),
+            ("FILTER_STATE", Some(argument)) => filter_state(argument, bytes_max),
             (_, None) => plain::parse(name),
             _ => None,
         }
@@ -290,9 +292,13 @@ impl Operator {
             Self::ClusterMetadata(which) => parts::metadata(view.service(), *which),
             Self::Zero => Value::Number(0),
             Self::Empty => Value::Text(""),
-            Self::Peer(side, field) => match view.peer(*side).map(|peer| field.of(peer)) {
-                Some(text) if !text.is_empty() => Value::Text(text),
+            Self::Peer(side, field, bytes_max) => match view.peer(*side).map(|peer| field.of(peer)) {
+                Some(text) if !text.is_empty() => Value::Bytes(cut(text.as_bytes(), *bytes_max)),
                 _ => Value::Missing,
+            },
+            Self::Principal(field, bytes_max) => match view.field(*field) {
+                Value::Text(text) => Value::Bytes(cut(text.as_bytes(), *bytes_max)),
+                other => other,
             },
             Self::Refusal(field) => refusal_value(view, *field),
             Self::DryRun(field) => field.of(view.dry_runs()).map_or(Value::Missing, Value::Text),
@@ -418,18 +424,15 @@ impl Operator {
     }
 }
 
-fn peer(side: Side, field: &str) -> Operator {
-    PeerField::parse(field).map_or(Operator::Absent, |field| Operator::Peer(side, field))
-}
-
-fn filter_state(argument: &str) -> Option<Operator> {
+fn filter_state(argument: &str, bytes_max: Option<usize>) -> Option<Operator> {
     let mut parts = argument.split(':');
     let (key, form, field) = (parts.next()?, parts.next(), parts.next());
+    let peer = |side, field| PeerField::parse(field).map_or(Operator::Absent, |field| Operator::Peer(side, field, bytes_max));
     match (key, form, field) {
         ("downstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Downstream, field)),
         ("upstream_peer_obj", Some("FIELD"), Some(field)) => Some(peer(Side::Upstream, field)),
-        ("io.istio.peer_principal", _, None) => Some(Operator::Field(Field::PeerPrincipal)),
-        ("io.istio.local_principal", _, None) => Some(Operator::Field(Field::LocalPrincipal)),
+        ("io.istio.peer_principal", _, None) => Some(Operator::Principal(Field::PeerPrincipal, bytes_max)),
+        ("io.istio.local_principal", _, None) => Some(Operator::Principal(Field::LocalPrincipal, bytes_max)),
         // Any key is a key; nobody has set it.
         _ => Some(Operator::Absent),
     }

@@ -17,6 +17,7 @@ struct Request {
     flags: ResponseFlags,
     span: Option<u64>,
     refusal: Option<Refusal>,
+    peer: Option<Workload>,
 }
 
 impl StreamView for Request {
@@ -37,11 +38,12 @@ impl StreamView for Request {
             Field::TraceId => Value::Hex128(0x9444_65e0_2249_c3cd_2ea8_d550_5aca_32a2),
             Field::SpanId => self.span.map_or(Value::Missing, Value::Hex64),
             Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => Value::Address("10.42.0.51:33952".parse().unwrap()),
+            Field::PeerPrincipal => Value::Text("spiffe://cluster.local/ns/clients/sa/frontend"),
             _ => Value::Missing,
         }
     }
     fn peer(&self, _: Side) -> Option<&Workload> {
-        None
+        self.peer.as_ref()
     }
     fn variable(&self, name: &str) -> Option<&str> {
         (name == "ZONE").then_some("eu-west")
@@ -136,6 +138,36 @@ fn a_variable_of_the_environment_prints_and_one_that_is_not_set_is_a_dash() {
     assert_eq!(text("%ENVIRONMENT(ZONE)% %ENVIRONMENT(ZONE):2% %ENVIRONMENT(NONE)%", &view), "eu-west eu -");
     let labels = [("a", string("%ENVIRONMENT(ZONE)%")), ("b", string("%ENVIRONMENT(NONE)%"))];
     assert_eq!(line(&labels, false, &view), "{\"a\":\"eu-west\",\"b\":\"-\"}\n", "Envoy has the text for it, not null");
+}
+
+#[test]
+fn what_is_said_of_a_peer_is_cut_where_the_format_says_so() {
+    let identity = crate::identity::SpiffeId::new("cluster.local", "shop", "web").unwrap();
+    let peer = Workload {
+        uid: "u".into(),
+        name: "web-1".into(),
+        namespace: "shop".into(),
+        workload_name: "website".into(),
+        workload_type: crate::workload::WorkloadType::Deployment,
+        canonical_name: "web".into(),
+        canonical_revision: "v1".into(),
+        cluster_id: "".into(),
+        network: "".into(),
+        identity,
+        region: "".into(),
+        zone: "".into(),
+        addresses: Vec::new(),
+    };
+    let view = Request { peer: Some(peer), ..Request::default() };
+    for (format, expected) in [
+        ("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%", "website"),
+        ("%FILTER_STATE(downstream_peer_obj:FIELD:workload):3%", "web"),
+        ("%FILTER_STATE(downstream_peer_obj:FIELD:workload):300%", "website"),
+        ("%FILTER_STATE(upstream_peer_obj:FIELD:namespace):2%", "sh"),
+        ("%FILTER_STATE(io.istio.peer_principal:PLAIN):9%", "spiffe://"),
+    ] {
+        assert_eq!(text(format, &view), expected, "{format}");
+    }
 }
 
 #[test]

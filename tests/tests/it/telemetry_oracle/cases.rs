@@ -41,6 +41,7 @@ const OPERATORS: &[(&str, &str)] = &[
     ("mixed", "<%REQ(X-NONE)%> %RESPONSE_CODE% %%"),
     ("path_only", "%PATH(NQ)%"),
     ("peer_principal", "%FILTER_STATE(io.istio.peer_principal:PLAIN)%"),
+    ("peer_principal_cut", "%FILTER_STATE(io.istio.peer_principal:PLAIN):9%"),
     ("peer_san", "%DOWNSTREAM_PEER_URI_SAN%"),
     ("query", "%QUERY_PARAM(a)%"),
     ("reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
