@@ -5,7 +5,7 @@
 use anyhow::Result;
 use http::StatusCode;
 use serde_json::{Value, json};
-use tests::scenario::{LEGACY, Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{LEGACY, Mesh, RATINGS_CHAIN, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::workload::App;
 
 use crate::golden_metrics::LEGACY_CHAIN;
@@ -95,5 +95,34 @@ async fn l21_a_refusal_names_its_policy() -> Result<()> {
         json!({"by": "deny_policy", "policy": "shop/deny", "rule": "0"}),
         "the format asks for no more: {line}"
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l23_an_operator_that_is_not_known_prints_null_and_is_told_of_once_however_many_chains_have_it() -> Result<()> {
+    const CHAINS: [&str; 4] = [WEB_CHAIN, LEGACY_CHAIN, RATINGS_CHAIN, REVIEWS_CHAIN];
+    let unknown = |scenario: &mut Scenario, operator: &str| {
+        let log = scenario.http(WEB_CHAIN)?["access_log"].clone();
+        for chain in CHAINS {
+            scenario.http(chain)?["access_log"] = log.clone();
+            let format = &mut scenario.http(chain)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
+            (format["odd"], format["mixed"]) = (operator.into(), format!("<{operator}>").into());
+        }
+        Ok(())
+    };
+    let mut mesh = mesh(|scenario| unknown(scenario, "%BOGUS(1)%")).await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    assert_eq!(connection.get(WEB, "/odd").await?.status, StatusCode::OK);
+    let first = line(&mesh, "/odd").await?;
+    assert_eq!((&first["odd"], &first["mixed"]), (&Value::Null, &"<->".into()), "{first}");
+    // Another one in all of them, and the first one again.
+    mesh.push_accepted(|scenario| unknown(scenario, "%BOGUS(2)%")).await?;
+    mesh.push_accepted(|scenario| unknown(scenario, "%BOGUS(1)%")).await?;
+    for operator in ["%BOGUS(1)%", "%BOGUS(2)%"] {
+        mesh.waypoint.log_line(operator).await?;
+        let told: Vec<_> = mesh.waypoint.log().into_iter().filter(|line| line.contains(operator)).collect();
+        assert_eq!(told.len(), 1, "{told:#?}");
+    }
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! What is not known here is a matter of observability: a logger of another kind is left out, and a filter that cannot be evaluated
 //! lets every line through, rather more than less; `coverage` lists both.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use envoy_types::pb::envoy::config::accesslog::v3 as proto;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -32,6 +32,8 @@ const TCP_GRPC: &str = "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLog
 const FILE: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 /// Nesting of a JSON format, or of a record's values, that is followed.
 const DEPTH_MAX: usize = 16;
+/// Texts of formats and filters that were complained of; of more nobody is told.
+const TOLD_TEXTS_MAX: usize = 256;
 
 /// Istio's default text format.
 const TEXT_DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
@@ -180,8 +182,17 @@ fn plain(value: Option<&otlp::AnyValue>) -> String {
 
 fn warn(unknown: Vec<UnknownOperator>) {
     for operator in unknown {
-        ::tracing::warn!(%operator, "access log format");
+        if is_new(&operator.0) {
+            ::tracing::warn!(%operator, "access log format");
+        }
     }
+}
+
+/// Whether nobody was told of this text before: a mesh has the same format in each of its chains.
+fn is_new(text: &str) -> bool {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    told.len() < TOLD_TEXTS_MAX && told.insert(text.to_owned())
 }
 
 fn target(path: &str) -> LogTarget {
@@ -276,5 +287,16 @@ fn add_filter(filter: &proto::AccessLogFilter, filters: &mut Vec<LogFilter>) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_text_is_new_once() {
+        assert!(is_new("BOGUS(once)") && is_new("BOGUS(twice)"));
+        assert!(!is_new("BOGUS(once)"));
     }
 }
