@@ -1,7 +1,8 @@
 //! Access logs: formats and filters.
 //!
-//! What is not known here is a matter of observability: a logger of another kind is left out, and a filter that cannot be evaluated
-//! lets every line through, rather more than less; `coverage` lists both.
+//! What is not known here is a matter of observability: a logger of another kind is left out, a filter of another kind lets every line
+//! through, and an expression that cannot be read none, as one without a value; `coverage` lists them.
+//! Invariant: what all services have in common is complained of once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -282,7 +283,10 @@ fn add_filter(filter: &proto::AccessLogFilter, filters: &mut Vec<LogFilter>) {
             match filter.map_err(|problem| problem.reason).and_then(|filter| Expression::parse(&filter.expression)) {
                 Ok(expression) => filters.push(LogFilter::Expression(expression)),
                 Err(error) => {
-                    ::tracing::warn!(%error, "the expression of an access log's filter cannot be read, so that it filters nothing")
+                    if is_new(&error) {
+                        ::tracing::warn!(%error, "the expression of an access log's filter cannot be read, so that nothing is logged");
+                    }
+                    filters.push(LogFilter::Never);
                 }
             }
         }
@@ -293,6 +297,33 @@ fn add_filter(filter: &proto::AccessLogFilter, filters: &mut Vec<LogFilter>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn any(name: &str, value: &impl prost::Message) -> google::Any {
+        google::Any { type_url: format!("type.googleapis.com/{name}"), value: value.encode_to_vec() }
+    }
+
+    fn filtered_by(expression: &str) -> Vec<LogFilter> {
+        let filter = any(EXPRESSION, &ExpressionFilter { expression: expression.to_owned(), ..Default::default() });
+        let filter =
+            proto::ExtensionFilter { name: "cel".to_owned(), config_type: Some(proto::extension_filter::ConfigType::TypedConfig(filter)) };
+        let filter = proto::access_log_filter::FilterSpecifier::ExtensionFilter(filter);
+        let file = any(FILE, &FileAccessLog { path: "/dev/stdout".to_owned(), ..Default::default() });
+        let logger = proto::AccessLog {
+            filter: Some(proto::AccessLogFilter { filter_specifier: Some(filter) }),
+            config_type: Some(proto::access_log::ConfigType::TypedConfig(file)),
+            ..Default::default()
+        };
+        let mut logs = all(&[logger], "chain").expect("a filter refuses nothing");
+        logs.remove(0).filters
+    }
+
+    #[test]
+    fn a_filter_that_cannot_be_read_logs_nothing() {
+        assert!(matches!(filtered_by("response.code >= 400")[..], [LogFilter::Expression(_)]));
+        for unread in ["{'a': 1}['a'] == 1", "timestamp(request.time) > 1", "response.code >="] {
+            assert_eq!(filtered_by(unread), [LogFilter::Never], "{unread}");
+        }
+    }
 
     #[test]
     fn the_same_text_is_new_once() {

@@ -29,10 +29,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Observability,
         "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        &[(
-            "expression",
-            when("expressions without macros, maps and functions of extensions", check::is_expression, "what it would leave out is logged"),
-        )],
+        &[("expression", when("expressions without macros, maps and functions of extensions", check::is_expression, "nothing is logged"))],
     ),
     entry(Observability, "envoy.config.accesslog.v3.AndFilter", &[("filters", Honoured)]),
     entry(Observability, "envoy.config.accesslog.v3.ResponseFlagFilter", &[("flags", Honoured)]),
