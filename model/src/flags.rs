@@ -30,6 +30,8 @@ pub enum ResponseFlag {
     NoClusterFound,
     /// `DC`: the client went away.
     DownstreamConnectionTermination,
+    /// `DR`: the client took back its request, and its connection stayed.
+    DownstreamRemoteReset,
     /// `DPE`: the client's request was not HTTP.
     DownstreamProtocolError,
     /// `DT`: the request lasted longer than it may.
@@ -57,7 +59,7 @@ const FLAGS_MAX: usize = 4;
 
 impl ResponseFlag {
     /// Every flag.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoHealthyUpstream,
         Self::UpstreamConnectionFailure,
         Self::UpstreamConnectionTermination,
@@ -69,6 +71,7 @@ impl ResponseFlag {
         Self::NoRouteFound,
         Self::NoClusterFound,
         Self::DownstreamConnectionTermination,
+        Self::DownstreamRemoteReset,
         Self::DownstreamProtocolError,
         Self::DurationTimeout,
         Self::StreamIdleTimeout,
@@ -106,6 +109,7 @@ impl ResponseFlag {
             Self::NoClusterFound => 24,
             Self::OverloadManager => 25,
             Self::DnsResolutionFailed => 26,
+            Self::DownstreamRemoteReset => 28,
         }
     }
 
@@ -130,6 +134,7 @@ impl ResponseFlag {
             Self::NoRouteFound => "NoRouteFound",
             Self::NoClusterFound => "NoClusterFound",
             Self::DownstreamConnectionTermination => "DownstreamConnectionTermination",
+            Self::DownstreamRemoteReset => "DownstreamRemoteReset",
             Self::DownstreamProtocolError => "DownstreamProtocolError",
             Self::DurationTimeout => "DurationTimeout",
             Self::StreamIdleTimeout => "StreamIdleTimeout",
@@ -158,6 +163,7 @@ impl ResponseFlag {
             Self::NoRouteFound => "NR",
             Self::NoClusterFound => "NC",
             Self::DownstreamConnectionTermination => "DC",
+            Self::DownstreamRemoteReset => "DR",
             Self::DownstreamProtocolError => "DPE",
             Self::DurationTimeout => "DT",
             Self::StreamIdleTimeout => "SI",

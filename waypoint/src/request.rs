@@ -198,7 +198,7 @@ impl Exchange for TunnelExchange {
         let protocol = protocol_name(request.version());
         let is_grpc = filters::route::is_grpc_content(request.headers());
         let Begun { served, is_gone } = begun;
-        let recording = self.record(&served, protocol);
+        let recording = self.record(&served, protocol).ended_by(interim.client_reset());
         let (tunnel, worker) = (Arc::clone(&self.tunnel), Arc::clone(&self.worker));
         let run = Run {
             served,

@@ -107,6 +107,8 @@ mod part {
     /// `UInt32Value`, and `ResponseFlags.Unauthorized` with its reason.
     pub(super) const NUMBER: u32 = 1;
     pub(super) const EXTERNAL_SERVICE: u64 = 1;
+    /// `ResponseFlags.downstream_remote_reset`.
+    pub(super) const REMOTE_RESET: u32 = 28;
 }
 
 /// How an internal address of Envoy begins.
@@ -310,8 +312,11 @@ fn write_flags(out: &mut Vec<u8>, flags: ResponseFlags) {
     }
     wire::nested(out, common::FLAGS, |out| {
         for flag in flags.iter() {
-            // The fields are in the order of Envoy's bits, from 1 on.
-            let field = u32::from(flag.envoy_bit()) + 1;
+            // The fields are in the order of Envoy's bits, from 1 on, but that the one before this has none.
+            let field = match flag {
+                ResponseFlag::DownstreamRemoteReset => part::REMOTE_RESET,
+                flag => u32::from(flag.envoy_bit()) + 1,
+            };
             if flag == ResponseFlag::UnauthorizedExternalService {
                 wire::nested(out, field, |out| number(out, part::NUMBER, part::EXTERNAL_SERVICE));
             } else {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ::h2::Reason;
@@ -131,6 +132,15 @@ impl Interim {
         Interim(Way::Http2(respond))
     }
 
+    /// By which a client may take its request back, and keep its connection.
+    #[must_use]
+    pub fn client_reset(&self) -> Option<ClientReset> {
+        match &self.0 {
+            Way::Http2(respond) => Some(ClientReset(Arc::clone(respond))),
+            Way::None | Way::Http1(_) | Way::Custom(_) => None,
+        }
+    }
+
     /// Whether this status would reach the client. HTTP/2 carries every 1xx but 101; HTTP/1.1 carries 100 to a client
     /// that expects it, and no other, for hyper's codec cannot send one.
     #[must_use]
@@ -162,6 +172,26 @@ impl Interim {
                 respond.lock().send_informational(response).is_ok()
             }
         }
+    }
+}
+
+/// Tells the end of a stream from that of its connection.
+#[derive(Clone)]
+pub struct ClientReset(Arc<Mutex<SendResponse<Bytes>>>);
+
+impl ClientReset {
+    /// Whether the client has reset the stream. To be asked when the exchange is over: nobody is woken by it.
+    #[must_use]
+    pub fn has_come(&self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        // Whoever holds it is sending.
+        self.0.try_lock().is_some_and(|mut respond| matches!(respond.poll_reset(&mut nobody), Poll::Ready(Ok(_))))
+    }
+}
+
+impl fmt::Debug for ClientReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientReset")
     }
 }
 

@@ -22,10 +22,11 @@ use tokio::time::{Interval, MissedTickBehavior};
 use super::limits::{Activity, Expired, Expiry};
 use super::{head_bytes, status_line_bytes};
 use crate::http::body::{Body, BodyError};
+use crate::http::session::ClientReset;
 use crate::state::health::ActiveRequest;
 use crate::state::published::ClusterEntry;
 use crate::state::table::EndpointEntry;
-use crate::upstream::failure::UpstreamFailure;
+use crate::upstream::failure::{CLIENT_RESET, UpstreamFailure};
 use crate::upstream::pool::Lease;
 use crate::worker::Worker;
 
@@ -41,11 +42,19 @@ pub(super) struct Recording {
     upload: Option<Arc<Upload>>,
     /// Of a request with an idle time.
     activity: Option<Arc<Activity>>,
+    /// Of a request whose client may take it back.
+    client_reset: Option<ClientReset>,
 }
 
 impl Recording {
     pub(super) fn new(record: RequestRecord, worker: Arc<Worker>) -> Self {
-        Self { record: Some(Box::new(record)), worker, upload: None, activity: None }
+        Self { record: Some(Box::new(record)), worker, upload: None, activity: None, client_reset: None }
+    }
+
+    /// By which its client may take the request back.
+    pub(super) fn ended_by(mut self, client_reset: Option<ClientReset>) -> Self {
+        self.client_reset = client_reset;
+        self
     }
 
     /// The record, until it is finished.
@@ -209,6 +218,7 @@ impl Recording {
     /// Hands the record over. Later calls do nothing.
     pub(super) fn finish(&mut self) {
         let Some(mut record) = self.record.take() else { return };
+        self.client_reset = None;
         if let Some(upload) = &self.upload {
             let bytes = upload.bytes.load(Ordering::Relaxed);
             record.stream.request_end = *upload.ended_at.lock();
@@ -223,9 +233,15 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
+        let was_reset = self.record.is_some() && self.client_reset.as_ref().is_some_and(ClientReset::has_come);
         if let Some(record) = &mut self.record {
-            record.stream.flags.insert(ResponseFlag::DownstreamConnectionTermination);
-            record.stream.details = Some("downstream_remote_disconnect".into());
+            let (flag, details) = if was_reset {
+                (ResponseFlag::DownstreamRemoteReset, CLIENT_RESET)
+            } else {
+                (ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
+            };
+            record.stream.flags.insert(flag);
+            record.stream.details = Some(details.into());
             record.try_canceled(false);
             self.finish();
         }

@@ -16,6 +16,9 @@ use crate::state::by_host::NoHost;
 use crate::state::health::Verdict;
 use crate::upstream::pool::NoSession;
 
+/// What Envoy's codec says of a stream that its client has reset.
+pub const CLIENT_RESET: &str = "http2.remote_reset";
+
 /// Why a try, or the request as a whole, failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamFailure {
@@ -126,6 +129,7 @@ impl UpstreamFailure {
             Self::TryTimeout | Self::TryIdle | Self::RequestTimeout => ResponseFlag::UpstreamRequestTimeout,
             Self::StreamIdle { .. } => ResponseFlag::StreamIdleTimeout,
             Self::RequestBody(BodyError::Malformed) => ResponseFlag::DownstreamProtocolError,
+            Self::RequestBody(BodyError::Reset(_)) => ResponseFlag::DownstreamRemoteReset,
             Self::RequestBody(_) => ResponseFlag::DownstreamConnectionTermination,
             Self::Unresolved(_) => ResponseFlag::DnsResolutionFailed,
             Self::ClusterRejected | Self::TooManyHosts | Self::TooManyLookups | Self::UploadTimeout | Self::StreamTimeout { .. } => {
@@ -158,6 +162,7 @@ impl UpstreamFailure {
             Self::StreamTimeout { .. } => "max_duration_timeout".into(),
             Self::UploadTimeout => "request_overall_timeout".into(),
             Self::RequestBody(BodyError::Malformed) => "http1.codec_error".into(),
+            Self::RequestBody(BodyError::Reset(_)) => CLIENT_RESET.into(),
             Self::RequestBody(_) => "downstream_remote_disconnect".into(),
             Self::Unsupported => "upgrade_failed".into(),
         }

@@ -170,6 +170,7 @@ fn every_flag_is_the_field_of_its_name() {
             ResponseFlag::NoRouteFound => flags.no_route_found,
             ResponseFlag::NoClusterFound => flags.no_cluster_found,
             ResponseFlag::DownstreamConnectionTermination => flags.downstream_connection_termination,
+            ResponseFlag::DownstreamRemoteReset => flags.downstream_remote_reset,
             ResponseFlag::DownstreamProtocolError => flags.downstream_protocol_error,
             ResponseFlag::DurationTimeout => flags.duration_timeout,
             ResponseFlag::StreamIdleTimeout => flags.stream_idle_timeout,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use http::Request;
 use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
@@ -31,6 +31,7 @@ const OPERATORS: &[(&str, &str)] = &[
     ("environment_unset", "%ENVIRONMENT(CASES_NONE)%"),
     ("filter_chain", "%FILTER_CHAIN_NAME%"),
     ("flags_long", "%RESPONSE_FLAGS_LONG%"),
+    ("flags_number", "%CEL(response.flags)%"),
     ("grpc_number", "%GRPC_STATUS_NUMBER%"),
     ("grpc_status", "%GRPC_STATUS%"),
     ("local", "%DOWNSTREAM_LOCAL_ADDRESS%"),
@@ -114,6 +115,8 @@ enum Ask {
     Talk(&'static str, &'static str, &'static str),
     /// A request whose client leaves when the pod has seen it.
     Leave,
+    /// The same in HTTP/2, where it takes back the request alone.
+    Cancel,
     /// One whose client leaves when it has heard the beginning of the answer.
     LeaveLater,
 }
@@ -185,13 +188,25 @@ impl Case {
             }
             Ask::Leave => {
                 let _tunnel = self.begun(tunnel, side).await?;
-                let key = format!("GET {}", self.path_of(side));
-                let has_come = async || Ok(if web.requests(&key) > 0 { Look::Done(()) } else { Look::NotYet(key.clone()) });
-                until("the request at the pod", DEADLINE, has_come).await?;
+                self.seen(side, web).await?;
+            }
+            Ask::Cancel => {
+                let http = Http::two(tunnel).await?;
+                tokio::select! {
+                    asked = self.whole(http, side, connection.local) => bail!("it was answered: {asked:?}"),
+                    seen = self.seen(side, web) => seen?,
+                }
             }
             Ask::LeaveLater => hear(&mut self.begun(tunnel, side).await?, "chunk 0").await?,
         }
         Ok(())
+    }
+
+    /// Waits until the pod has it.
+    async fn seen(&self, side: &str, web: &Record) -> Result<()> {
+        let key = format!("GET {}", self.path_of(side));
+        let has_come = async || Ok(if web.requests(&key) > 0 { Look::Done(()) } else { Look::NotYet(key.clone()) });
+        until("the request at the pod", DEADLINE, has_come).await
     }
 
     fn path_of(&self, side: &str) -> String {
@@ -272,6 +287,7 @@ pub(super) const CASES: &[Case] = &[
     get("delayed", "/slow"),
     get("above its circuit breaker", "/overflow"),
     get("client leaves", "/delay/60000/SIDE").ask(Ask::Leave),
+    get("client cancels", "/delay/60000/cancelled/SIDE").ask(Ask::Cancel),
     get("client leaves late", "/stream/100").ask(Ask::LeaveLater),
     grpc("gRPC", "/ratings.Ratings/Get").to(RATINGS),
     grpc("gRPC, not found", "/status/200").to(RATINGS).with(&[

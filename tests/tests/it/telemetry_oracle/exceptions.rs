@@ -54,7 +54,7 @@ const OF_FAILURES: &[&str] = &[
     "line.attempts",
     "line.bytes_sent",
     "line.details",
-    "line.flags_long",
+    "line.flags_",
     "line.response_flags",
     "line.reason",
     "line.text",
@@ -64,7 +64,7 @@ const OF_FAILURES: &[&str] = &[
 ];
 
 /// Of a client that says no more and is not gone.
-const OF_ENDS: &[&str] = &["line.bytes_sent", "line.details", "line.flags_long", "line.response_", "line.text", "span.response_"];
+const OF_ENDS: &[&str] = &["line.bytes_sent", "line.details", "line.flags_", "line.response_", "line.text", "span.response_"];
 
 /// What depends on which of two things comes first, so that it need not differ: whether a body has come before there is no connection, or it is reset.
 pub(super) const RACES: [&str; 1] = ["unread-body"];
