@@ -293,6 +293,12 @@ impl Costs {
         metric
     }
 
+    /// HBONE connections that clients have open.
+    pub(crate) fn accepted(&self) -> u64 {
+        let of_side = Side::ALL.iter().position(|(side, _)| *side == Side::Accepted);
+        of_side.map_or(0, |at| self.sum(|worker| worker.connections[at].load(Relaxed)))
+    }
+
     fn sum(&self, of: impl Fn(&WorkerCosts) -> u64) -> u64 {
         self.read.workers.lock().iter().map(|worker| of(worker)).sum()
     }

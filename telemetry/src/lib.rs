@@ -313,6 +313,7 @@ impl Telemetry {
         let mut gauges = vec![
             gauge("envoy_server_live", u64::from(!draining)),
             gauge("envoy_server_state", u64::from(draining)),
+            gauge("envoy_server_total_connections", self.costs.accepted()),
             gauge("envoy_server_uptime", self.started.elapsed().as_secs()),
         ];
         if self.counts.load(Relaxed) {

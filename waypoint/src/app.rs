@@ -10,6 +10,7 @@ pub mod explain;
 mod jwks;
 pub mod parity;
 mod refusals;
+mod vitals;
 mod workers;
 
 use std::io;

@@ -4,6 +4,7 @@
 //! they were made with; only new ones see a new certificate, root bundle or trust domain list.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use xds_client::ca::{CaObserver, CaStatus, Issued};
@@ -22,6 +23,8 @@ pub struct Identities {
 #[derive(Debug)]
 struct State {
     identity: Option<Arc<Identity>>,
+    /// Of the last certificate that could be used.
+    not_after: Option<SystemTime>,
     accepted: Arc<PeerMatcher>,
     generation: u64,
 }
@@ -31,7 +34,7 @@ impl Identities {
     #[must_use]
     pub fn new(tls: Arc<MeshTls>, trust_domain: &str) -> Self {
         let accepted = Arc::new(PeerMatcher::trust_domains([trust_domain]));
-        Self { tls, state: Mutex::new(State { identity: None, accepted, generation: 0 }) }
+        Self { tls, state: Mutex::new(State { identity: None, not_after: None, accepted, generation: 0 }) }
     }
 
     /// Clients are accepted by these prefixes of their SPIFFE ids from now on; none means any of the mesh's roots.
@@ -44,6 +47,12 @@ impl Identities {
         }
     }
 
+    /// When our certificate ends; none while there is none.
+    #[must_use]
+    pub fn expire_at(&self) -> Option<SystemTime> {
+        self.state.lock().not_after
+    }
+
     /// A certificate from the CA.
     fn issued(&self, issued: &Issued) {
         let mut state = self.state.lock();
@@ -52,6 +61,7 @@ impl Identities {
         match made {
             Ok(identity) => {
                 state.identity = Some(Arc::new(identity));
+                state.not_after = Some(issued.not_after);
                 self.publish(&state);
             }
             Err(error) => tracing::error!(%error, "the CA's certificate cannot be used; the one before stays"),

@@ -68,6 +68,8 @@ pub(crate) fn own(families: &[MetricFamily], exposition: Exposition, out: &mut d
     for line in text.lines() {
         let comment = ["# HELP ", "# TYPE "].into_iter().find_map(|start| Some((start, line.strip_prefix(start)?.split_once(' ')?)));
         match comment {
+            // OpenMetrics knows no counter without the ending, which Envoy's have not.
+            Some((start, (name, "counter"))) if !name.ends_with(COUNTER_ENDING) => writeln!(out, "{start}{name} unknown")?,
             Some((start, (name, rest))) => writeln!(out, "{start}{} {rest}", exposition.family(name))?,
             None => writeln!(out, "{line}")?,
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use http::{Method, StatusCode};
+use tests::fake_istiod::Kind;
 use tests::peer::{Answer, empty};
 use tests::process::exit_code;
 use tests::scenario::{Mesh, WEB, WEB_CHAIN};
@@ -138,4 +139,47 @@ async fn an_idle_waypoint_is_small() -> Result<()> {
     let n_bytes = mesh.waypoint.resident_bytes()?;
     assert!(n_bytes < IDLE_BYTES_MAX, "{n_bytes} bytes");
     Ok(())
+}
+
+/// Waits until a series has a value that is right.
+async fn series(mesh: &Mesh, name: &str, is_right: impl Fn(f64) -> bool) -> Result<()> {
+    let value = |line: &str| line.strip_prefix(name)?.trim_start_matches("{}").strip_prefix(' ')?.parse::<f64>().ok();
+    mesh.waypoint.metric(name, |line| value(line).is_some_and(&is_right)).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_of_an_envoy_find_the_stream_to_istiod_what_came_of_it_and_the_certificate() -> Result<()> {
+    const LIFETIME: Duration = Duration::from_secs(2 * 86_400 + 3600);
+    const STREAMS: &str = "envoy_cluster_upstream_cx_active{cluster_name=\"xds-grpc\"}";
+    const EXPIRY: &str = "istio_agent_cert_expiry_seconds{resource_name=\"default\"}";
+    let mut mesh = Mesh::builder("01-plain")?.certificate_lifetime(LIFETIME).start().await?;
+    series(&mesh, STREAMS, |count| count == 1.0).await?;
+    series(&mesh, EXPIRY, |left| left > 2.0 * 86_400.0 && left <= LIFETIME.as_secs_f64()).await?;
+    series(&mesh, "envoy_server_days_until_first_cert_expiring", |days| days == 2.0).await?;
+    let n_clusters = mesh.scenario().resources(Kind::Cluster).count();
+    // Those of plumbing are no clusters here.
+    series(&mesh, "envoy_cluster_manager_active_clusters", |count| {
+        count >= 1.0 && count <= f64::from(u32::try_from(n_clusters).unwrap_or(0))
+    })
+    .await?;
+    series(&mesh, "envoy_workload_discovery_total", |count| count >= 1.0).await?;
+    for kind in ["cluster_manager_cds", "listener_manager_lds"] {
+        series(&mesh, &format!("envoy_{kind}_update_success"), |count| count >= 1.0).await?;
+        series(&mesh, &format!("envoy_{kind}_update_rejected"), |count| count == 0.0).await?;
+    }
+    series(&mesh, "envoy_server_total_connections", |count| count == 0.0).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    series(&mesh, "envoy_server_total_connections", |count| count == 1.0).await?;
+    drop(connection);
+    series(&mesh, "envoy_server_total_connections", |count| count == 0.0).await?;
+    let replies = mesh
+        .push(|scenario| {
+            scenario.resource(Kind::Cluster, WEB_CHAIN)?["lb_policy"] = "CLUSTER_PROVIDED".into();
+            Ok(())
+        })
+        .await?;
+    anyhow::ensure!(replies.iter().any(|reply| reply.refusal.is_some()), "taken: {replies:?}");
+    series(&mesh, "envoy_cluster_manager_cds_update_rejected", |count| count == 1.0).await?;
+    mesh.istiod.stop().await;
+    series(&mesh, STREAMS, |count| count == 0.0).await
 }

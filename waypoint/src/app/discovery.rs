@@ -26,6 +26,7 @@ use xds_client::observer::{Change, Report};
 
 use super::explain;
 use super::jwks::JwksKeeper;
+use super::vitals::Vitals;
 use crate::admin;
 use crate::admin::ready::Readiness;
 use crate::config;
@@ -59,10 +60,11 @@ pub(super) struct Gauges {
     unsupported: IntGaugeVec,
     stale: GaugeVec,
     stale_since: Mutex<HashMap<String, Instant>>,
+    vitals: Vitals,
 }
 
 impl Gauges {
-    fn new(registry: &Registry) -> Self {
+    fn new(registry: &Registry, vitals: Vitals) -> Self {
         let unsupported = Opts::new("waypoint_unsupported_fields", "Places where a field is set that is accepted without effect.");
         let unsupported = IntGaugeVec::new(unsupported, &["type", "field"]).expect("a well-formed name");
         let stale =
@@ -71,7 +73,7 @@ impl Gauges {
         for collector in [Box::new(unsupported.clone()) as Box<dyn Collector>, Box::new(stale.clone())] {
             registry.register(collector).expect("each name is registered once");
         }
-        Self { unsupported, stale, stale_since: Mutex::default() }
+        Self { unsupported, stale, stale_since: Mutex::default(), vitals }
     }
 
     fn note(&self, report: &Report) {
@@ -92,6 +94,7 @@ impl Gauges {
         for (chain, since) in self.stale_since.lock().iter() {
             self.stale.with_label_values(&[chain]).set(since.elapsed().as_secs_f64());
         }
+        self.vitals.refresh();
     }
 }
 
@@ -116,7 +119,9 @@ impl Discovery {
             on_found();
         };
         let names = DnsKeeper::new(Arc::clone(&start.resolver), Arc::new(on_resolved));
-        let gauges = Arc::new(Gauges::new(start.telemetry.registry()));
+        let registry = start.telemetry.registry();
+        let vitals = Vitals::new(registry, Arc::clone(&start.published), Arc::clone(&start.identities));
+        let gauges = Arc::new(Gauges::new(registry, vitals));
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
         let applier = Applier::new(start.on_refused_policy);
         Self { start, applier, store, names, keeper, report: Arc::default(), applied: Arc::default(), gauges }
@@ -277,6 +282,7 @@ impl AdsObserver for Discovery {
         self.start.readiness.config(self.store.lock().status());
         let report = self.applier.report();
         self.gauges.note(&report);
+        self.gauges.vitals.applied(of, &applied.verdict);
         *self.report.lock() = report;
         self.applied.notify_one();
         match &applied.verdict {
@@ -287,6 +293,7 @@ impl AdsObserver for Discovery {
     }
 
     fn status(&mut self, status: AdsStatus) {
+        self.gauges.vitals.connected(matches!(status, AdsStatus::Connected));
         match status {
             AdsStatus::Connecting => tracing::debug!("calling istiod"),
             AdsStatus::Connected => {
