@@ -48,7 +48,7 @@ async fn becomes(mesh: &Mesh, metric: &str, value: u64) -> Result<()> {
     mesh.waypoint.metric(metric, |line| line.starts_with(&format!("{metric}{{")) && line.ends_with(&end)).await.map(drop)
 }
 
-fn http_stats<'a>(scenario: &'a mut Scenario, chain: &str) -> Result<&'a mut Value> {
+pub(crate) fn http_stats<'a>(scenario: &'a mut Scenario, chain: &str) -> Result<&'a mut Value> {
     let filters = scenario.http(chain)?["http_filters"].as_array_mut().context("no filters")?;
     let stats = filters.iter_mut().find(|filter| filter["name"] == "istio.stats");
     Ok(&mut stats.context("no istio.stats")?["typed_config"])

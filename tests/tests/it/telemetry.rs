@@ -1,17 +1,33 @@
 //! What is reported of a request: Istio's metrics, the JSON log line, and the span that both name.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use http::{Method, StatusCode};
 use regex::Regex;
+use tests::fake_istiod::Kind;
 use tests::otlp::KIND_SERVER;
 use tests::peer::{empty, full, plain_get};
 use tests::process::STATS_PORT;
-use tests::scenario::{DB, Mesh, RATINGS, WEB, WEB_CHAIN};
+use tests::scenario::{DB, Mesh, RATINGS, Scenario, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
 use tests::workload::App;
 
 const SPAN_DEADLINE: Duration = Duration::from_secs(15);
+/// Of a request that waits for nobody.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
+
+const COLLECTOR_CLUSTER: &str = "outbound|4317||tempo.tempo.svc.cluster.local";
+/// Where the collector is, and where nobody is, below the network of the mesh.
+const COLLECTOR: &str = ".8.1";
+const NOBODY: &str = ".8.99";
+
+fn move_collector(scenario: &mut Scenario, (from, to): (&str, &str)) -> Result<()> {
+    let assignment = scenario.resource(Kind::Endpoints, COLLECTOR_CLUSTER)?;
+    let moved = assignment.to_string().replace(&format!("{from}\""), &format!("{to}\""));
+    *assignment = serde_json::from_str(&moved)?;
+    Ok(())
+}
 
 /// The labels of a request from `clients/frontend` to `web`, in Istio's order.
 const LABELS: &str = "reporter=\"waypoint\",source_workload=\"frontend-0\",source_canonical_service=\"frontend\",\
@@ -139,5 +155,95 @@ async fn logging_stops_when_the_chain_says_nothing_of_it_any_more() -> Result<()
     connection.get(tests::scenario::EMPTY, "/marker").await?;
     mesh.waypoint.access_line("a later line of another chain", |line| line["path"] == "/marker").await?;
     assert!(!mesh.waypoint.output().iter().any(|line| line.contains("/silent")), "{:?}", mesh.waypoint.output());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_says_which_span_its_request_has_and_whether_it_is_exported() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        scenario.keep_endpoints(WEB_CHAIN, 1)?;
+        let format = &mut scenario.http(WEB_CHAIN)?["access_log"][0]["typed_config"]["log_format"]["json_format"];
+        (format["span"], format["sampled"]) = ("%SPAN_ID%".into(), "%TRACE_SAMPLED%".into());
+        Ok(())
+    };
+    let mut mesh = Mesh::builder("07-telemetry")?.edit(edit)?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    let of_trace = |flags: &str| format!("00-944465e02249c3cd2ea8d5505aca32a2-00f067aa0ba902b7-{flags}");
+    for (path, flags) in [("/sampled", "01"), ("/unsampled", "00")] {
+        let request = http.request(Method::GET, path).header("traceparent", of_trace(flags)).body(empty())?;
+        let told = http.send(request).await?.json();
+        let (_, line) = mesh.waypoint.access_line(path, |line| line["path"] == path).await?;
+        assert_eq!(line["sampled"], flags == "01", "{line}");
+        // The endpoint is told the same.
+        let span_id = line["span"].as_str().unwrap_or_default();
+        let seen = told["headers"].as_array().into_iter().flatten().find(|pair| pair[0] == "traceparent").map(|pair| pair[1].clone());
+        assert_eq!(seen, Some(of_trace(flags).replace("00f067aa0ba902b7", span_id).into()), "{line}");
+        if flags == "01" {
+            mesh.spans.wait_for("the span of the line", SPAN_DEADLINE, |span| span.span_id == span_id).await?;
+        }
+    }
+    assert_eq!(mesh.spans.spans().len(), 1);
+    mesh.push_accepted(|scenario| {
+        scenario.http(WEB_CHAIN)?.as_object_mut().map(|manager| manager.remove("tracing"));
+        Ok(())
+    })
+    .await?;
+    http.get("/untraced").await?;
+    let (_, line) = mesh.waypoint.access_line("/untraced", |line| line["path"] == "/untraced").await?;
+    assert_eq!((&line["span"], &line["sampled"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t25_requests_go_on_while_the_collector_is_down_and_spans_come_once_it_is_back() -> Result<()> {
+    let mut mesh = Mesh::builder("07-telemetry")?
+        .edit(|scenario| {
+            scenario.keep_endpoints(WEB_CHAIN, 1)?;
+            move_collector(scenario, (COLLECTOR, NOBODY))
+        })?
+        .start()
+        .await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    let mut n_sent = 0;
+    let lost = until("spans that are lost", SPAN_DEADLINE, async || {
+        let began = Instant::now();
+        assert_eq!(http.get(&format!("/down/{n_sent}")).await?.status, StatusCode::OK);
+        assert!(began.elapsed() < REQUEST_DEADLINE, "a request waited {:?}", began.elapsed());
+        n_sent += 1;
+        let page = mesh.waypoint.metrics().await?;
+        let lost = page.lines().find(|line| line.starts_with("waypoint_spans_dropped_total{reason=\"export_failed\"}"));
+        Ok(match lost {
+            Some(line) if !line.ends_with(" 0") => Look::Done(line.to_owned()),
+            _ => Look::NotYet(format!("{lost:?} of {n_sent}")),
+        })
+    })
+    .await?;
+    assert!(mesh.spans.spans().is_empty(), "{lost}");
+    mesh.push_accepted(|scenario| move_collector(scenario, (NOBODY, COLLECTOR))).await?;
+    until("a span", SPAN_DEADLINE, async || {
+        http.get("/up").await?;
+        let spans = mesh.spans.spans();
+        Ok(if spans.iter().any(|span| span.attributes["http.url"].ends_with("/up")) {
+            Look::Done(())
+        } else {
+            Look::NotYet("none".to_owned())
+        })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t26_a_lone_span_is_exported_within_five_seconds() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    for path in ["/lone", "/another"] {
+        http.get(path).await?;
+        let ended = Instant::now();
+        mesh.spans.wait_for(path, SPAN_DEADLINE, |span| span.attributes["http.url"].ends_with(path)).await?;
+        assert!(ended.elapsed() <= Duration::from_secs(5), "{path}: {:?}", ended.elapsed());
+    }
     Ok(())
 }
