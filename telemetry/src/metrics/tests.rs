@@ -161,10 +161,16 @@ fn m06_the_certificate_names_the_source_namespace_before_discovery_does() {
 }
 
 #[test]
-fn m07_m23_without_a_principal_discovery_names_the_namespace_and_nothing_is_mutual_tls() {
+fn m07_without_a_namespace_in_the_certificate_it_is_discoverys() {
     let labels = recorded(|record| record.stream.source_identity = None).labels("istio_requests_total");
-    assert_eq!(values(&labels, &["source_workload_namespace", "source_principal"]), ["emojivoto", "unknown"]);
-    assert_eq!(value(&labels, "connection_security_policy"), "none");
+    assert_eq!(value(&labels, "source_workload_namespace"), "emojivoto");
+}
+
+#[test]
+fn m23_without_tls_there_is_no_principal_and_nothing_is_mutual_tls() {
+    let labels =
+        recorded(|record| (record.stream.source_identity, record.stream.local_identity) = (None, None)).labels("istio_requests_total");
+    assert_eq!(values(&labels, &["source_principal", "connection_security_policy"]), ["unknown", "none"]);
 }
 
 #[test]

@@ -159,23 +159,44 @@ fn no_id_is_made_where_none_is_wanted_and_then_nothing_is_sampled() {
     assert!(!decision.trace.unwrap().sampled);
 }
 
+/// What an incoming id comes to: whether it is sampled, and what is forwarded.
+fn decided(percent: f64, id: &str, more: Option<&'static str>) -> (bool, String) {
+    let mut pairs = vec![("x-request-id", id)];
+    pairs.extend(more.map(|name| (name, "1")));
+    let (decision, headers) = pass(Some(&sampling(percent)), &pairs);
+    (decision.trace.unwrap().sampled, headers[X_REQUEST_ID].to_str().unwrap().to_owned())
+}
+
 #[test]
-fn t07_t08_t09_an_incoming_request_id_decides_and_says_so() {
-    for (percent, id, extra, sampled, forwarded) in [
-        (1.0, "00000063-2222-4333-8444-555555555555", None, true, "00000063-2222-9333-8444-555555555555"),
-        (1.0, "00000064-2222-4333-8444-555555555555", None, false, "00000064-2222-4333-8444-555555555555"),
-        (100.0, "abc", None, false, "abc"),
-        (100.0, "00000063", None, true, "00000063"),
-        (100.0, "zzzzzzzz-2222-4333-8444-555555555555", None, false, "zzzzzzzz-2222-4333-8444-555555555555"),
-        (0.0, "00000064-2222-9333-8444-555555555555", None, true, "00000064-2222-9333-8444-555555555555"),
-        (0.0, "00000064-2222-4333-8444-555555555555", Some("x-client-trace-id"), true, "00000064-2222-b333-8444-555555555555"),
-        (0.0, "00000064-2222-4333-8444-555555555555", Some("x-envoy-force-trace"), true, "00000064-2222-a333-8444-555555555555"),
+fn t07_an_id_below_the_percentage_is_sampled_and_says_so() {
+    let id = "00000063-2222-4333-8444-555555555555";
+    assert_eq!(decided(1.0, id, None), (true, "00000063-2222-9333-8444-555555555555".to_owned()));
+    // Of another length it decides, and is not rewritten.
+    assert_eq!(decided(100.0, "00000063", None), (true, "00000063".to_owned()));
+}
+
+#[test]
+fn t08_an_id_above_the_percentage_is_not_sampled_and_stays() {
+    let id = "00000064-2222-4333-8444-555555555555";
+    assert_eq!(decided(1.0, id, None), (false, id.to_owned()));
+}
+
+#[test]
+fn t09_an_id_that_is_none_is_never_sampled_and_stays() {
+    for id in ["abc", "zzzzzzzz-2222-4333-8444-555555555555"] {
+        assert_eq!(decided(100.0, id, None), (false, id.to_owned()));
+    }
+}
+
+#[test]
+fn an_id_that_says_traced_is_and_others_may_ask_for_it() {
+    let id = "00000064-2222-4333-8444-555555555555";
+    for (id, more, forwarded) in [
+        ("00000064-2222-9333-8444-555555555555", None, "00000064-2222-9333-8444-555555555555"),
+        (id, Some("x-client-trace-id"), "00000064-2222-b333-8444-555555555555"),
+        (id, Some("x-envoy-force-trace"), "00000064-2222-a333-8444-555555555555"),
     ] {
-        let mut pairs = vec![("x-request-id", id)];
-        pairs.extend(extra.map(|name| (name, "1")));
-        let (decision, headers) = pass(Some(&sampling(percent)), &pairs);
-        assert_eq!(decision.trace.unwrap().sampled, sampled, "{percent} {id} {extra:?}");
-        assert_eq!(headers[X_REQUEST_ID], forwarded);
+        assert_eq!(decided(0.0, id, more), (true, forwarded.to_owned()), "{more:?}");
     }
 }
 
@@ -312,33 +333,46 @@ fn t01_t02_flags_say_whether_a_span_has_a_remote_parent() {
     assert_eq!(span.name, "ingress", "no decorator");
 }
 
+/// The status and the `error` of a span, whose code is told as it is.
+fn ended(code: u16, grpc: Option<u32>) -> (StatusCode, bool) {
+    let span = span(|record| {
+        record.response_code = code;
+        record.is_grpc = grpc.is_some();
+        record.grpc_status = grpc.map(GrpcStatus::new);
+    });
+    let names = by_name(&span);
+    assert_eq!(names["http.status_code"], code.to_string());
+    assert!(names.get("error").is_none_or(|error| *error == "true"));
+    (status_of(&span), names.contains_key("error"))
+}
+
 #[test]
-fn t11_t13_t14_t15_status_and_error_follow_the_http_status_or_the_grpc_one() {
-    let failed = StatusCode::Error;
-    for (code, grpc, status, error) in [
-        (200, None, StatusCode::Unset, false),
-        (404, None, StatusCode::Unset, false),
-        (500, None, failed, true),
-        (503, None, failed, true),
-        (0, None, StatusCode::Unset, true),
-        (200, Some(0), StatusCode::Unset, false),
-        (200, Some(2), failed, true),
-        (200, Some(4), failed, true),
-        (200, Some(5), StatusCode::Unset, false),
-        (200, Some(8), StatusCode::Unset, true),
-        (200, Some(12), failed, true),
-        (200, Some(13), failed, true),
-        (200, Some(14), failed, true),
-        (200, Some(15), failed, true),
-    ] {
-        let span = span(|record| {
-            record.response_code = code;
-            record.is_grpc = grpc.is_some();
-            record.grpc_status = grpc.map(GrpcStatus::new);
-        });
-        assert_eq!(status_of(&span), status, "{code} {grpc:?}");
-        assert_eq!(by_name(&span).get("error"), error.then_some(&"true"), "{code} {grpc:?}");
-        assert_eq!(by_name(&span)["http.status_code"], code.to_string());
+fn t11_a_failure_of_the_upstream_is_an_error_and_a_mistake_of_the_client_none() {
+    for code in [500, 503] {
+        assert_eq!(ended(code, None), (StatusCode::Error, true), "{code}");
+    }
+    for code in [200, 404] {
+        assert_eq!(ended(code, None), (StatusCode::Unset, false), "{code}");
+    }
+}
+
+#[test]
+fn t13_a_client_that_went_away_leaves_code_0_and_an_error_without_a_status() {
+    assert_eq!(ended(0, None), (StatusCode::Unset, true));
+}
+
+#[test]
+fn t14_a_grpc_status_of_the_servers_making_is_an_error() {
+    for status in [2, 4, 12, 13, 14, 15] {
+        assert_eq!(ended(200, Some(status)), (StatusCode::Error, true), "{status}");
+    }
+    assert_eq!(ended(200, Some(8)), (StatusCode::Unset, true), "RESOURCE_EXHAUSTED is an error without a status");
+}
+
+#[test]
+fn t15_another_grpc_status_is_none() {
+    for status in [0, 5] {
+        assert_eq!(ended(200, Some(status)), (StatusCode::Unset, false), "{status}");
     }
 }
 

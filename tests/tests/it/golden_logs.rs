@@ -2,14 +2,19 @@
 //!
 //! Not for: formats, which are tested where they are made.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use http::StatusCode;
 use serde_json::{Value, json};
 use tests::scenario::{LEGACY, Mesh, RATINGS_CHAIN, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
 use tests::workload::App;
 
 use crate::golden_metrics::LEGACY_CHAIN;
 use crate::policy::rbac;
+
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Adds what tells why to the lines of a chain.
 fn tell_why(scenario: &mut Scenario, chain: &str) -> Result<()> {
@@ -61,12 +66,17 @@ async fn l13_a_pod_that_refuses_its_tunnel_leaves_one_line_with_the_cause() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn l13b_a_plain_endpoint_that_refuses_is_tried_three_times_and_leaves_one_line() -> Result<()> {
     let mesh = mesh(|_| Ok(())).await?;
-    mesh.connect("frontend-0").await?.get(LEGACY, "/refused").await?;
+    let connection = mesh.connect("frontend-0").await?;
+    connection.get(LEGACY, "/refused").await?;
     let line = line(&mesh, "/refused").await?;
     assert_eq!((&line["response_code"], &line["response_flags"], &line["attempts"]), (&503.into(), &"URX,UF".into(), &3.into()), "{line}");
     assert_eq!(line["reason"], "delayed_connect_error:_Connection_refused", "{line}");
     let details = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
     assert_eq!(line["details"], details, "{line}");
+    connection.get(LEGACY, "/after").await?;
+    self::line(&mesh, "/after").await?;
+    assert_eq!(others(&mesh, &["/refused", "/after"]), [""; 0]);
+    assert_eq!(mesh.waypoint.output().iter().filter(|line| line.contains("\"/refused\"")).count(), 1, "a line of each try");
     Ok(())
 }
 
@@ -95,6 +105,41 @@ async fn l21_a_refusal_names_its_policy() -> Result<()> {
         json!({"by": "deny_policy", "policy": "shop/deny", "rule": "0"}),
         "the format asks for no more: {line}"
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l22_whatever_bytes_a_request_holds_its_line_is_one_of_json() -> Result<()> {
+    let mesh = mesh(|_| Ok(())).await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let connection = mesh.connect("frontend-0").await?;
+    let requests: [&[u8]; 6] = [
+        b"GET /invalid/\xff\xfe\xc3 HTTP/1.1\r\nhost: web.shop\r\n\r\n",
+        b"GET /escaped/%00%0a%22%ff HTTP/1.1\r\nhost: web.shop\r\n\r\n",
+        b"GET /control/\x01\x1b\x7f HTTP/1.1\r\nhost: web.shop\r\n\r\n",
+        b"GET /quoted/\"\\ HTTP/1.1\r\nhost: web.shop\r\n\r\n",
+        b"GET /agent HTTP/1.1\r\nhost: web.shop\r\nuser-agent: a\xff\xed\xa0\x80\t\"\\\xc3\xa9b\r\n\r\n",
+        b"GET /last HTTP/1.1\r\nhost: web.shop\r\n\r\n",
+    ];
+    for request in requests {
+        // What is no request is answered, and logged, too.
+        drop(tests::peer::exchange_raw(connection.tunnel(WEB).await?, request, true).await);
+    }
+    line(&mesh, "/last").await?;
+    until("a line of each", DEADLINE, async || {
+        let n_lines = mesh.waypoint.output().len();
+        Ok(if n_lines >= requests.len() { Look::Done(()) } else { Look::NotYet(format!("{n_lines} lines")) })
+    })
+    .await?;
+    let lines = mesh.waypoint.output();
+    assert_eq!(lines.len(), requests.len(), "{lines:#?}");
+    for line in &lines {
+        let parsed: Value = serde_json::from_str(line).with_context(|| line.clone())?;
+        assert!(parsed.is_object() && !line.chars().any(char::is_control), "{line:?}");
+    }
+    // What is UTF-8 stays, what is none is replaced.
+    let agent = line(&mesh, "/agent").await?["user_agent"].as_str().unwrap_or_default().to_owned();
+    assert!(agent.starts_with("a\u{fffd}") && agent.ends_with("\t\"\\\u{e9}b"), "{agent:?}");
     Ok(())
 }
 

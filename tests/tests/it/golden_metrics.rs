@@ -2,15 +2,19 @@
 //!
 //! Not for: labels and text alone, which are tested where they are made.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
+use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
-use tests::peer::{exchange_raw, full};
+use tests::peer::{Peer, exchange_raw, full};
 use tests::scenario::{DB, EMPTY, LEGACY, Mesh, RATINGS, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 use tokio::io::AsyncWriteExt;
 
@@ -19,6 +23,7 @@ use crate::policy::{identity, rbac};
 pub(crate) const LEGACY_CHAIN: &str = "inbound-vip|80|http|legacy.shop.svc.cluster.local";
 const DB_CHAIN: &str = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
 const REPORTING_INTERVAL: &str = "0.2s";
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A mesh with one endpoint of `web`.
 async fn mesh(edit: impl FnOnce(&mut Scenario) -> Result<()>) -> Result<Mesh> {
@@ -40,6 +45,12 @@ async fn value(mesh: &Mesh, metric: &str, labels: &[(&str, &str)]) -> Result<u64
     };
     let line = mesh.waypoint.metric(&format!("{metric} with {pairs:?}"), is_it).await?;
     Ok(line.rsplit_once(' ').context("no value")?.1.parse()?)
+}
+
+/// The name by which discovery sends a pod.
+fn uid_of(mesh: &Mesh, pod: &str) -> Result<String> {
+    let found = mesh.scenario().resources(Kind::Workload).find(|(_, workload)| workload["name"] == pod);
+    found.map(|(name, _)| name.to_owned()).with_context(|| format!("no workload {pod}"))
 }
 
 /// Waits until a metric has one series with this value.
@@ -76,6 +87,44 @@ async fn m02_sizes_count_heads_and_bodies_and_lines_bodies_only() -> Result<()> 
     assert_eq!(value(&mesh, "istio_request_bytes_sum", &[("response_code", "200")]).await?, u64::try_from(request.len())?);
     let (_, line) = mesh.waypoint.access_line("the line", |line| line["path"] == "/m02").await?;
     assert_eq!(line["bytes_received"], 1000);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m05_a_workload_that_says_neither_trust_domain_nor_namespace_nor_account_has_istios_defaults_in_labels() -> Result<()> {
+    let (mut mesh, _web) = with_web().await?;
+    let uid = uid_of(&mesh, "web-v1-1")?;
+    mesh.push_accepted(|scenario| {
+        let workload = scenario.resource(Kind::Workload, &uid)?.as_object_mut().context("no workload")?;
+        for field in ["trust_domain", "namespace", "service_account"] {
+            workload.remove(field);
+        }
+        Ok(())
+    })
+    .await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/m05").await?.status, StatusCode::OK);
+    let labels = [
+        ("destination_workload", "web-v1-1"),
+        ("destination_workload_namespace", "default"),
+        ("destination_principal", "spiffe://cluster.local/ns/default/sa/default"),
+    ];
+    assert_eq!(value(&mesh, "istio_requests_total", &labels).await?, 1);
+    Ok(())
+}
+
+/// Envoy compares the beginning of the name alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn m07_a_client_whose_certificate_names_no_workload_cannot_connect_though_envoy_lets_it() -> Result<()> {
+    let (mesh, _web) = with_web().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let robot = mesh.pki.member("spiffe://cluster.local/robot")?;
+    let peer = Peer::new(&mesh.pki, Some(&robot), None)?;
+    assert_eq!(peer.connect(envoy.hbone()).await?.get(WEB, "/robot").await?.status, StatusCode::OK);
+    let refused = match peer.connect(mesh.hbone()).await {
+        Ok(connection) => connection.get(WEB, "/robot").await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "it was let in");
     Ok(())
 }
 
@@ -126,26 +175,78 @@ async fn m14_messages_of_a_stream_are_counted_while_it_runs() -> Result<()> {
     becomes(&mesh, "istio_request_messages_total", 2).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn m15_m22_refused_requests_name_the_service_and_no_workload_and_grpc_ones_count_as_http() -> Result<()> {
+/// A mesh whose `web` lets nobody in.
+async fn refusing() -> Result<Mesh> {
     let allow =
         rbac("ALLOW", "ns[shop]-policy[web]-rule[0]", &json!({"any": true}), &identity("spiffe://cluster.local/ns/clients/sa/nobody"));
-    let mesh = mesh(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![allow])).await?;
-    let connection = mesh.connect("frontend-0").await?;
-    assert_eq!(connection.get(WEB, "/refused").await?.status, StatusCode::FORBIDDEN);
-    let mut http = connection.http2(WEB).await?;
+    mesh(|scenario| scenario.add_http_filters(WEB_CHAIN, vec![allow])).await
+}
+
+/// The labels of a refused request that say nothing of gRPC, the service, and no workload.
+fn refused(code: &'static str) -> [(&'static str, &'static str); 6] {
+    [
+        ("response_code", code),
+        ("request_protocol", "http"),
+        ("grpc_response_status", ""),
+        ("response_flags", "-"),
+        ("destination_service", "web.shop.svc.cluster.local"),
+        ("destination_workload", "unknown"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m15_a_refused_grpc_request_counts_as_http_without_a_status() -> Result<()> {
+    let mesh = refusing().await?;
+    let mut http = mesh.connect("frontend-0").await?.http2(WEB).await?;
     let request = grpc(&http, "/web.Web/Get").body(full("x"))?;
     assert_eq!(http.send(request).await?.header("grpc-status"), "7");
-    for code in ["403", "200"] {
-        let labels = [
-            ("response_code", code),
-            ("request_protocol", "http"),
-            ("grpc_response_status", ""),
-            ("response_flags", "-"),
-            ("destination_service", "web.shop.svc.cluster.local"),
-            ("destination_workload", "unknown"),
-        ];
-        assert_eq!(value(&mesh, "istio_requests_total", &labels).await?, 1);
+    assert_eq!(value(&mesh, "istio_requests_total", &refused("200")).await?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m22_a_refused_request_names_the_service_and_no_workload() -> Result<()> {
+    let mesh = refusing().await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/refused").await?.status, StatusCode::FORBIDDEN);
+    assert_eq!(value(&mesh, "istio_requests_total", &refused("403")).await?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m16_m17_grpc_web_on_a_plain_port_is_http_with_an_empty_status_and_no_messages() -> Result<()> {
+    let (mesh, _web) = with_web().await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    let request = http.request(Method::POST, "/web.Web/Get").header("content-type", "application/grpc-web").body(full("x"))?;
+    assert_eq!(http.send(request).await?.status, StatusCode::OK);
+    let labels = [("request_protocol", "http"), ("response_code", "200"), ("grpc_response_status", ""), ("response_flags", "-")];
+    assert_eq!(value(&mesh, "istio_requests_total", &labels).await?, 1);
+    assert!(!mesh.waypoint.metrics().await?.contains("_messages_total"), "messages of what is no gRPC");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m18_a_client_that_goes_away_has_code_0_a_duration_a_service_and_no_workload() -> Result<()> {
+    let (mesh, web) = with_web().await?;
+    let mut tunnel = mesh.connect("frontend-0").await?.tunnel(WEB).await?;
+    tunnel.write_all(b"GET /delay/60000 HTTP/1.1\r\nhost: web.shop\r\n\r\n").await?;
+    until("the request at the pod", DEADLINE, async || {
+        Ok(if web.record().requests("GET /delay/60000") == 1 { Look::Done(()) } else { Look::NotYet("not there".to_owned()) })
+    })
+    .await?;
+    drop(tunnel);
+    let labels = [
+        ("response_code", "0"),
+        ("response_flags", "DC"),
+        ("grpc_response_status", ""),
+        ("source_workload", "frontend-0"),
+        ("destination_service", "web.shop.svc.cluster.local"),
+        ("destination_service_name", "web"),
+        ("destination_workload", "unknown"),
+        ("destination_workload_namespace", "unknown"),
+        ("destination_principal", "unknown"),
+    ];
+    for metric in ["istio_requests_total", "istio_request_duration_milliseconds_count", "istio_request_bytes_count"] {
+        assert_eq!(value(&mesh, metric, &labels).await?, 1, "{metric}");
     }
     Ok(())
 }
@@ -236,9 +337,7 @@ async fn m38_a_new_revision_of_a_running_pod_is_seen_by_the_next_request() -> Re
     let connection = mesh.connect("frontend-0").await?;
     connection.get(WEB, "/before").await?;
     value(&mesh, "istio_requests_total", &[("destination_canonical_revision", "v1")]).await?;
-    let workloads = mesh.scenario().resources(Kind::Workload);
-    let found = workloads.into_iter().find(|(_, workload)| workload["name"] == "web-v1-1").map(|(name, _)| name.to_owned());
-    let uid = found.context("no workload web-v1-1")?;
+    let uid = uid_of(&mesh, "web-v1-1")?;
     mesh.push_accepted(|scenario| {
         scenario.resource(Kind::Workload, &uid)?["canonical_revision"] = "v2".into();
         Ok(())
@@ -246,6 +345,42 @@ async fn m38_a_new_revision_of_a_running_pod_is_seen_by_the_next_request() -> Re
     .await?;
     connection.get(WEB, "/after").await?;
     assert_eq!(value(&mesh, "istio_requests_total", &[("destination_canonical_revision", "v2"), ("destination_version", "v2")]).await?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m39_labels_are_those_of_the_pod_that_took_the_address_also_once_the_old_one_is_removed() -> Result<()> {
+    let (mut mesh, _web) = with_web().await?;
+    let connection = mesh.connect("frontend-0").await?;
+    let uid = uid_of(&mesh, "web-v1-1")?;
+    let mut taker = mesh.scenario().resources(Kind::Workload).find(|(name, _)| *name == uid).context("no workload")?.1.clone();
+    taker["uid"] = "Kubernetes//Pod/shop/taker-0".into();
+    for (field, value) in [("name", "taker-0"), ("workload_name", "taker"), ("canonical_name", "taker"), ("canonical_revision", "v9")] {
+        taker[field] = value.into();
+    }
+    mesh.push_accepted(|scenario| {
+        scenario.insert(Kind::Workload, "Kubernetes//Pod/shop/taker-0", taker);
+        Ok(())
+    })
+    .await?;
+    let labels = [
+        ("destination_workload", "taker"),
+        ("destination_workload_namespace", "shop"),
+        ("destination_principal", "spiffe://cluster.local/ns/shop/sa/web"),
+        ("destination_app", "taker"),
+        ("destination_version", "v9"),
+        ("destination_canonical_service", "taker"),
+        ("destination_canonical_revision", "v9"),
+        ("destination_cluster", "Kubernetes"),
+        ("destination_service", "web.shop.svc.cluster.local"),
+    ];
+    connection.get(WEB, "/taken").await?;
+    assert_eq!(value(&mesh, "istio_requests_total", &labels).await?, 1);
+    let generation = mesh.istiod.remove(Kind::Workload, &uid);
+    mesh.istiod.acknowledged(Kind::Workload, generation, DEADLINE).await?;
+    connection.get(WEB, "/removed").await?;
+    mesh.waypoint.metric("both requests", |line| line.starts_with("istio_requests_total{") && line.ends_with("} 2")).await?;
+    assert_eq!(value(&mesh, "istio_requests_total", &labels).await?, 2);
     Ok(())
 }
 
