@@ -14,7 +14,7 @@ demo: setup ## the main job, explained step by step; ONCE=1 checks itself and ex
 test: setup ## formatting, lints, all tests, the real control plane, costs; prints the minutes of each part
 	@tests/run.sh
 
-verify: setup ## what is too long for every change: policies and tokens beside a real Envoy, fuzz targets, constants of telemetry, what tokens and policies cost, conformance
+verify: setup ## what is too long for every change: policies and tokens beside a real Envoy, fuzz targets, constants of telemetry, what tokens, policies and metrics cost, conformance
 	@tests/verify.sh
 
 test-controlplane: setup ## only the test beside a real istiod; STEP=word chooses steps

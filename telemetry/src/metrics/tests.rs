@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cost;
+
 use std::collections::BTreeMap;
 
 use model::flags::ResponseFlag;

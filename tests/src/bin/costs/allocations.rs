@@ -27,11 +27,21 @@ impl Sub for Allocations {
 
 thread_local! {
     static SO_FAR: Cell<Allocations> = const { Cell::new(Allocations { count: 0, bytes: 0 }) };
+    static FREED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// What this thread has allocated so far.
 pub fn so_far() -> Allocations {
     SO_FAR.get()
+}
+
+/// Bytes that this thread has asked for and not given back: what it holds, if it gives nothing away.
+pub fn held() -> u64 {
+    SO_FAR.get().bytes.saturating_sub(FREED.get())
+}
+
+fn note_freed(n_bytes: usize) {
+    FREED.set(FREED.get() + u64::try_from(n_bytes).unwrap_or(u64::MAX));
 }
 
 fn note(n_bytes: usize) {
@@ -58,12 +68,14 @@ unsafe impl GlobalAlloc for Counted {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        note_freed(layout.size());
         // SAFETY: the caller keeps the contract of this same method.
         unsafe { Jemalloc.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         note(new_size.saturating_sub(layout.size()));
+        note_freed(layout.size().saturating_sub(new_size));
         // SAFETY: the caller keeps the contract of this same method.
         unsafe { Jemalloc.realloc(block, layout, new_size) }
     }

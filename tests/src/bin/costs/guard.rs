@@ -47,6 +47,15 @@ struct Report {
     operations: u32,
     allocations: u64,
     bytes: u64,
+    held_each: u64,
+}
+
+/// What a row was measured to cost.
+struct Measured<'a> {
+    row: &'a Row,
+    cost: Cost,
+    /// See [`window::Windows::held_each`].
+    held_each: u64,
 }
 
 type Baseline = BTreeMap<String, Cost>;
@@ -72,6 +81,9 @@ pub fn run(names: &[String]) -> Result<ExitCode> {
         Err(error) => return Err(error).context(path.display().to_string()),
     };
     let findings = table(&measured, &known);
+    for Measured { row, held_each, .. } in measured.iter().filter(|measured| measured.held_each > 0) {
+        println!("{}: each of what it counts in holds {held_each} bytes", row.name);
+    }
     println!("profiles: callgrind_annotate {}/<row>.out", folder.canonicalize()?.display());
     if std::env::var_os(UPDATE).is_some() {
         fs::write(&path, baseline(&measured, known)?)?;
@@ -88,7 +100,7 @@ pub fn run(names: &[String]) -> Result<ExitCode> {
 }
 
 /// As many rows at a time as there are cores: a row's instructions do not depend on what else runs.
-fn measure_all<'a>(chosen: &[&'a Row], folder: &Path) -> Result<Vec<(&'a Row, Cost)>> {
+fn measure_all<'a>(chosen: &[&'a Row], folder: &Path) -> Result<Vec<Measured<'a>>> {
     let waiting = Mutex::new(chosen.iter().copied().enumerate().collect::<VecDeque<_>>());
     let measured = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -98,17 +110,17 @@ fn measure_all<'a>(chosen: &[&'a Row], folder: &Path) -> Result<Vec<(&'a Row, Co
                     // The last rows take longest.
                     let Some((at, row)) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_back() else { return };
                     let cost = measure(row, folder).with_context(|| format!("the row {}", row.name));
-                    measured.lock().unwrap_or_else(PoisonError::into_inner).push((at, row, cost));
+                    measured.lock().unwrap_or_else(PoisonError::into_inner).push((at, cost));
                 }
             });
         }
     });
     let mut measured = measured.into_inner().unwrap_or_else(PoisonError::into_inner);
     measured.sort_by_key(|(at, ..)| *at);
-    measured.into_iter().map(|(_, row, cost)| Ok((row, cost?))).collect()
+    measured.into_iter().map(|(_, measured)| measured).collect()
 }
 
-fn measure(row: &Row, folder: &Path) -> Result<Cost> {
+fn measure<'a>(row: &'a Row, folder: &Path) -> Result<Measured<'a>> {
     let profile = folder.join(format!("{}.out", row.name));
     let report = folder.join(format!("{}.toml", row.name));
     let output = Command::new("valgrind")
@@ -129,17 +141,18 @@ fn measure(row: &Row, folder: &Path) -> Result<Cost> {
     let text = fs::read_to_string(&profile).with_context(|| profile.display().to_string())?;
     let total = text.lines().find_map(|line| line.strip_prefix("totals: ")).ok_or_else(|| anyhow!("no totals in {}", profile.display()))?;
     let total: f64 = total.trim().parse()?;
-    let Report { operations, allocations, bytes } = toml::from_str(&fs::read_to_string(&report)?)?;
+    let Report { operations, allocations, bytes, held_each } = toml::from_str(&fs::read_to_string(&report)?)?;
     ensure!(operations > 0 && total > 0.0, "nothing was counted: is the counted function inlined?");
     let each = |count: u64| -> Result<f64> { Ok(count.to_string().parse::<f64>()? / f64::from(operations)) };
-    Ok(Cost { instructions: total / f64::from(operations), allocations: each(allocations)?, bytes: each(bytes)? })
+    let cost = Cost { instructions: total / f64::from(operations), allocations: each(allocations)?, bytes: each(bytes)? };
+    Ok(Measured { row, cost, held_each })
 }
 
 /// Prints the rows; says what is outside its bounds.
-fn table(measured: &[(&Row, Cost)], known: &Baseline) -> Vec<String> {
+fn table(measured: &[Measured<'_>], known: &Baseline) -> Vec<String> {
     println!("{:<18} {:>14} {:>14} {:>8} {:>10} {:>10} {:>12}", "row", "instructions", "baseline", "change", "allocs", "baseline", "bytes");
     let mut findings = Vec::new();
-    for (row, now) in measured {
+    for Measured { row, cost: now, .. } in measured {
         let Some(before) = known.get(row.name) else {
             println!(
                 "{:<18} {:>14.0} {:>14} {:>8} {:>10.2} {:>10} {:>12.0}",
@@ -187,9 +200,9 @@ fn judge(name: &str, now: &Cost, before: &Cost) -> Option<String> {
 }
 
 /// The baseline with what was measured in place of what was known; rows that are gone are left out.
-fn baseline(measured: &[(&Row, Cost)], mut known: Baseline) -> Result<String> {
+fn baseline(measured: &[Measured<'_>], mut known: Baseline) -> Result<String> {
     known.retain(|name, _| rows::ALL.iter().any(|row| row.name == *name));
-    known.extend(measured.iter().map(|(row, cost)| (row.name.to_owned(), *cost)));
+    known.extend(measured.iter().map(|measured| (measured.row.name.to_owned(), measured.cost)));
     let mut text = HEADER.to_owned();
     for row in rows::ALL {
         if let Some(Cost { instructions, allocations, bytes }) = known.get(row.name) {
@@ -224,7 +237,7 @@ mod tests {
     #[test]
     fn the_baseline_is_read_as_it_is_written() -> Result<()> {
         let row = &rows::ALL[0];
-        let text = baseline(&[(row, BEFORE)], Baseline::from([("gone".to_owned(), BEFORE)]))?;
+        let text = baseline(&[Measured { row, cost: BEFORE, held_each: 0 }], Baseline::from([("gone".to_owned(), BEFORE)]))?;
         assert_eq!(toml::from_str::<Baseline>(&text)?, Baseline::from([(row.name.to_owned(), BEFORE)]));
         Ok(())
     }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::allocations::Counted;
+use crate::allocations::{Allocations, Counted};
 use crate::window::Windows;
 
 #[global_allocator]
@@ -39,7 +39,8 @@ fn measure(name: &str, report: &str) -> Result<ExitCode> {
     let row = rows::ALL.iter().find(|row| row.name == name).with_context(|| format!("there is no row {name}"))?;
     let mut windows = Windows::default();
     (row.run)(&mut windows)?;
-    let Windows { operations, allocations } = windows;
-    std::fs::write(report, format!("operations = {operations}\nallocations = {}\nbytes = {}\n", allocations.count, allocations.bytes))?;
+    let Windows { operations, allocations, held_each } = windows;
+    let Allocations { count, bytes } = allocations;
+    std::fs::write(report, format!("operations = {operations}\nallocations = {count}\nbytes = {bytes}\nheld_each = {held_each}\n"))?;
     Ok(ExitCode::SUCCESS)
 }

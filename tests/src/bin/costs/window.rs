@@ -22,6 +22,8 @@ pub struct Windows {
     pub operations: u64,
     /// What they allocated.
     pub allocations: Allocations,
+    /// Bytes that one thing of the row holds as long as it lives, where the row has such things.
+    pub held_each: u64,
 }
 
 impl Windows {

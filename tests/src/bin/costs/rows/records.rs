@@ -15,6 +15,7 @@ use telemetry::record::{ChainTelemetry, Head, RequestRecord, UpstreamLocal};
 use tests::scenario::{WEB, WEB_CHAIN};
 use waypoint::state::published::{ClusterEntry, Published};
 
+use crate::allocations::held;
 use crate::mesh;
 use crate::sinks::Sinks;
 use crate::window::{WINDOWS, Windows};
@@ -97,8 +98,10 @@ pub fn metrics(windows: &mut Windows) -> Result<()> {
         record.stream.source = Some(Arc::new(named));
     }
     let mut record_all = || records.iter_mut().for_each(|record| recorded.worker.record_request(record));
+    let before = held();
     record_all();
     let count = u64::try_from(CLIENTS)?;
+    windows.held_each = (held() - before) / (SERIES_EACH * count);
     windows.count(count, record_all);
     let series = recorded.sinks.series()?;
     ensure!(series == SERIES_EACH * count, "{series} series");
