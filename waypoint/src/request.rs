@@ -51,7 +51,7 @@ use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes, upgrade_b
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
-use crate::http::normalize::{Malformed, PathOptions, UpgradeRequested};
+use crate::http::normalize::{Malformed, HeadOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
 use crate::sniff::Hello;
@@ -178,15 +178,15 @@ pub struct Begun {
 impl Exchange for TunnelExchange {
     type Begun = Begun;
 
-    fn begin(&self, at_start: &PathOptions) -> (Begun, PathOptions) {
+    fn begin(&self, at_start: &HeadOptions) -> (Begun, HeadOptions) {
         let now = self.tunnel.served.now(&self.worker.published);
         let is_gone = now.is_none();
         let served = now.unwrap_or_else(|| self.tunnel.served.last());
-        let path = match &served.chain.kind {
-            ChainKind::Http(http) => path_options(&http.options),
+        let options = match &served.chain.kind {
+            ChainKind::Http(http) => head_options(&http.options),
             _ => *at_start,
         };
-        (Begun { served, is_gone }, path)
+        (Begun { served, is_gone }, options)
     }
 
     fn exchange(
@@ -244,10 +244,10 @@ fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<Response
     }
 }
 
-/// How paths are normalised on a chain.
+/// How heads of requests are made uniform on a chain.
 #[must_use]
-pub fn path_options(options: &HttpOptions) -> PathOptions {
-    PathOptions { normalize: options.normalize_path, merge_slashes: options.merge_slashes, decode_slashes: options.unescape_slashes }
+pub fn head_options(options: &HttpOptions) -> HeadOptions {
+    HeadOptions { normalize: options.normalize_path, merge_slashes: options.merge_slashes, decode_slashes: options.unescape_slashes }
 }
 
 /// Takes from a request what its client must not say, and adds what others rely on.

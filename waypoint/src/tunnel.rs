@@ -22,7 +22,7 @@ use crate::drain::DrainWatch;
 use crate::hbone::Downstream;
 use crate::hbone::server::Connect;
 use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
-use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, path_options};
+use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, head_options};
 use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
@@ -352,7 +352,7 @@ where
             idle_timeout: http.options.idle_timeout,
             keeps_header_case: http.options.keeps_header_case,
             extended_connect: http.options.extended_connect,
-            path: path_options(&http.options),
+            head: head_options(&http.options),
             ..ServerOptions::default()
         },
         _ => ServerOptions::default(),

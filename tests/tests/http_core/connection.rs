@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use waypoint::http::normalize::UpgradeRequested;
 use waypoint::http::upgrade::{self, Bounds, Ended};
 use waypoint::http::{
-    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, PathOptions, Protocol, SendErrorKind, ServeError,
+    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, HeadOptions, Protocol, SendErrorKind, ServeError,
     ServerOptions, serve,
 };
 
@@ -208,7 +208,7 @@ struct Watching(Forward, mpsc::UnboundedSender<oneshot::Receiver<Ended>>);
 impl Exchange for Watching {
     type Begun = ();
 
-    fn begin(&self, at_start: &PathOptions) -> ((), PathOptions) {
+    fn begin(&self, at_start: &HeadOptions) -> ((), HeadOptions) {
         ((), *at_start)
     }
 

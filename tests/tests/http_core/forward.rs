@@ -7,7 +7,7 @@ use pingora_core::protocols::Stream;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Mutex, mpsc};
 use waypoint::http::{
-    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, PathOptions, Protocol, SendError, SendErrorKind,
+    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, HeadOptions, Protocol, SendError, SendErrorKind,
 };
 
 use crate::pingora;
@@ -100,7 +100,7 @@ impl Forward {
 impl Exchange for Forward {
     type Begun = ();
 
-    fn begin(&self, at_start: &PathOptions) -> ((), PathOptions) {
+    fn begin(&self, at_start: &HeadOptions) -> ((), HeadOptions) {
         ((), *at_start)
     }
 

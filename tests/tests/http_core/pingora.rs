@@ -21,7 +21,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use waypoint::http::normalize::{content_length, request_in, request_out_http1, response_in, strip_hop_by_hop};
-use waypoint::http::{Abort, Body, BodyError, Exchange, Interim, PathOptions, Protocol};
+use waypoint::http::{Abort, Body, BodyError, Exchange, Interim, HeadOptions, Protocol};
 
 use crate::forward::Forward;
 
@@ -70,7 +70,7 @@ async fn exchange(forward: &Forward, session: &mut ServerSession) -> Option<()> 
     *request.version_mut() = head.version;
     *request.headers_mut() = head.headers.clone();
     let (mut parts, ()) = request.into_parts();
-    if let Err(problem) = request_in(&mut parts, Protocol::Http1, &PathOptions::default()) {
+    if let Err(problem) = request_in(&mut parts, Protocol::Http1, &HeadOptions::default()) {
         forward.malformed(Protocol::Http1, &problem);
         session.set_keepalive(None);
         session.respond_error(problem.status().as_u16()).await.ok()?;

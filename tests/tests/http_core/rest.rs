@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use waypoint::http::{Abort, Body, Exchange, Interim, Malformed, PathOptions, Protocol, ServeError, ServerOptions, serve};
+use waypoint::http::{Abort, Body, Exchange, Interim, Malformed, HeadOptions, Protocol, ServeError, ServerOptions, serve};
 
 use crate::forward::{ClientEngine, Forward};
 use crate::table::OK;
@@ -28,7 +28,7 @@ struct Counted(Forward, #[expect(dead_code, reason = "its clones are counted")] 
 impl Exchange for Counted {
     type Begun = ();
 
-    fn begin(&self, at_start: &PathOptions) -> ((), PathOptions) {
+    fn begin(&self, at_start: &HeadOptions) -> ((), HeadOptions) {
         ((), *at_start)
     }
 

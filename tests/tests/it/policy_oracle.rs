@@ -25,7 +25,7 @@ use tests::scenario::{Mesh, REVIEWS, REVIEWS_CHAIN, Scenario};
 use tests::tokens::{Issuer, seconds_from_now};
 use tests::workload::App;
 use waypoint::http::normalize::normalize_path;
-use waypoint::request::path_options;
+use waypoint::request::head_options;
 
 const CALLERS: [&str; 4] = ["frontend-0", "batch-0", "web-v1-1", "legacy-v1-1"];
 const ISSUER: &str = "https://issuer.example";
@@ -156,7 +156,7 @@ fn met(chain: &Chain, clauses: &[Rbac], ask: &Ask) -> Result<Vec<bool>> {
     for (name, value) in &ask.lines {
         headers.append(*name, value.parse()?);
     }
-    let normal = normalize_path(&ask.path, &path_options(&http.options)).ok().flatten();
+    let normal = normalize_path(&ask.path, &head_options(&http.options)).ok().flatten();
     let head = RequestHead {
         method: ask.method.as_str(),
         path: normal.as_deref().unwrap_or(&ask.path),

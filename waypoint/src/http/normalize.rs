@@ -18,7 +18,25 @@ use http::{Method, StatusCode, Uri, Version};
 
 use super::headers::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION};
 use super::session::Protocol;
-pub use path::{PathOptions, normalize_path};
+pub use path::normalize_path;
+
+/// How heads of requests are made uniform: settings of the connection manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadOptions {
+    /// Resolve dot segments, decode escapes of unreserved characters, read `\` as `/`, escape what no path may have raw (`normalize_path`).
+    pub normalize: bool,
+    /// `//` becomes `/` (`merge_slashes`).
+    pub merge_slashes: bool,
+    /// `%2F` and `%5C` become `/` first (`path_with_escaped_slashes_action`).
+    pub decode_slashes: bool,
+}
+
+impl Default for HeadOptions {
+    /// Istio's default, `BASE`: `//` and `%2F` stay.
+    fn default() -> HeadOptions {
+        HeadOptions { normalize: true, merge_slashes: false, decode_slashes: false }
+    }
+}
 
 /// A request or response that is none, or that two readers could read differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -119,7 +137,7 @@ const NEVER_NOMINATED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-envoy-", "x-b3-"
 ///
 /// # Errors
 /// Why it must not be forwarded.
-pub fn request_in(parts: &mut request::Parts, protocol: Protocol, path: &PathOptions) -> Result<(), Malformed> {
+pub fn request_in(parts: &mut request::Parts, protocol: Protocol, options: &HeadOptions) -> Result<(), Malformed> {
     let extended = extended_connect(parts)?;
     check_framing(&mut parts.headers)?;
     let upgrade = match protocol {
@@ -130,7 +148,7 @@ pub fn request_in(parts: &mut request::Parts, protocol: Protocol, path: &PathOpt
     // Before any rule looks at cookies: crumbs are one field, and not a list joined by commas.
     merge_cookies(&mut parts.headers);
     check_host(parts, protocol)?;
-    rewrite_target(parts, path)?;
+    rewrite_target(parts, options)?;
     if let Some(upgrade) = upgrade {
         parts.extensions.insert(upgrade);
     }
@@ -361,7 +379,7 @@ fn check_host_value(host: &[u8]) -> Result<(), Malformed> {
 }
 
 /// Origin form with a normalised path, or `*` for `OPTIONS`.
-fn rewrite_target(parts: &mut request::Parts, options: &PathOptions) -> Result<(), Malformed> {
+fn rewrite_target(parts: &mut request::Parts, options: &HeadOptions) -> Result<(), Malformed> {
     let is_absolute = parts.uri.authority().is_some();
     if let Some(scheme) = parts.uri.scheme()
         && *scheme != Scheme::HTTP

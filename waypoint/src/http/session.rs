@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{Body, BodyError};
 use super::h1::expect::Gate;
-use super::normalize::{Malformed, PathOptions};
+use super::normalize::{Malformed, HeadOptions};
 use super::{h1, h2};
 
 /// Bytes of a message head that are accepted: HTTP/1.1 head or HTTP/2 header list. Envoy's default is 60 KiB; gRPC trailers of 50 KB must pass.
@@ -51,11 +51,11 @@ impl Protocol {
 
 /// What a downstream connection calls for each request.
 pub trait Exchange: Clone + Send + Sync + Unpin + 'static {
-    /// What one request is judged by, taken once: its path is normalised as the same configuration says.
+    /// What one request is judged by, taken once: its head is made uniform as the same configuration says.
     type Begun: Send;
 
-    /// A request begins. `at_start` is how paths were to be normalised when the connection was accepted; the answer, how this one is.
-    fn begin(&self, at_start: &PathOptions) -> (Self::Begun, PathOptions);
+    /// A request begins. `at_start` is how heads were to be made uniform when the connection was accepted; the answer, how this one is.
+    fn begin(&self, at_start: &HeadOptions) -> (Self::Begun, HeadOptions);
 
     /// Answers one request.
     ///
@@ -234,8 +234,8 @@ pub struct ServerOptions {
     pub half_close: HalfClose,
     /// HTTP/1.1: names of headers keep the case in which they are sent.
     pub keeps_header_case: bool,
-    /// How paths are normalised before any rule sees them.
-    pub path: PathOptions,
+    /// How heads are made uniform before any rule sees them.
+    pub head: HeadOptions,
 }
 
 impl Default for ServerOptions {
@@ -248,7 +248,7 @@ impl Default for ServerOptions {
             extended_connect: false,
             half_close: HalfClose::default(),
             keeps_header_case: false,
-            path: PathOptions::default(),
+            head: HeadOptions::default(),
         }
     }
 }

@@ -30,7 +30,7 @@ use telemetry::record::RequestRecord;
 use super::question::{Question, Spoken};
 use crate::http::normalize::request_in;
 use crate::http::session::Protocol;
-use crate::request::{NoPath, apply_edits, change_request, head_of, made_safe, path_options};
+use crate::request::{NoPath, apply_edits, change_request, head_of, made_safe, head_options};
 use crate::state::published::{ClusterEntry, Generation, Published, ServedChain};
 
 /// Policies of one action that are shown; of more, the number.
@@ -401,7 +401,7 @@ fn uniform(question: &Question, http: &HttpChain) -> Result<request::Parts, Verd
     {
         parts.headers.insert(HOST, host);
     }
-    request_in(&mut parts, Protocol::Http1, &path_options(&http.options))
+    request_in(&mut parts, Protocol::Http1, &head_options(&http.options))
         .map_err(|problem| refused(problem.status().as_u16(), &problem.to_string()))?;
     made_safe(&mut parts.headers, &http.options);
     Ok(parts)

@@ -81,9 +81,9 @@ where
     async fn until_unused<D: Future<Output = ()>>(&self, mut drain: Pin<&mut D>, has_rested: bool) -> Stopped {
         let Self { connection, handle, exchange, options } = *self;
         let service = {
-            let (connection, exchange, path) = (Arc::clone(connection), exchange.clone(), options.path);
+            let (connection, exchange, head) = (Arc::clone(connection), exchange.clone(), options.head);
             // In a box: hyper keeps the place of a request's future for as long as the connection lives, and most connections are idle.
-            service_fn(move |request| Box::pin(answer(request, &exchange, InUse::begin(&connection), &path)))
+            service_fn(move |request| Box::pin(answer(request, &exchange, InUse::begin(&connection), &head)))
         };
         // In a box as well: there is none while the connection rests.
         let mut http = Box::new(builder(options).serve_connection(TokioIo::new(handle.watched()), service).with_upgrades());
@@ -173,12 +173,12 @@ fn answer<E: Exchange>(
     mut request: Request<Incoming>,
     exchange: &E,
     in_use: InUse,
-    path: &normalize::PathOptions,
+    at_start: &normalize::HeadOptions,
 ) -> impl Future<Output = Result<Response<Answer>, Abort>> + Send + use<E> {
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
-    let (begun, path) = exchange.begin(path);
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &path) {
+    let (begun, options) = exchange.begin(at_start);
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &options) {
         exchange.malformed(Protocol::Http1, &problem);
         return Either::Left(ready(Ok(refuse(problem).map(|body| Answer { body, _in_use: None }))));
     }

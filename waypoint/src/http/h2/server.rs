@@ -19,7 +19,7 @@ use super::pump::Pump;
 use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, list_bytes};
 use crate::hbone::stream::ByteStream;
 use crate::http::body::Body;
-use crate::http::normalize::{self, PathOptions, UpgradeRequested};
+use crate::http::normalize::{self, HeadOptions, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol, ServeError, ServerOptions};
 use crate::http::upgrade::{Half, Pending, Switched};
 
@@ -56,7 +56,7 @@ where
             Some(Err(error)) if is_draining && error.is_io() && !http.has_streams() => return Ok(()),
             Some(Err(error)) => return Err(serve_error(&error)),
             Some(Ok((request, respond))) => {
-                tokio::spawn(stream(request, respond, exchange.clone(), options.path));
+                tokio::spawn(stream(request, respond, exchange.clone(), options.head));
             }
         }
     }
@@ -106,11 +106,11 @@ fn serve_error(error: &::h2::Error) -> ServeError {
 }
 
 /// One request, from its head to the end of its response.
-async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse<Bytes>, exchange: E, path: PathOptions) {
+async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse<Bytes>, exchange: E, at_start: HeadOptions) {
     let (mut parts, incoming) = request.into_parts();
     let respond = Arc::new(Mutex::new(respond));
-    let (begun, path) = exchange.begin(&path);
-    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &path) {
+    let (begun, options) = exchange.begin(&at_start);
+    if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &options) {
         exchange.malformed(Protocol::Http2, &problem);
         let mut response = Response::new(());
         *response.status_mut() = problem.status();

@@ -3,32 +3,13 @@
 //! Follows what istiod asks of Envoy: `BASE` (RFC 3986 §6.2.2: dot segments, escapes of unreserved characters, `\` read as
 //! `/`, and escapes of what no path may have raw), `MERGE_SLASHES`, `DECODE_AND_MERGE_SLASHES`. A query is never touched.
 
-use super::Malformed;
-
-/// How far paths are normalised (`meshConfig.pathNormalization`, and `normalize_path`, `merge_slashes` and
-/// `path_with_escaped_slashes_action` of the connection manager).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathOptions {
-    /// Resolve dot segments, decode escapes of unreserved characters, read `\` as `/`, escape what no path may have raw.
-    pub normalize: bool,
-    /// `//` becomes `/`.
-    pub merge_slashes: bool,
-    /// `%2F` and `%5C` become `/` first.
-    pub decode_slashes: bool,
-}
-
-impl Default for PathOptions {
-    /// Istio's default, `BASE`: `//` and `%2F` stay.
-    fn default() -> PathOptions {
-        PathOptions { normalize: true, merge_slashes: false, decode_slashes: false }
-    }
-}
+use super::{HeadOptions, Malformed};
 
 /// The normalised path, or `None` if it is normal already.
 ///
 /// # Errors
 /// [`Malformed::PathInvalid`] if it has an escaped NUL and is to be normalised.
-pub fn normalize_path(path: &str, options: &PathOptions) -> Result<Option<String>, Malformed> {
+pub fn normalize_path(path: &str, options: &HeadOptions) -> Result<Option<String>, Malformed> {
     if is_normal(path, options) {
         return Ok(None);
     }
@@ -40,7 +21,7 @@ pub fn normalize_path(path: &str, options: &PathOptions) -> Result<Option<String
 }
 
 /// The common case, decided in one pass without allocation: nothing in it that any option touches.
-fn is_normal(path: &str, options: &PathOptions) -> bool {
+fn is_normal(path: &str, options: &HeadOptions) -> bool {
     let mut before = 0_u8;
     for byte in path.bytes() {
         let is_special = match byte {
@@ -58,7 +39,7 @@ fn is_normal(path: &str, options: &PathOptions) -> bool {
     true
 }
 
-fn decode(path: &str, options: &PathOptions) -> Result<Vec<u8>, Malformed> {
+fn decode(path: &str, options: &HeadOptions) -> Result<Vec<u8>, Malformed> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut bare = Vec::new();

@@ -8,7 +8,7 @@ use http::{Request, StatusCode, Version};
 use proptest::prelude::*;
 
 use super::{
-    Malformed, PathOptions, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop, target_http2,
+    Malformed, HeadOptions, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop, target_http2,
 };
 use crate::http::session::Protocol;
 
@@ -30,9 +30,9 @@ fn fields(names_and_values: &[(&str, &str)]) -> HeaderMap {
     )
 }
 
-const MERGE: PathOptions = PathOptions { normalize: true, merge_slashes: true, decode_slashes: false };
-const DECODE: PathOptions = PathOptions { normalize: true, merge_slashes: true, decode_slashes: true };
-const NONE: PathOptions = PathOptions { normalize: false, merge_slashes: false, decode_slashes: false };
+const MERGE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: false };
+const DECODE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: true };
+const NONE: HeadOptions = HeadOptions { normalize: false, merge_slashes: false, decode_slashes: false };
 
 #[test]
 fn paths_are_normalised_as_istio_base_does() {
@@ -77,7 +77,7 @@ fn paths_are_normalised_as_istio_base_does() {
         ("/a/%%32%65/b", "/a/%252e/b"),
     ];
     for (path, expected) in table {
-        let normal = normalize_path(path, &PathOptions::default()).unwrap();
+        let normal = normalize_path(path, &HeadOptions::default()).unwrap();
         assert_eq!(normal.as_deref().unwrap_or(path), expected, "{path}");
     }
 }
@@ -93,7 +93,7 @@ fn slashes_merge_and_decode_only_if_told_to() {
 #[test]
 fn an_escaped_nul_is_refused_where_paths_are_normalised() {
     for path in ["/%00", "/a%00b", "/.%00"] {
-        assert_eq!(normalize_path(path, &PathOptions::default()), Err(Malformed::PathInvalid), "{path}");
+        assert_eq!(normalize_path(path, &HeadOptions::default()), Err(Malformed::PathInvalid), "{path}");
         assert_eq!(normalize_path(path, &NONE), Ok(None), "{path}");
     }
 }
@@ -101,7 +101,7 @@ fn an_escaped_nul_is_refused_where_paths_are_normalised() {
 proptest! {
     #[test]
     fn normalising_twice_is_normalising_once(path in "/[a.%/2356eF;\\\\]{0,32}") {
-        for options in [PathOptions::default(), MERGE, DECODE] {
+        for options in [HeadOptions::default(), MERGE, DECODE] {
             if let Ok(Some(normal)) = normalize_path(&path, &options) {
                 prop_assert!(normal.starts_with('/'));
                 prop_assert_eq!(normalize_path(&normal, &options), Ok(None), "{}", path);
@@ -125,7 +125,7 @@ fn host_is_exactly_one_valid_and_the_targets() {
     let http1 = |target, hosts: &[&str]| {
         let hosts: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
         let mut parts = head("GET", target, &hosts);
-        request_in(&mut parts, Protocol::Http1, &PathOptions::default()).map(|()| parts.headers[header::HOST].to_str().unwrap().to_owned())
+        request_in(&mut parts, Protocol::Http1, &HeadOptions::default()).map(|()| parts.headers[header::HOST].to_str().unwrap().to_owned())
     };
     assert_eq!(http1("/", &["web"]).as_deref(), Ok("web"));
     assert_eq!(http1("/", &["web.ns:8080"]).as_deref(), Ok("web.ns:8080"));
@@ -147,10 +147,10 @@ fn http_1_0_names_a_host_too_and_goes_on_as_http_1_1() {
     // As Envoy without `default_host_for_http_10`: rules on hosts would not see it otherwise.
     let mut parts = head("GET", "/", &[]);
     parts.version = Version::HTTP_10;
-    assert_eq!(request_in(&mut parts, Protocol::Http1, &PathOptions::default()), Err(Malformed::HostMissing));
+    assert_eq!(request_in(&mut parts, Protocol::Http1, &HeadOptions::default()), Err(Malformed::HostMissing));
     let mut parts = head("GET", "/", &[("host", "web")]);
     parts.version = Version::HTTP_10;
-    request_in(&mut parts, Protocol::Http1, &PathOptions::default()).unwrap();
+    request_in(&mut parts, Protocol::Http1, &HeadOptions::default()).unwrap();
     request_out_http1(&mut parts);
     assert_eq!(parts.headers[header::HOST], "web");
     assert_eq!(parts.version, Version::HTTP_11);
@@ -169,11 +169,11 @@ fn what_no_path_may_have_raw_is_escaped_as_envoy_does() {
         ("/a|b", "/a%7Cb"),
         ("/caf\u{e9}", "/caf%C3%A9"),
     ] {
-        assert_eq!(normalize_path(raw, &PathOptions::default()).unwrap().as_deref(), Some(escaped), "{raw}");
+        assert_eq!(normalize_path(raw, &HeadOptions::default()).unwrap().as_deref(), Some(escaped), "{raw}");
         assert_eq!(normalize_path(raw, &NONE).unwrap(), None, "{raw}");
     }
     for same in ["/a!$&'()*+,;=:@[]_~-", "/%c3%a9", "/%7bid%7D"] {
-        assert_eq!(normalize_path(same, &PathOptions::default()).unwrap(), None, "{same}");
+        assert_eq!(normalize_path(same, &HeadOptions::default()).unwrap(), None, "{same}");
     }
 }
 
@@ -181,7 +181,7 @@ fn what_no_path_may_have_raw_is_escaped_as_envoy_does() {
 fn authority_becomes_host_and_back() {
     let mut parts = head("GET", "https://web:8080/a/../b?c", &[]);
     parts.version = Version::HTTP_2;
-    request_in(&mut parts, Protocol::Http2, &PathOptions::default()).unwrap();
+    request_in(&mut parts, Protocol::Http2, &HeadOptions::default()).unwrap();
     assert_eq!(parts.uri, "/b?c");
     assert_eq!(parts.headers[header::HOST], "web:8080");
     assert_eq!(target_http2(&parts).unwrap(), "https://web:8080/b?c");
@@ -219,7 +219,7 @@ fn fields_of_one_connection_are_removed_and_essential_ones_are_not() {
 fn upgrade_is_kept_aside_unless_it_is_to_http2() {
     let upgrade = |protocol| {
         let mut parts = head("GET", "/", &[("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", protocol)]);
-        request_in(&mut parts, Protocol::Http1, &PathOptions::default()).unwrap();
+        request_in(&mut parts, Protocol::Http1, &HeadOptions::default()).unwrap();
         assert!(!parts.headers.contains_key(header::UPGRADE));
         request_out_http1(&mut parts);
         parts.headers.get(header::UPGRADE).cloned()
@@ -232,7 +232,7 @@ fn upgrade_is_kept_aside_unless_it_is_to_http2() {
 #[test]
 fn upgrade_that_connection_does_not_name_is_none() {
     let mut parts = head("GET", "/", &[("host", "a"), ("upgrade", "websocket")]);
-    request_in(&mut parts, Protocol::Http1, &PathOptions::default()).unwrap();
+    request_in(&mut parts, Protocol::Http1, &HeadOptions::default()).unwrap();
     assert_eq!(parts.extensions.get::<UpgradeRequested>(), None);
 }
 
@@ -263,7 +263,7 @@ fn framing_of_responses_is_one_thing_or_refused() {
 fn asterisk_is_for_options_and_connect_is_refused() {
     let check = |method, target| {
         let mut parts = head(method, target, &[("host", "a")]);
-        request_in(&mut parts, Protocol::Http1, &PathOptions::default())
+        request_in(&mut parts, Protocol::Http1, &HeadOptions::default())
     };
     assert_eq!(check("OPTIONS", "*"), Ok(()));
     assert_eq!(check("GET", "*"), Err(Malformed::PathInvalid));
