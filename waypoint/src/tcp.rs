@@ -3,11 +3,12 @@
 //! Not for: choosing the chain. Invariants: the CONNECT is answered 200 only once there is a connection to the endpoint, so
 //! that a refusal is visible; half-close passes in both directions; every connection is recorded once.
 
+mod copying;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::BytesMut;
 use filters::ext_authz::{Answer, Facts, Peer, Progress, Step};
 use filters::rbac::{Decisions, Denial, RbacInput, RbacVerdict, decide_chain};
 use http::{HeaderMap, StatusCode};
@@ -19,8 +20,9 @@ use model::flags::ResponseFlag;
 use model::refusal::{PolicyRule, Refusal, RefusedBy};
 use model::route::Priority;
 use telemetry::record::{ConnectionRecord, UpstreamLocal};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::copying::{Moves, Side, Way, copy};
 use crate::external;
 use crate::http::session::Protocol;
 use crate::policies;
@@ -40,8 +42,6 @@ use crate::worker::Worker;
 
 /// How long authorization services may take about a connection, together: its client is answered within 30 seconds.
 const CHECKS_TCP_TIME_MAX: Duration = Duration::from_secs(20);
-/// Bytes buffered each way of one connection.
-pub const COPY_BYTES: usize = 16 * 1024;
 
 /// Why a connection was not made; the status is the CONNECT's.
 #[derive(Debug)]
@@ -408,7 +408,7 @@ impl TcpReady {
         I: AsyncRead + AsyncWrite + Unpin,
     {
         self.record.need = Need::Certain;
-        let passed = Passed::default();
+        let (passed, moves) = (Passed::default(), Moves::begin());
         let mut watch = self.watch.take();
         let (from_client, to_client) = tokio::io::split(downstream);
         let (from_endpoint, to_endpoint) = tokio::io::split(self.upstream);
@@ -420,16 +420,18 @@ impl TcpReady {
                 }
                 true
             };
-            let up = copy(from_client, to_endpoint, &passed.up, (Side::Client, Side::Endpoint), look);
-            let down = copy(from_endpoint, to_client, &passed.down, (Side::Endpoint, Side::Client), |_| true);
+            let moves = &moves;
+            let up = copy(from_client, to_endpoint, Way { count: &passed.up, moves, sides: (Side::Client, Side::Endpoint) }, look);
+            let down = copy(from_endpoint, to_client, Way { count: &passed.down, moves, sides: (Side::Endpoint, Side::Client) }, |_| true);
             tokio::try_join!(up, down)
         };
         tokio::pin!(copying);
         let too_long = past(self.duration_max);
         tokio::pin!(too_long);
+        let silence = moves.silence(self.idle_timeout);
+        tokio::pin!(silence);
         let mut report = tokio::time::interval(self.reporting_interval);
         report.tick().await;
-        let (mut moved, mut moved_at) = (0, Instant::now());
         let ended = loop {
             tokio::select! {
                 biased;
@@ -438,18 +440,15 @@ impl TcpReady {
                     self.record.record.stream.flags.insert(ResponseFlag::DurationTimeout);
                     break None;
                 }
+                () = &mut silence => {
+                    self.record.record.stream.termination_details = Some("idle_timeout_on_connection".into());
+                    break None;
+                }
                 _ = report.tick() => {}
             }
             let Recorded { record, worker, .. } = &mut self.record;
             note(record, &passed);
             worker.with_telemetry(|telemetry| telemetry.report_connection(record));
-            let total = record.stream.bytes_received + record.stream.bytes_sent;
-            if total != moved {
-                (moved, moved_at) = (total, Instant::now());
-            } else if self.idle_timeout.is_some_and(|limit| moved_at.elapsed() >= limit) {
-                record.stream.termination_details = Some("idle_timeout_on_connection".into());
-                break None;
-            }
         };
         if let Some(Err(side)) = ended {
             self.record.record.stream.flags.insert(match side {
@@ -477,40 +476,4 @@ async fn past(limit: Option<Duration>) {
 fn note(record: &mut ConnectionRecord, passed: &Passed) {
     record.stream.bytes_received = passed.up.load(Ordering::Relaxed);
     record.stream.bytes_sent = passed.down.load(Ordering::Relaxed);
-}
-
-/// Which side failed.
-#[derive(Clone, Copy, Debug)]
-enum Side {
-    Client,
-    Endpoint,
-}
-
-/// Copies until the reader ends, then ends the writer. `sides`: whose failures reading and writing are. `look` sees all before it passes, and may end it.
-async fn copy<R, W>(
-    mut reader: R,
-    mut writer: W,
-    count: &AtomicU64,
-    sides: (Side, Side),
-    mut look: impl FnMut(&[u8]) -> bool,
-) -> Result<(), Side>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let (of_reader, of_writer) = sides;
-    let mut buffer = BytesMut::with_capacity(COPY_BYTES);
-    loop {
-        buffer.clear();
-        let read = reader.read_buf(&mut buffer).await.map_err(|_| of_reader)?;
-        if read == 0 {
-            return writer.shutdown().await.map_err(|_| of_writer);
-        }
-        if !look(&buffer) {
-            return Err(of_reader);
-        }
-        writer.write_all(&buffer).await.map_err(|_| of_writer)?;
-        writer.flush().await.map_err(|_| of_writer)?;
-        count.fetch_add(u64::try_from(read).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
 }

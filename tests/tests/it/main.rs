@@ -45,6 +45,7 @@ mod scrapes;
 mod server_names;
 mod smuggling;
 mod subsets;
+mod tcp;
 mod telemetry;
 mod telemetry_oracle;
 mod tries;
