@@ -15,8 +15,10 @@ use crate::authority::Authority;
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SniffedProtocol {
-    /// An HTTP/1.1 or HTTP/1.0 request.
+    /// An HTTP/1.1 request.
     Http1,
+    /// An HTTP/1.0 request.
+    Http1_0,
     /// HTTP/2 with prior knowledge.
     Http2,
     /// None of them.
@@ -26,8 +28,10 @@ pub enum SniffedProtocol {
 /// Choice by sniffed protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ByProtocol {
-    /// `'http/1.1'` and `'http/1.0'`.
+    /// `'http/1.1'`.
     pub http1: Option<Box<Node>>,
+    /// `'http/1.0'`, which istiod names only where it is accepted.
+    pub http1_0: Option<Box<Node>>,
     /// `'h2c'`.
     pub http2: Option<Box<Node>>,
     /// Everything else.
@@ -175,21 +179,32 @@ impl Dispatch {
 fn chains(node: &Node) -> Vec<&Arc<str>> {
     match node {
         Node::Chain(name) => vec![name],
-        Node::Protocol(by) => [&by.http1, &by.http2, &by.other].into_iter().flatten().flat_map(|node| chains(node)).collect(),
+        Node::Protocol(by) => [&by.http1, &by.http1_0, &by.http2, &by.other].into_iter().flatten().flat_map(|node| chains(node)).collect(),
         Node::Address(_) | Node::Port(..) | Node::Authority(..) => Vec::new(),
     }
 }
 
 impl ByProtocol {
-    /// Follows the tree further once the protocol is known.
-    #[must_use]
-    pub fn lookup(&self, protocol: SniffedProtocol, target: &Authority) -> Lookup<'_> {
+    fn node(&self, protocol: SniffedProtocol) -> Option<&Node> {
         let node = match protocol {
             SniffedProtocol::Http1 => self.http1.as_deref(),
+            SniffedProtocol::Http1_0 => self.http1_0.as_deref(),
             SniffedProtocol::Http2 => self.http2.as_deref(),
             SniffedProtocol::Other => None,
         };
-        node.or(self.other.as_deref()).map_or(Lookup::NotFound, |node| follow(node, target))
+        node.or(self.other.as_deref())
+    }
+
+    /// Whether HTTP/1.0 leads elsewhere than HTTP/1.1, so that the end of a request line has to be known.
+    #[must_use]
+    pub fn tells_versions_apart(&self) -> bool {
+        self.node(SniffedProtocol::Http1) != self.node(SniffedProtocol::Http1_0)
+    }
+
+    /// Follows the tree further once the protocol is known.
+    #[must_use]
+    pub fn lookup(&self, protocol: SniffedProtocol, target: &Authority) -> Lookup<'_> {
+        self.node(protocol).map_or(Lookup::NotFound, |node| follow(node, target))
     }
 }
 
@@ -249,7 +264,19 @@ mod tests {
         let dispatch = dispatch();
         let Lookup::Sniff(by) = dispatch.lookup(&target("10.96.1.1:7000")) else { panic!("must sniff") };
         assert_eq!(by.lookup(SniffedProtocol::Http1, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-http".into()));
-        assert_eq!(by.lookup(SniffedProtocol::Http2, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-tcp".into()));
+        for other in [SniffedProtocol::Http2, SniffedProtocol::Http1_0] {
+            assert_eq!(by.lookup(other, &target("10.96.1.1:7000")), Lookup::Chain(&"auto-tcp".into()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn versions_are_told_apart_only_where_they_lead_to_different_chains() {
+        let to = |name: &str| Some(Box::new(chain(name)));
+        let by = |http1_0| ByProtocol { http1: to("auto-http"), http1_0, http2: None, other: to("auto-tcp") };
+        assert!(by(None).tells_versions_apart());
+        assert!(by(to("old-http")).tells_versions_apart());
+        assert!(!by(to("auto-http")).tells_versions_apart());
+        assert!(!ByProtocol { other: to("auto-tcp"), ..ByProtocol::default() }.tells_versions_apart());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What a stream speaks, from its first bytes: HTTP/1, HTTP/2 with prior knowledge, or neither.
 //!
 //! Decides as early as the bytes allow, and never waits for a number of them: `GET / HTTP/1.0` and a blank line is shorter than the
-//! HTTP/2 preface. The rules are those of Envoy's `http_inspector` (preface, else a request line), except that a registered
-//! method and a target in origin form decide without the rest of the line, so that a client which pauses there is no riddle.
+//! HTTP/2 preface. The rules are those of Envoy's `http_inspector` (preface, else a request line), except that where the version does not
+//! matter a registered method and a target in origin form decide without the rest of the line, so that a client which pauses there is no
+//! riddle.
 //!
 //! Not here: how long to wait for the first bytes, and what to do when the server speaks first.
 
@@ -19,8 +20,8 @@ mod tests;
 
 pub use self::hello::{CLIENT_HELLO_BYTES_MAX, Hello, HelloReader};
 
-/// Bytes within which a request line that does not begin with a registered method and `/` has to end.
-pub const SNIFF_BYTES_MAX: usize = 8 * 1024;
+/// Bytes within which a request line has to end where its end is waited for; Envoy's inspector looks at as many.
+pub const SNIFF_BYTES_MAX: usize = 64 * 1024;
 /// Bytes read at once while sniffing.
 const READ_BYTES: usize = 1024;
 
@@ -32,45 +33,87 @@ const METHODS: [&[u8]; 9] = [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTI
 /// What a stream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sniffed {
+    /// HTTP/1.1; of any version of HTTP/1 where [`Wanted::Protocol`] is asked for.
     Http1,
+    Http1_0,
     Http2,
     NotHttp,
 }
 
-/// Decides from everything a stream has sent so far. `None`: it may still become HTTP.
-#[must_use]
-pub fn decide(bytes: &[u8]) -> Option<Sniffed> {
-    if bytes.starts_with(PREFACE) {
-        return Some(Sniffed::Http2);
-    }
-    if PREFACE.starts_with(bytes) {
-        return None;
-    }
-    let method_end = bytes.iter().position(|byte| !is_token(*byte))?;
-    let (method, rest) = bytes.split_at(method_end);
-    if method.is_empty() || rest[0] != b' ' {
-        return Some(Sniffed::NotHttp);
-    }
-    let rest = &rest[1..];
-    if METHODS.contains(&method) && rest.first() == Some(&b'/') {
-        return Some(Sniffed::Http1);
-    }
-    decide_line(rest)
+/// What has to be known of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Which codec reads it. A registered method and a target in origin form are enough.
+    Protocol,
+    /// The version as well, which stands at the end of a request line.
+    Version,
 }
 
-/// The rest of a request line: `target SP HTTP/1.x`, ended by CRLF or LF (RFC 9112 §2.2, §3).
-fn decide_line(rest: &[u8]) -> Option<Sniffed> {
-    let line_end = rest.iter().position(|byte| !is_in_line(*byte))?;
-    let line = match &rest[line_end..] {
-        [b'\n', ..] | [b'\r', b'\n', ..] => &rest[..line_end],
-        [b'\r'] => return None,
-        _ => return Some(Sniffed::NotHttp),
-    };
-    let mut fields = line.split(|byte| *byte == b' ');
-    let (target, version, more) = (fields.next(), fields.next(), fields.next());
-    let is_target = target.is_some_and(|target| !target.is_empty());
-    let is_version = matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0"));
-    Some(if is_target && is_version && more.is_none() { Sniffed::Http1 } else { Sniffed::NotHttp })
+/// Decides from everything a stream has sent so far; what was looked at is not looked at again.
+#[derive(Debug)]
+struct Sniffer {
+    wanted: Wanted,
+    /// Bytes that need no second look.
+    looked: usize,
+    /// Where the target of the request line begins, once a method has come.
+    target: Option<usize>,
+}
+
+impl Sniffer {
+    fn new(wanted: Wanted) -> Sniffer {
+        Sniffer { wanted, looked: 0, target: None }
+    }
+
+    /// `bytes`: those of the last time, and more. `None`: it may still become HTTP.
+    fn look(&mut self, bytes: &[u8]) -> Option<Sniffed> {
+        if bytes.starts_with(PREFACE) {
+            return Some(Sniffed::Http2);
+        }
+        if PREFACE.starts_with(bytes) {
+            return None;
+        }
+        let target = match self.target {
+            Some(target) => target,
+            None => {
+                let method_end = self.find(bytes, |byte| !is_token(byte))?;
+                if method_end == 0 || bytes[method_end] != b' ' {
+                    return Some(Sniffed::NotHttp);
+                }
+                self.looked = method_end + 1;
+                *self.target.insert(method_end + 1)
+            }
+        };
+        if self.wanted == Wanted::Protocol && METHODS.contains(&&bytes[..target - 1]) && bytes.get(target) == Some(&b'/') {
+            return Some(Sniffed::Http1);
+        }
+        let line_end = self.find(bytes, |byte| !is_in_line(byte))?;
+        match &bytes[line_end..] {
+            [b'\n', ..] | [b'\r', b'\n', ..] => Some(self.version(&bytes[target..line_end])),
+            [b'\r'] => None,
+            _ => Some(Sniffed::NotHttp),
+        }
+    }
+
+    /// The first byte of this kind among those that were not looked at.
+    fn find(&mut self, bytes: &[u8], is_it: impl Fn(u8) -> bool) -> Option<usize> {
+        let found = bytes[self.looked..].iter().position(|byte| is_it(*byte)).map(|at| self.looked + at);
+        self.looked = found.unwrap_or(bytes.len());
+        found
+    }
+
+    /// By the rest of a request line, `target SP HTTP/1.x` (RFC 9112 §3).
+    fn version(&self, rest: &[u8]) -> Sniffed {
+        let mut fields = rest.split(|byte| *byte == b' ');
+        let (target, version, more) = (fields.next(), fields.next(), fields.next());
+        if target.is_none_or(<[u8]>::is_empty) || more.is_some() {
+            return Sniffed::NotHttp;
+        }
+        match version {
+            Some(b"HTTP/1.0") if self.wanted == Wanted::Version => Sniffed::Http1_0,
+            Some(b"HTTP/1.1" | b"HTTP/1.0") => Sniffed::Http1,
+            _ => Sniffed::NotHttp,
+        }
+    }
 }
 
 /// RFC 9110 §5.6.2.
@@ -146,7 +189,7 @@ impl<I: AsyncRead + Unpin> Replay<I> {
         }
     }
 
-    /// Reads until the bytes decide, at most `bytes_max` of them ([`SNIFF_BYTES_MAX`]). A stream that ends before, or sends
+    /// Reads until the bytes say what is wanted, at most `bytes_max` of them ([`SNIFF_BYTES_MAX`]). A stream that ends before, or sends
     /// more without deciding, is [`Sniffed::NotHttp`].
     ///
     /// # Errors
@@ -154,9 +197,10 @@ impl<I: AsyncRead + Unpin> Replay<I> {
     ///
     /// # Cancel safety
     /// Safe: what was read is kept, and the next call goes on from there.
-    pub async fn sniff(&mut self, bytes_max: usize) -> io::Result<Sniffed> {
+    pub async fn sniff(&mut self, wanted: Wanted, bytes_max: usize) -> io::Result<Sniffed> {
+        let mut sniffer = Sniffer::new(wanted);
         loop {
-            if let Some(decision) = decide(&self.ahead) {
+            if let Some(decision) = sniffer.look(&self.ahead) {
                 return Ok(decision);
             }
             if self.ahead.len() >= bytes_max {

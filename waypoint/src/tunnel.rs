@@ -23,7 +23,7 @@ use crate::hbone::Downstream;
 use crate::hbone::server::Connect;
 use crate::http::session::{Protocol, ServeError, ServerOptions, serve};
 use crate::request::{ChainOfTunnel, Inspection, TunnelContext, TunnelExchange, head_options};
-use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed};
+use crate::sniff::{Hello, Replay, SNIFF_BYTES_MAX, Sniffed, Wanted};
 use crate::state::published::{Generation, ServedChain};
 use crate::tcp::{self, Need, TcpReady};
 use crate::upstream::introduction::{BAGGAGE, VIA, X_FORWARDED_NETWORK};
@@ -206,7 +206,7 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
             let mut draining = drain.clone();
             let sniffed = tokio::select! {
                 biased;
-                sniffed = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.sniff(SNIFF_BYTES_MAX)) => sniffed,
+                sniffed = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.sniff(Wanted::Protocol, SNIFF_BYTES_MAX)) => sniffed,
                 // Nothing was asked: the client's next tunnel goes to another waypoint.
                 () = async {
                     draining.draining().await;
@@ -216,7 +216,7 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
             let protocol = match sniffed {
                 Ok(Ok(Sniffed::Http2)) => Protocol::Http2,
                 // What is not HTTP is answered as a malformed request by the codec.
-                Ok(Ok(Sniffed::Http1 | Sniffed::NotHttp)) => Protocol::Http1,
+                Ok(Ok(Sniffed::Http1 | Sniffed::Http1_0 | Sniffed::NotHttp)) => Protocol::Http1,
                 Ok(Err(_)) | Err(_) => return,
             };
             serve_http(stream, protocol, tunnel, worker, drain).await;
@@ -258,10 +258,12 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     let Ok(stream) = connect.accept() else { return };
     let mut stream = Replay::new(stream);
     let silent = lookup(SniffedProtocol::Other).and_then(|led| Some((asked.context(&led, led.inspection()?), led.served)));
-    let Some((sniffed, dialled)) = Box::pin(who_speaks(&mut stream, silent, worker)).await else { return };
+    let wanted = if by.tells_versions_apart() { Wanted::Version } else { Wanted::Protocol };
+    let Some((sniffed, dialled)) = Box::pin(who_speaks(&mut stream, wanted, silent, worker)).await else { return };
     let (protocol, seen) = match sniffed {
         Sniffed::Http2 => (Protocol::Http2, SniffedProtocol::Http2),
         Sniffed::Http1 => (Protocol::Http1, SniffedProtocol::Http1),
+        Sniffed::Http1_0 => (Protocol::Http1, SniffedProtocol::Http1_0),
         Sniffed::NotHttp => (Protocol::Http1, SniffedProtocol::Other),
     };
     let Some(led) = lookup(seen) else { return };
@@ -305,6 +307,7 @@ where
 /// has gone. The connection is the endpoint's, if there is one by then.
 async fn who_speaks<I>(
     stream: &mut Replay<I>,
+    wanted: Wanted,
     silent: Option<(Arc<TunnelContext>, Arc<ServedChain>)>,
     worker: &Arc<Worker>,
 ) -> Option<(Sniffed, Option<Box<TcpReady>>)>
@@ -314,7 +317,7 @@ where
     let began = Instant::now();
     let is_learned = silent.as_ref().is_some_and(|(_, served)| served.speaks_first.load(Ordering::Relaxed));
     let delay = if is_learned { SERVER_FIRST_DELAY_LEARNED } else { SERVER_FIRST_DELAY };
-    if let Ok(sniffed) = tokio::time::timeout(delay, stream.sniff(SNIFF_BYTES_MAX)).await {
+    if let Ok(sniffed) = tokio::time::timeout(delay, stream.sniff(wanted, SNIFF_BYTES_MAX)).await {
         return Some((sniffed.ok()?, None));
     }
     let mut dialled = None;
@@ -334,7 +337,7 @@ where
     };
     let sniffed = tokio::select! {
         biased;
-        sniffed = stream.sniff(SNIFF_BYTES_MAX) => sniffed.ok()?,
+        sniffed = stream.sniff(wanted, SNIFF_BYTES_MAX) => sniffed.ok()?,
         () = endpoint_speaks => Sniffed::NotHttp,
         () = tokio::time::sleep_until(began + SNIFF_TIMEOUT) => Sniffed::NotHttp,
     };

@@ -30,6 +30,7 @@ mod life_cycle;
 mod limits;
 mod log_targets;
 mod networks;
+mod old_http;
 mod origination;
 mod parity;
 mod policy;

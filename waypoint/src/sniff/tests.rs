@@ -4,11 +4,15 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-use super::{PREFACE, Replay, SNIFF_BYTES_MAX, Sniffed, decide};
+use super::{PREFACE, Replay, SNIFF_BYTES_MAX, Sniffed, Sniffer, Wanted};
 
 const HTTP1: Option<Sniffed> = Some(Sniffed::Http1);
 const HTTP2: Option<Sniffed> = Some(Sniffed::Http2);
 const NOT_HTTP: Option<Sniffed> = Some(Sniffed::NotHttp);
+
+fn decide(bytes: &[u8]) -> Option<Sniffed> {
+    Sniffer::new(Wanted::Protocol).look(bytes)
+}
 
 #[test]
 fn first_bytes_decide_as_early_as_they_can() {
@@ -69,6 +73,31 @@ fn more_bytes_never_change_a_decision() {
     }
 }
 
+#[test]
+fn a_version_is_known_at_the_end_of_the_line() {
+    let look = |bytes: &[u8]| Sniffer::new(Wanted::Version).look(bytes);
+    let table: &[(&[u8], Option<Sniffed>)] = &[
+        (b"GET /", None),
+        (b"GET / HTTP/1.0", None),
+        (b"GET / HTTP/1.0\r", None),
+        (b"GET / HTTP/1.0\r\n", Some(Sniffed::Http1_0)),
+        (b"GET / HTTP/1.0\n", Some(Sniffed::Http1_0)),
+        (b"PURGE /x HTTP/1.0\r\n", Some(Sniffed::Http1_0)),
+        (b"GET / HTTP/1.1\r\n", HTTP1),
+        (PREFACE, HTTP2),
+        (b"GET / HTTP/1.2\r\n", NOT_HTTP),
+        (b"GET /\r\n", NOT_HTTP),
+        (b"\x16", NOT_HTTP),
+    ];
+    for (bytes, expected) in table {
+        assert_eq!(look(bytes), *expected, "{}", String::from_utf8_lossy(bytes));
+        // Piece by piece as well, though no byte is looked at twice.
+        let mut sniffer = Sniffer::new(Wanted::Version);
+        let found = (0..=bytes.len()).find_map(|n_bytes| sniffer.look(&bytes[..n_bytes]));
+        assert_eq!(found, *expected, "{} in pieces", String::from_utf8_lossy(bytes));
+    }
+}
+
 #[tokio::test]
 async fn bytes_are_read_again_after_sniffing_one_by_one() {
     let (mut client, ours) = duplex(1);
@@ -76,7 +105,7 @@ async fn bytes_are_read_again_after_sniffing_one_by_one() {
         client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     });
     let mut replay = Replay::new(ours);
-    assert_eq!(replay.sniff(SNIFF_BYTES_MAX).await.unwrap(), Sniffed::Http1);
+    assert_eq!(replay.sniff(Wanted::Protocol, SNIFF_BYTES_MAX).await.unwrap(), Sniffed::Http1);
     assert_eq!(replay.ahead(), b"GET /");
     let mut whole = Vec::new();
     replay.read_to_end(&mut whole).await.unwrap();
@@ -89,10 +118,10 @@ async fn stream_that_ends_or_goes_on_undecided_is_not_http() {
     let (mut client, ours) = duplex(64);
     client.write_all(b"GE").await.unwrap();
     drop(client);
-    assert_eq!(Replay::new(ours).sniff(SNIFF_BYTES_MAX).await.unwrap(), Sniffed::NotHttp);
+    assert_eq!(Replay::new(ours).sniff(Wanted::Protocol, SNIFF_BYTES_MAX).await.unwrap(), Sniffed::NotHttp);
 
     let (mut client, ours) = duplex(64);
     client.write_all(b"ABCDEFGHIJ").await.unwrap();
-    assert_eq!(Replay::new(ours).sniff(8).await.unwrap(), Sniffed::NotHttp);
+    assert_eq!(Replay::new(ours).sniff(Wanted::Protocol, 8).await.unwrap(), Sniffed::NotHttp);
     drop(client);
 }

@@ -136,19 +136,14 @@ fn by_port(map: &proto::matcher::matcher_tree::MatchMap, otherwise: Option<Node>
 /// Keys keep the quotes of Envoy's input: `'http/1.1'`.
 fn by_protocol(map: &proto::matcher::matcher_tree::MatchMap, otherwise: Option<Node>, path: &str, depth: usize) -> Translated<Node> {
     let mut by = ByProtocol { other: otherwise.map(Box::new), ..ByProtocol::default() };
-    let mut http1_0 = None;
     for (key, node) in entries(map, path, depth)? {
         let slot = match key.as_str() {
             "'http/1.1'" => &mut by.http1,
-            "'http/1.0'" => &mut http1_0,
+            "'http/1.0'" => &mut by.http1_0,
             "'h2c'" => &mut by.http2,
             _ => return Err(Problem::new(path, format!("the protocol {key} is not known"))),
         };
         *slot = Some(Box::new(node));
-    }
-    // A method and a slash are decided on before the version has come.
-    if http1_0 != by.http1 && http1_0.is_some() {
-        return Err(Problem::new(path, "'http/1.0' has to lead where 'http/1.1' does"));
     }
     Ok(Node::Protocol(by))
 }
