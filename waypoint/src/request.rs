@@ -239,6 +239,7 @@ fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<Response
     match (problem, protocol) {
         (Malformed::HostMissing, _) => (None, "missing_host_header"),
         (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
+        (Malformed::VersionTooLow, _) => (Some(ResponseFlag::DownstreamProtocolError), "low_version"),
         (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
         (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),
     }
@@ -247,7 +248,12 @@ fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<Response
 /// How heads of requests are made uniform on a chain.
 #[must_use]
 pub fn head_options(options: &HttpOptions) -> HeadOptions {
-    HeadOptions { normalize: options.normalize_path, merge_slashes: options.merge_slashes, decode_slashes: options.unescape_slashes }
+    HeadOptions {
+        normalize: options.normalize_path,
+        merge_slashes: options.merge_slashes,
+        decode_slashes: options.unescape_slashes,
+        accepts_http1_0: options.http1_0,
+    }
 }
 
 /// Takes from a request what its client must not say, and adds what others rely on.
@@ -357,9 +363,6 @@ impl Run {
             return Err(LocalReply::config_rejected().into());
         }
         self.note_head(parts, http);
-        if parts.version == Version::HTTP_10 && !http.options.http1_0 {
-            return Err(LocalReply::low_version().into());
-        }
         Ok(http)
     }
 

@@ -29,12 +29,14 @@ pub struct HeadOptions {
     pub merge_slashes: bool,
     /// `%2F` and `%5C` become `/` first (`path_with_escaped_slashes_action`).
     pub decode_slashes: bool,
+    /// HTTP/1.0 is accepted (`accept_http_10`).
+    pub accepts_http1_0: bool,
 }
 
 impl Default for HeadOptions {
-    /// Istio's default, `BASE`: `//` and `%2F` stay.
+    /// Istio's default of paths, `BASE`: `//` and `%2F` stay. All that the codec reads is accepted.
     fn default() -> HeadOptions {
-        HeadOptions { normalize: true, merge_slashes: false, decode_slashes: false }
+        HeadOptions { normalize: true, merge_slashes: false, decode_slashes: false, accepts_http1_0: true }
     }
 }
 
@@ -50,6 +52,9 @@ pub enum Malformed {
     /// No complete head in time.
     #[error("the message head did not arrive in time")]
     HeadTimeout,
+    /// HTTP/1.0, which is not accepted.
+    #[error("HTTP/1.0 is not accepted")]
+    VersionTooLow,
     /// HTTP/1.1 or HTTP/2 without an authority (RFC 9112 §3.2).
     #[error("the request has no host")]
     HostMissing,
@@ -91,6 +96,7 @@ impl Malformed {
             Malformed::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Malformed::CodingUnknown => StatusCode::NOT_IMPLEMENTED,
             Malformed::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Malformed::VersionTooLow => StatusCode::UPGRADE_REQUIRED,
             Malformed::Syntax
             | Malformed::HostMissing
             | Malformed::HostRepeated
@@ -100,6 +106,15 @@ impl Malformed {
             | Malformed::LengthAndCoding
             | Malformed::PathInvalid
             | Malformed::UpgradeUnasked => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// What an HTTP/1.1 client reads in that answer: Envoy's text.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Malformed::VersionTooLow => "Upgrade Required",
+            _ => "",
         }
     }
 }
@@ -138,6 +153,9 @@ const NEVER_NOMINATED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-envoy-", "x-b3-"
 /// # Errors
 /// Why it must not be forwarded.
 pub fn request_in(parts: &mut request::Parts, protocol: Protocol, options: &HeadOptions) -> Result<(), Malformed> {
+    if parts.version == Version::HTTP_10 && !options.accepts_http1_0 {
+        return Err(Malformed::VersionTooLow);
+    }
     let extended = extended_connect(parts)?;
     check_framing(&mut parts.headers)?;
     let upgrade = match protocol {
@@ -227,6 +245,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(header::TE);
         }
     }
+}
+
+/// Whether an HTTP/1.0 client asks for its connection to be kept (RFC 9112 §9.3).
+#[must_use]
+pub fn asks_to_keep_alive(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"keep-alive"))
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {

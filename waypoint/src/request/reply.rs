@@ -156,11 +156,6 @@ impl LocalReply {
         Self::new(413, "Payload Too Large", "request_payload_too_large")
     }
 
-    /// HTTP/1.0, which istiod did not ask to accept.
-    pub(super) fn low_version() -> Self {
-        Self::new(426, "", "low_version").flagged(ResponseFlag::DownstreamProtocolError)
-    }
-
     pub(super) fn upgrade_refused() -> Self {
         Self::new(403, "", "upgrade_failed")
     }

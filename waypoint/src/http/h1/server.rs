@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use http::header::{self, HeaderValue};
@@ -24,6 +25,36 @@ use crate::http::body::Body;
 use crate::http::normalize::{self, Malformed};
 use crate::http::session::{Abort, Exchange, HEAD_FIELDS_MAX, HalfClose, Interim, Protocol, ServeError, ServerOptions};
 use crate::http::upgrade;
+
+/// What becomes of a connection once its request is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    /// It is the codec's.
+    Default,
+    /// It is kept for a client of HTTP/1.0 that asked for that, if the answer's end can be told.
+    WithLength,
+    /// It is closed, and a client of HTTP/1.0 is told so, as Envoy does.
+    Closed,
+}
+
+impl Lasting {
+    fn of(request: &http::request::Parts) -> Self {
+        match (request.version, normalize::asks_to_keep_alive(&request.headers)) {
+            (Version::HTTP_10, true) => Self::WithLength,
+            (Version::HTTP_10, false) => Self::Closed,
+            _ => Self::Default,
+        }
+    }
+
+    fn closes(self, answer: &Response<Body>) -> bool {
+        let has_length = || answer.headers().contains_key(header::CONTENT_LENGTH) || answer.body().size_hint().exact().is_some();
+        match self {
+            Self::Default => false,
+            Self::WithLength => !has_length(),
+            Self::Closed => true,
+        }
+    }
+}
 
 /// Why a connection stops being hyper's.
 enum Stopped {
@@ -178,6 +209,7 @@ fn answer<E: Exchange>(
     let client_half = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, incoming) = request.into_parts();
     let (begun, options) = exchange.begin(at_start);
+    let lasting = Lasting::of(&parts);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &options) {
         exchange.malformed(Protocol::Http1, &problem);
         return Either::Left(ready(Ok(refuse(problem).map(|body| Answer { body, _in_use: None }))));
@@ -192,7 +224,7 @@ fn answer<E: Exchange>(
     };
     let exchanged = exchange.exchange(begun, Request::from_parts(parts, body), interim);
     Either::Right(exchanged.map(move |answered| {
-        let answer = conclude(answered?, client_half, expected, in_use.connection())?;
+        let answer = conclude(answered?, client_half, expected, (in_use.connection(), lasting))?;
         Ok(answer.map(|body| Answer { body, _in_use: Some(in_use) }))
     }))
 }
@@ -202,7 +234,7 @@ fn conclude(
     mut response: Response<Body>,
     client_half: Option<hyper::upgrade::OnUpgrade>,
     expected: Option<GateOwner>,
-    connection: &Connection,
+    (connection, lasting): (&Connection, Lasting),
 ) -> Result<Response<Body>, Abort> {
     normalize::strip_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
@@ -215,12 +247,19 @@ fn conclude(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response = response.map(|answer| Body::wrap(AnswerBeforeBody::new(answer, owner)));
     }
+    if lasting.closes(&response) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(announce_length(response))
 }
 
 fn refuse(problem: Malformed) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+    let text = problem.text();
+    let mut response = Response::new(Body::full(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = problem.status();
+    if !text.is_empty() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
     // What follows on this connection may be the rest of what we refused.
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response

@@ -30,9 +30,9 @@ fn fields(names_and_values: &[(&str, &str)]) -> HeaderMap {
     )
 }
 
-const MERGE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: false };
-const DECODE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: true };
-const NONE: HeadOptions = HeadOptions { normalize: false, merge_slashes: false, decode_slashes: false };
+const MERGE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: false, accepts_http1_0: true };
+const DECODE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: true, accepts_http1_0: true };
+const NONE: HeadOptions = HeadOptions { normalize: false, merge_slashes: false, decode_slashes: false, accepts_http1_0: true };
 
 #[test]
 fn paths_are_normalised_as_istio_base_does() {
