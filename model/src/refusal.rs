@@ -18,15 +18,16 @@ pub struct PolicyRule {
 }
 
 impl PolicyRule {
-    /// Reads `ns[shop]-policy[web]-rule[0]`, which istiod may put between a provider's name and a remark.
+    /// Reads `ns[shop]-policy[web]-rule[0]`, which istiod may put between a provider's name and a remark; or a path that has it.
     #[must_use]
     pub fn of(name: &str) -> Self {
         Self::parse(name).unwrap_or_else(|| Self { policy: name.into(), rule: None })
     }
 
     fn parse(name: &str) -> Option<Self> {
-        let (_, rest) = name.split_once("ns[")?;
-        let (namespace, rest) = rest.split_once("]-policy[")?;
+        let (before, rest) = name.split_once("]-policy[")?;
+        // Nearest to it: the path that a name stands in has fields that end alike, `filter_chains[`.
+        let (_, namespace) = before.rsplit_once("ns[")?;
         let (policy, rest) = rest.split_once("]-rule[")?;
         let (rule, _) = rest.split_once(']')?;
         Some(Self { policy: format!("{namespace}/{policy}").into(), rule: Some(rule.parse().ok()?) })
@@ -225,6 +226,7 @@ mod tests {
             ("ns[shop]-policy[web.v1]-rule[12]", rule("shop/web.v1", Some(12))),
             ("istio-ext-authz-opa-ns[shop]-policy[auto]-rule[1]", rule("shop/auto", Some(1))),
             ("ns[shop]-policy[auto]-rule[0]-deny-due-to-bad-CUSTOM-action", rule("shop/auto", Some(0))),
+            ("filter_chains[x].rules.policies[ns[shop]-policy[web]-rule[2]].permissions[0]", rule("shop/web", Some(2))),
             ("default-deny-all-due-to-bad-CUSTOM-action", rule("default-deny-all-due-to-bad-CUSTOM-action", None)),
             ("ns[shop]-policy[web]-rule[x]", rule("ns[shop]-policy[web]-rule[x]", None)),
         ] {

@@ -2,6 +2,7 @@
 //!
 //! Not for: deciding anything. What cannot be traced back has no origin, which is said by leaving it out.
 
+use model::refusal::PolicyRule;
 use serde_json::Value;
 
 /// The Kubernetes object behind a chain or cluster: `inbound-vip|80|http|web.shop.svc.cluster.local` is port 80 of Service `shop/web`.
@@ -35,11 +36,8 @@ pub(super) fn origin(object: &Value, path: &str) -> Option<String> {
 
 /// `ns[shop]-policy[reviews]-rule[0]` anywhere in a path: `AuthorizationPolicy shop/reviews, rule 0`.
 pub(super) fn policy(path: &str) -> Option<String> {
-    let (_, rest) = path.split_once("ns[")?;
-    let (namespace, rest) = rest.split_once("]-policy[")?;
-    let (name, rest) = rest.split_once("]-rule[")?;
-    let (rule, _) = rest.split_once(']')?;
-    Some(format!("AuthorizationPolicy {namespace}/{name}, rule {rule}"))
+    let PolicyRule { policy, rule: Some(rule) } = PolicyRule::of(path) else { return None };
+    Some(format!("AuthorizationPolicy {policy}, rule {rule}"))
 }
 
 fn note(at: &Value, found: &mut Option<String>) {
@@ -161,5 +159,7 @@ mod tests {
         assert_eq!((at("routes[plain].name"), at("nowhere")), (None, None));
         let policy = "filters[0].typed_config.rules.policies[ns[shop]-policy[reviews-allow]-rule[3]].permissions[0]";
         assert_eq!(super::policy(policy).as_deref(), Some("AuthorizationPolicy shop/reviews-allow, rule 3"));
+        let in_listener = format!("filter_chains[default].{policy}");
+        assert_eq!(super::policy(&in_listener).as_deref(), Some("AuthorizationPolicy shop/reviews-allow, rule 3"));
     }
 }
