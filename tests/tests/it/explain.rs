@@ -3,9 +3,12 @@
 use anyhow::{Context, Result};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tests::fake_istiod::Kind;
 use tests::peer::{empty, plain_get};
-use tests::scenario::{DB, Mesh, WEB, WEB_CHAIN};
+use tests::scenario::{DB, Mesh, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::workload::App;
+
+use crate::subsets::{requests, subsets};
 
 const ADMIN: u16 = 15000;
 
@@ -123,5 +126,69 @@ async fn people_and_tools_are_told_by_the_command() -> Result<()> {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8(unknown.stderr)?.contains("nothing here serves nobody.shop:80"));
     assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/read/1").await?.status, StatusCode::OK);
+    Ok(())
+}
+
+/// The clusters of a request of `frontend` to `reviews`.
+async fn clusters(mesh: &Mesh, path: &str) -> Result<Vec<Value>> {
+    let query = format!("/explain?output=json&service={REVIEWS}&identity=spiffe://cluster.local/ns/clients/sa/frontend&path={path}");
+    let told = plain_get(mesh.waypoint.port(ADMIN), &query).await?.json();
+    told["clusters"].as_array().cloned().with_context(|| format!("no clusters in {told}"))
+}
+
+/// Which of the three pods of `reviews` may be chosen, and why others may not.
+fn chosen(mesh: &Mesh, cluster: &Value) -> [Value; 3] {
+    [1, 2, 3].map(|pod| {
+        let address = format!("{}:", mesh.net.pod(2, pod));
+        let endpoints = cluster["endpoints"].as_array().into_iter().flatten();
+        let mut found = endpoints.filter(|endpoint| endpoint["host"].as_str().is_some_and(|host| host.contains(&address)));
+        found.next().map_or_else(|| "not there".into(), |endpoint| endpoint["not_chosen"].clone())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_divided_cluster_only_those_are_candidates_whom_the_route_asks_for() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(subsets)?.start().await?;
+    for (at, (name, asked, share, pod)) in requests().into_iter().enumerate() {
+        let clusters = clusters(&mesh, &format!("/{at}/")).await?;
+        assert_eq!((clusters.len(), &clusters[0]["name"]), (1, &json!(name)));
+        let may_be = chosen(&mesh, &clusters[0]).map(|why| why.is_null());
+        let expected = match pod {
+            None => [true; 3],
+            Some(pod) => [1, 2, 3].map(|number| pod == format!("reviews-v{number}-{number}")),
+        };
+        assert_eq!(may_be, expected, "/{at}/ of {name}, which asks for {asked} and {share:?}: {}", clusters[0]);
+    }
+    let first = clusters(&mesh, "/0/").await?;
+    assert_eq!((&first[0]["subset"], &chosen(&mesh, &first[0])[0]), (&json!("stage=canary"), &json!("another subset")));
+    let nowhere = clusters(&mesh, "/6/").await?;
+    assert_eq!(chosen(&mesh, &nowhere[0])[0], json!("no endpoint is for stage=test"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_told_why_an_endpoint_is_no_candidate() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        let assignment = scenario.resource(Kind::Endpoints, REVIEWS_CHAIN)?;
+        let groups = assignment["endpoints"].as_array().context("no endpoints")?;
+        let all: Vec<_> = groups.iter().filter_map(|group| group["lb_endpoints"].as_array()).flatten().cloned().collect();
+        let [first, mut second, third] = <[Value; 3]>::try_from(all).map_err(|all| anyhow::anyhow!("{} endpoints", all.len()))?;
+        second["health_status"] = json!("DRAINING");
+        assignment["endpoints"] = json!([{"lb_endpoints": [first, second]}, {"lb_endpoints": [third], "priority": 1}]);
+        // Half of the first priority is enough.
+        assignment["policy"] = json!({"overprovisioning_factor": 200});
+        Ok(())
+    };
+    let mesh = Mesh::builder("01-plain")?.edit(edit)?.start().await?;
+    let told = clusters(&mesh, "/").await?;
+    let expected = [Value::Null, json!("unhealthy, or draining"), json!("priority 1 gets no share while priority 0 suffices")];
+    assert_eq!((chosen(&mesh, &told[0]), &told[0]["endpoints"][0]["not_chosen"]), (expected, &Value::Null), "{told:?}");
+
+    let admin = mesh.waypoint.port(ADMIN).to_string();
+    let identity = "spiffe://cluster.local/ns/clients/sa/frontend";
+    let text = mesh.waypoint.run_beside(&["explain", REVIEWS, "--identity", identity, "--admin", &admin]).await?;
+    let text = String::from_utf8(text.stdout)?;
+    assert!(text.contains("  weight 1  active 0  not chosen: unhealthy, or draining\n"), "{text}");
+    assert!(text.contains("  healthy  weight 1  active 0\n"), "{text}");
     Ok(())
 }

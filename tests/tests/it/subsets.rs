@@ -35,7 +35,7 @@ fn divided(scenario: &mut Scenario, name: &str, rules: Value) -> Result<()> {
     Ok(())
 }
 
-fn subsets(scenario: &mut Scenario) -> Result<()> {
+pub(crate) fn subsets(scenario: &mut Scenario) -> Result<()> {
     let endpoints = &mut scenario.resource(Kind::Endpoints, REVIEWS_CHAIN)?["endpoints"];
     let groups = endpoints.as_array_mut().context("no endpoints")?.iter_mut();
     let all = groups.filter_map(|group| group["lb_endpoints"].as_array_mut()).flatten();
@@ -84,7 +84,7 @@ fn subsets(scenario: &mut Scenario) -> Result<()> {
 }
 
 /// Cluster, what the route asks for, what the share does, and who answers; none: any pod.
-fn requests() -> Vec<(&'static str, Value, Option<Value>, Option<&'static str>)> {
+pub(crate) fn requests() -> Vec<(&'static str, Value, Option<Value>, Option<&'static str>)> {
     const ONE: Option<&str> = Some("reviews-v1-1");
     const TWO: Option<&str> = Some("reviews-v2-2");
     const THREE: Option<&str> = Some("reviews-v3-3");

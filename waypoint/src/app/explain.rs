@@ -1,9 +1,10 @@
 //! `GET /explain` and `waypoint explain`: what would become of a request, and why, told by the code that decides about requests.
 //!
-//! `question` reads what is asked, `judge` finds the answer in what is published now, `text` words it for people, `ask` is the command.
+//! `question` reads what is asked, `judge` finds the answer in what is published now, with `endpoints`, `text` words it for people, `ask` is the command.
 //! Not for: deciding; nothing here has an opinion of its own. Nothing is sent, counted or logged, and no external service is asked.
 
 mod ask;
+mod endpoints;
 mod judge;
 mod question;
 mod text;

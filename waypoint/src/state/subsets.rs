@@ -51,6 +51,18 @@ impl EndpointTables {
         }
     }
 
+    /// Whether an endpoint is among those of one of these tables, chosen or not.
+    #[must_use]
+    pub fn holds(&self, table: &EndpointTable, endpoint: &Endpoint) -> bool {
+        let Some(subsets) = self.subsets.as_ref().filter(|_| !std::ptr::eq(table, &self.all)) else { return true };
+        if subsets.default.as_ref().is_some_and(|default| std::ptr::eq(default, table)) {
+            return subsets.rules.is_default(&endpoint.labels);
+        }
+        let labels = subsets.tables.iter().find(|(_, one)| std::ptr::eq(*one, table)).map(|(labels, _)| labels);
+        let mut of_endpoint = subsets.rules.selectors.iter().filter_map(|selector| selector.subset_of(&endpoint.labels));
+        labels.is_some_and(|labels| of_endpoint.any(|one| one[..] == labels[..]))
+    }
+
     /// Goes on with the turns of the tables before.
     pub(super) fn resume(&self, before: &Self) {
         self.all.resume(&before.all);

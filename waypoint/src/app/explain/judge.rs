@@ -22,21 +22,20 @@ use model::dispatch::{Lookup, SniffedProtocol};
 use model::jwt::RemoteKeys;
 use model::rbac::{Mode, Rbac, RbacAction};
 use model::refusal::PolicyRule;
-use model::route::{ClusterChoice, Route, RouteAction, RouteFilter};
+use model::route::{Route, RouteAction, RouteFilter};
 use model::stream_view::forwarded_for;
 use serde::Serialize;
 use telemetry::record::RequestRecord;
 
+use super::endpoints::{Cluster, cluster, clusters};
 use super::question::{Question, Spoken};
 use crate::http::normalize::request_in;
 use crate::http::session::Protocol;
 use crate::request::{NoPath, apply_edits, change_request, head_of, made_safe, head_options};
-use crate::state::published::{ClusterEntry, Generation, Published, ServedChain};
+use crate::state::published::{Generation, Published, ServedChain};
 
 /// Policies of one action that are shown; of more, the number.
 const POLICIES_SHOWN_MAX: usize = 200;
-/// Endpoints of one cluster that are shown; of more, the number.
-const ENDPOINTS_SHOWN_MAX: usize = 100;
 /// Bytes of the text of one condition.
 const CONDITION_BYTES_MAX: usize = 1024;
 
@@ -106,27 +105,6 @@ pub(super) struct Taken {
     pub(super) does: String,
 }
 
-/// A cluster that it may be sent to.
-#[derive(Debug, Serialize)]
-pub(super) struct Cluster {
-    pub(super) name: String,
-    /// Its share of the weights of all.
-    pub(super) weight: u32,
-    /// `served`, `refused: …`, `missing`.
-    pub(super) state: String,
-    pub(super) endpoints: Vec<Endpoint>,
-    pub(super) not_shown: usize,
-}
-
-/// A candidate.
-#[derive(Debug, Serialize)]
-pub(super) struct Endpoint {
-    pub(super) host: String,
-    pub(super) health: &'static str,
-    pub(super) weight: u32,
-    pub(super) active: u32,
-}
-
 /// Finds the answer.
 ///
 /// # Errors
@@ -156,7 +134,8 @@ pub(super) fn explain(published: &Published, question: &Question) -> Result<Expl
                 RbacVerdict::Deny(denial) => denied(&denial, &input),
             });
             filters.extend(tcp.rbac.iter().map(|rbac| filter(rbac, &input)));
-            let clusters = tcp.clusters.iter().zip(tcp.turns.weights()).map(|(name, weight)| cluster(published, name, *weight)).collect();
+            let clusters =
+                tcp.clusters.iter().zip(tcp.turns.weights()).map(|(name, weight)| cluster(published, name, *weight, &[])).collect();
             Explanation { verdict, filters, asked, clusters, ..explanation }
         }
         ChainKind::Refused { reasons, .. } => {
@@ -456,40 +435,6 @@ fn route_of(route: &Route) -> Taken {
         RouteAction::Direct(direct) => format!("answers it with {}", direct.status),
     };
     Taken { name: route.name.as_deref().map(str::to_owned), does }
-}
-
-fn clusters(published: &Published, route: &Route) -> Vec<Cluster> {
-    let RouteAction::Forward(forward) = &route.action else { return Vec::new() };
-    match &forward.clusters {
-        ClusterChoice::One(name) => vec![cluster(published, name, 1)],
-        ClusterChoice::Weighted(all, _) => all.iter().map(|one| cluster(published, &one.name, one.weight)).collect(),
-    }
-}
-
-fn cluster(published: &Published, name: &str, weight: u32) -> Cluster {
-    let mut found = Cluster { name: name.to_owned(), weight, state: "missing".to_owned(), endpoints: Vec::new(), not_shown: 0 };
-    match published.cluster(name) {
-        None => {}
-        Some(ClusterEntry::Refused(reasons)) => {
-            found.state = format!("refused: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
-        }
-        Some(ClusterEntry::Served(served)) => {
-            let hosts = served.hosts();
-            found.state = "served".to_owned();
-            found.not_shown = hosts.len().saturating_sub(ENDPOINTS_SHOWN_MAX);
-            found.endpoints = hosts
-                .iter()
-                .take(ENDPOINTS_SHOWN_MAX)
-                .map(|entry| Endpoint {
-                    host: entry.endpoint.host.to_string(),
-                    health: super::super::discovery::health(entry),
-                    weight: entry.endpoint.weight,
-                    active: entry.state.active(),
-                })
-                .collect();
-        }
-    }
-    found
 }
 
 #[cfg(test)]

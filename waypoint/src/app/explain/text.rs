@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use super::endpoints::Endpoint;
 use super::judge::{Explanation, Filter, Shown};
 
 pub(super) fn of(explanation: &Explanation) -> String {
@@ -33,9 +34,12 @@ fn write(all: &Explanation, out: &mut String) -> fmt::Result {
         writeln!(out, "\nroute   {name}: {}{}", route.does, if verdict.passes { "" } else { ", were it not refused" })?;
     }
     for cluster in &all.clusters {
-        writeln!(out, "\ncluster {}  weight {}  {}", cluster.name, cluster.weight, cluster.state)?;
+        let subset = cluster.subset.as_ref().map_or(String::new(), |subset| format!("  subset {subset}"));
+        writeln!(out, "\ncluster {}  weight {}  {}{subset}", cluster.name, cluster.weight, cluster.state)?;
         for endpoint in &cluster.endpoints {
-            writeln!(out, "        {}  {}  weight {}  active {}", endpoint.host, endpoint.health, endpoint.weight, endpoint.active)?;
+            let Endpoint { host, health, weight, active, not_chosen, .. } = endpoint;
+            let why = not_chosen.as_ref().map_or(String::new(), |why| format!("  not chosen: {why}"));
+            writeln!(out, "        {host}  {health}  weight {weight}  active {active}{why}")?;
         }
         write_rest(cluster.not_shown, "endpoints", out)?;
     }
