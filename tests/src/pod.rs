@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -154,6 +154,15 @@ impl Pod {
     #[must_use]
     pub fn container(&self) -> &Container {
         &self.container
+    }
+
+    /// Runs the binary once more in the container, with other arguments, to its end: as `kubectl exec` does, but as root.
+    pub async fn run_beside(&self, arguments: &[&str]) -> Result<Output> {
+        let environment = fs::read_to_string(format!("/proc/{}/environ", self.id()))?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.id().to_string(), "--net", "--mount", "--root", "--wd", "--", "/usr/bin/env", "-i"]);
+        command.args(environment.split('\0').filter(|pair| !pair.is_empty())).arg("/waypoint").args(arguments).stdin(Stdio::null());
+        Ok(tokio::task::spawn_blocking(move || command.output()).await??)
     }
 
     /// Everything on standard output so far.

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         },
         Ok(Command::Explain(asked)) => explain(&asked),
         Ok(Command::Parity(asked)) => parity(&asked),
+        Err(errors) if given.first().is_some_and(|command| command == "parity" || command == "explain") => no_answer(&errors),
         Err(errors) => refuse(&errors),
     }
 }
@@ -60,17 +61,14 @@ fn parity(asked: &ParityArgs) -> ExitCode {
         Some(path) => app::parity::of_dump(std::path::Path::new(path), &question),
         None => match settings(&asked.proxy) {
             Ok(settings) => app::parity::of_istiod(&settings, &question),
-            Err(errors) => {
-                let _ = refuse(&errors);
-                return ExitCode::from(NO_ANSWER);
-            }
+            Err(errors) => return no_answer(&errors),
         },
     };
     match answer {
-        Ok(answer) => match (print(&answer.text), answer.is_served) {
-            (printed, true) => printed,
-            (_, false) => ExitCode::FAILURE,
-        },
+        // Who cannot read it has none.
+        Ok(answer) if print(&answer.text) != ExitCode::SUCCESS => ExitCode::from(NO_ANSWER),
+        Ok(answer) if answer.is_served => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "waypoint parity: {error}");
             ExitCode::from(NO_ANSWER)
@@ -93,6 +91,12 @@ fn print(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The same of a question.
+fn no_answer(errors: &[SettingError]) -> ExitCode {
+    let _ = refuse(errors);
+    ExitCode::from(NO_ANSWER)
 }
 
 /// All that is wrong, at once, on stderr.

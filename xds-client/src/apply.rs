@@ -6,6 +6,7 @@
 mod extensions;
 mod listeners;
 mod meaning;
+mod places;
 mod policies;
 mod report;
 mod secrets;
@@ -25,6 +26,7 @@ use xds_proto::istio::workload as workload_proto;
 
 use self::listeners::Listening;
 use self::meaning::Meanings;
+pub use self::places::Place;
 use self::report::{ASSIGNMENT, Checked, check, check_endpoints};
 use self::secrets::Secrets;
 use crate::ads::{Applied, Resource, ResourceType, Update, Verdict, Wanted};
@@ -114,6 +116,12 @@ impl Applier {
         self.secrets.add_to(&mut report);
         self.listening.add_to(&mut report);
         report
+    }
+
+    /// Where the fields of a resource are that are accepted without effect; the report only counts them.
+    #[must_use]
+    pub fn places(&self, of: ResourceType, resource: &Resource) -> Vec<Place> {
+        places::places(of, resource)
     }
 
     fn apply_clusters(&mut self, update: Update) -> Outcome {

@@ -12,6 +12,7 @@ mod authorization;
 mod drop_in;
 mod endpoints;
 mod load;
+mod parity;
 mod policy;
 mod stage;
 mod telemetry;
@@ -40,6 +41,7 @@ const STEPS: &[Step] = &[
     ("AuthorizationPolicies of every attribute decide as they say", |stage| Box::pin(authorization::policies_decide(stage))),
     ("RequestAuthentication and policies on claims decide as they say", |stage| Box::pin(authorization::tokens_decide(stage))),
     ("a CUSTOM AuthorizationPolicy asks its provider and obeys it", |stage| Box::pin(policy::a_custom_policy_takes_effect(stage))),
+    ("waypoint parity names objects as kubectl does, with its exit code", |stage| Box::pin(parity::objects_are_named(stage))),
     ("a service's Telemetry object that is changed counts on open connections", |stage| {
         Box::pin(telemetry::a_services_telemetry_follows_its_object(stage))
     }),

@@ -1,12 +1,13 @@
 //! `waypoint parity`: the same is said before a swap as is done after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
+use tests::fake_istiod::Kind;
 use tests::peer::plain_get;
-use tests::scenario::{Mesh, WEB_CHAIN};
+use tests::scenario::{Mesh, Scenario, WEB_CHAIN};
 
 /// Objects that are refused, by their names in Envoy's configuration.
 fn refused(answer: &Value) -> BTreeSet<String> {
@@ -42,10 +43,133 @@ async fn istiod_s_configuration_is_judged_as_the_proxy_judges_it() -> Result<()>
     let route = route.with_context(|| format!("no route was traced: {told:#}"))?;
     assert!(route["object"].as_str().is_some_and(|object| object.starts_with("Service shop/web, port 80")), "{route}");
 
+    let web = named(&told, "unused").remove("VirtualService shop/web").context("its VirtualService is in use")?;
+    assert_eq!((&web["chains"], web["routes"].as_array().map(Vec::len)), (&json!([WEB_CHAIN]), Some(1)));
+    let service = named(&told, "honoured").remove("Service shop/web").context("its cluster is not in use")?;
+    assert_eq!((&service["is_whole"], &service["chains"], &service["clusters"]), (&json!(false), &json!([]), &json!([WEB_CHAIN])));
+
     let text = mesh.waypoint.run_beside(&["parity"]).await?;
     let text = String::from_utf8(text.stdout)?;
-    for expected in ["refused: not used", "  Service shop/web, port 80", "VirtualService shop/web: ", "listed: "] {
+    let service = format!("\n  Service shop/web, port 80  [{WEB_CHAIN}]\n");
+    for expected in ["refused: not used", &service, "VirtualService shop/web: ", "\nlisted: ", "\nhonoured: ", "shop/auto (in part)"] {
         assert!(text.contains(expected), "no {expected:?} in {text}");
+    }
+    Ok(())
+}
+
+/// What is told of objects, by their names.
+fn named(answer: &Value, list: &str) -> BTreeMap<String, Value> {
+    let all = answer[list].as_array().into_iter().flatten();
+    all.filter_map(|one| Some((one["object"].as_str()?.to_owned(), one.clone()))).collect()
+}
+
+/// How many chains, clusters, routes and rules came from an object.
+fn parts(of: &Value) -> [usize; 4] {
+    let length = |name: &str| of[name].as_array().map_or(0, Vec::len);
+    let rules = of["rules"].as_u64().and_then(|rules| usize::try_from(rules).ok()).unwrap_or_default();
+    [length("chains"), length("clusters"), length("routes"), rules]
+}
+
+/// A dump as Envoy's admin port has it.
+fn dump(scenario: &Scenario) -> Value {
+    let all = |kind, inside: fn(&Value) -> Value| scenario.resources(kind).map(|(_, resource)| inside(resource)).collect::<Vec<_>>();
+    json!({"configs": [
+        {"dynamic_active_clusters": all(Kind::Cluster, |one| json!({"cluster": one}))},
+        {"dynamic_endpoint_configs": all(Kind::Endpoints, |one| json!({"endpoint_config": one}))},
+        {"dynamic_listeners": all(Kind::Listener, |one| json!({"active_state": {"listener": one}}))},
+    ]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_honoured_is_told_by_object_and_ends_with_success() -> Result<()> {
+    let policies: [(&str, [usize; 4]); 5] = [
+        ("AuthorizationPolicy shop/reviews-allow", [1, 0, 0, 4]),
+        ("AuthorizationPolicy shop/reviews-deny", [1, 0, 0, 2]),
+        ("AuthorizationPolicy shop/reviews-dry-run", [1, 0, 0, 1]),
+        ("AuthorizationPolicy shop/web-custom", [1, 0, 0, 1]),
+        ("AuthorizationPolicy shop/gateway-wide-deny", [11, 0, 0, 11]),
+    ];
+    let tokens = [
+        ("RequestAuthentication of issuer https://issuer.example", [1, 0, 0, 0]),
+        ("RequestAuthentication of issuer https://second.example", [1, 0, 0, 0]),
+    ];
+    let routing: [(&str, [usize; 4]); 3] = [
+        ("VirtualService shop/reviews", [1, 0, 12, 0]),
+        ("DestinationRule shop/reviews", [0, 4, 0, 0]),
+        ("Service shop/web", [1, 1, 1, 0]),
+    ];
+    for (scenario, expected) in [("05-authz", &policies[..]), ("06-jwt", &tokens), ("04-virtualservice", &routing)] {
+        let mesh = Mesh::start(scenario).await?;
+        let output = mesh.waypoint.run_beside(&["parity", "--json"]).await?;
+        let told: Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!((output.status.code(), &told["refused"], &told["unused"]), (Some(0), &json!([]), &json!([])), "{scenario}");
+        let honoured = named(&told, "honoured");
+        for (object, made) in expected {
+            let found = honoured.get(*object).with_context(|| format!("no {object} in {:?}", honoured.keys()))?;
+            assert_eq!((parts(found), &found["is_whole"]), (*made, &json!(true)), "{object}: {found}");
+        }
+
+        // From an Envoy's dump the same is told.
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("dump.json");
+        std::fs::write(&path, dump(mesh.scenario()).to_string())?;
+        let of_dump = mesh.waypoint.run_beside(&["parity", path.to_str().context("a path that is no text")?, "--json"]).await?;
+        assert_eq!((of_dump.status.code(), serde_json::from_slice::<Value>(&of_dump.stdout)?), (Some(0), told), "{scenario}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_listed_is_told_with_the_objects_it_came_from() -> Result<()> {
+    let edit = |scenario: &mut Scenario| {
+        let chains: Vec<_> = scenario.resource(Kind::Listener, "main_internal")?["filter_chains"].as_array().context("no chains")?.clone();
+        for name in chains.iter().filter_map(|chain| chain["name"].as_str()) {
+            if let Ok(manager) = scenario.http(name) {
+                manager["request_headers_timeout"] = json!("5s");
+            }
+        }
+        let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?;
+        cluster["metadata"]["filter_metadata"]["istio"]["config"] =
+            json!("/apis/networking.istio.io/v1/namespaces/shop/destination-rule/web");
+        cluster["close_connections_on_host_health_failure"] = json!(true);
+        Ok(())
+    };
+    let mesh = Mesh::builder("01-plain")?.edit(edit)?.start().await?;
+    let told: Value = serde_json::from_slice(&mesh.waypoint.run_beside(&["parity", "--json"]).await?.stdout)?;
+    let counted = plain_get(mesh.waypoint.port(15000), "/unsupported").await?.json();
+    let counts = |answer: &Value| -> BTreeSet<(String, String, u64)> {
+        let all = answer["listed"].as_array().into_iter().flatten();
+        all.map(|one| (one["type"].to_string(), one["field"].to_string(), one["count"].as_u64().unwrap_or_default())).collect()
+    };
+    assert_eq!(counts(&told), counts(&counted));
+    let objects = |field: &str| -> BTreeMap<String, u64> {
+        let all = told["listed"].as_array().into_iter().flatten();
+        let objects = all.filter(|one| one["field"] == field).flat_map(|one| one["objects"].as_array().into_iter().flatten());
+        objects.filter_map(|one| Some((one["object"].as_str()?.to_owned(), one["count"].as_u64()?))).collect()
+    };
+    let of_chains = objects("request_headers_timeout");
+    assert_eq!((of_chains.len(), of_chains.get("Service shop/web, port 80")), (7, Some(&1)), "{of_chains:?}");
+    assert_eq!(objects("close_connections_on_host_health_failure"), BTreeMap::from([("DestinationRule shop/web".to_owned(), 1)]));
+
+    // The first five, for people.
+    let text = String::from_utf8(mesh.waypoint.run_beside(&["parity"]).await?.stdout)?;
+    let shown: Vec<_> = of_chains.keys().take(5).map(String::as_str).collect();
+    for expected in [
+        "\n       7  HttpConnectionManager.request_headers_timeout: headers have our own time limit\n",
+        &format!("\n          in {} and 2 more\n", shown.join("; ")),
+        "\n          in DestinationRule shop/web\n",
+    ] {
+        assert!(text.contains(expected), "no {expected:?} in\n{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_asked_is_no_answer() -> Result<()> {
+    let mesh = Mesh::start("01-plain").await?;
+    for arguments in [&["parity", "a.json", "b.json"][..], &["parity", "/nowhere/dump.json"], &["explain", "web.shop:80", "--never", "x"]] {
+        let output = mesh.waypoint.run_beside(arguments).await?;
+        assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{arguments:?}: {output:?}");
     }
     Ok(())
 }

@@ -4,19 +4,20 @@
 //! `Applier` as in the proxy, so that the answer is what the proxy would do. Not for: serving anything; nothing is bound or dialled but istiod.
 
 mod dump;
+mod honoured;
 mod live;
 mod origin;
+mod print;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use xds_client::ads::{ResourceType, Update, Wanted};
 use xds_client::apply::Applier;
-use xds_client::observer::Report;
 
-use self::origin::{object_name, origin};
+use self::honoured::{Objects, Served};
+use self::origin::{object_name, origin, short_name};
 use crate::config::Settings;
 
 /// What was found, for people or tools.
@@ -55,12 +56,22 @@ pub fn of_istiod(settings: &Settings, question: &Question) -> Result<Answer, Str
     Ok(answer(live::ask(settings)?, question))
 }
 
-/// A configuration: what is applied, and its JSON to find out where it came from.
+/// What a part is, that is served or not by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Of `main_internal`.
+    Chain,
+    Cluster,
+}
+
+/// Chains and clusters as JSON, to find out where they came from.
+type Parts = BTreeMap<(Kind, String), Value>;
+
+/// A configuration: what is applied, and its JSON.
 #[derive(Debug, Default)]
 struct Snapshot {
     updates: Vec<Update>,
-    /// Chains of `main_internal`, and clusters, by name.
-    objects: BTreeMap<String, Value>,
+    parts: Parts,
     /// What could not even be read, by object.
     unreadable: Vec<(String, String)>,
 }
@@ -74,73 +85,64 @@ struct Refused {
     reason: String,
 }
 
+/// Where fields are listed: by type and field, how often in which object.
+type Listed = BTreeMap<(String, String), BTreeMap<String, usize>>;
+
+/// What was found.
+#[derive(Debug, Default)]
+struct Judged {
+    refused: Vec<Refused>,
+    listed: Listed,
+    objects: Objects,
+}
+
 fn answer(snapshot: Snapshot, question: &Question) -> Answer {
-    let Snapshot { updates, objects, unreadable } = snapshot;
+    let judged = judge(snapshot);
+    let text = if question.as_json { print::json(&judged) } else { print::text(&judged) };
+    Answer { text, is_served: judged.refused.is_empty() }
+}
+
+fn judge(snapshot: Snapshot) -> Judged {
+    let Snapshot { updates, parts, unreadable } = snapshot;
     let mut applier = Applier::default();
-    let mut wanted = Vec::new();
+    let (mut wanted, mut served, mut held) = (Vec::new(), Served::default(), BTreeMap::new());
     for mut update in updates {
         // A dump has the endpoints of clusters too that find theirs otherwise, which nobody would have sent.
         if update.of == ResourceType::Endpoint {
             update.resources.retain(|one| wanted.iter().any(|wanted: &Wanted| wanted.names().contains(&one.name)));
         }
+        held.extend(update.resources.iter().map(|one| ((update.of, one.name.clone()), one.clone())));
+        for name in &update.removed {
+            held.remove(&(update.of, name.clone()));
+        }
         // What is refused is in the report.
-        wanted.extend(applier.apply(update).applied.wanted);
+        let outcome = applier.apply(update);
+        outcome.changes.iter().for_each(|change| served.note(change));
+        wanted.extend(outcome.applied.wanted);
     }
-    let report = applier.report();
-    let mut refused: Vec<_> = unreadable
-        .into_iter()
-        .map(|(name, reason)| Refused { object: object_name(&name), origin: None, path: String::new(), reason })
-        .collect();
-    for (name, reasons) in &report.refused {
+    let refused =
+        unreadable.into_iter().map(|(name, reason)| Refused { object: object_name(&name), origin: None, path: String::new(), reason });
+    let mut refused: Vec<_> = refused.collect();
+    for (name, reasons) in &applier.report().refused {
         refused.extend(reasons.iter().map(|one| Refused {
             object: object_name(name),
-            origin: objects.get(name).and_then(|json| origin(json, &one.path)).or_else(|| origin::policy(&one.path)),
+            origin: origin_of(&parts, name, &one.path),
             path: one.path.clone(),
             reason: one.reason.clone(),
         }));
     }
-    let text = if question.as_json { as_json(&refused, &report) } else { as_text(&refused, &report, objects.len()) };
-    Answer { text, is_served: refused.is_empty() }
+    let mut listed = Listed::new();
+    for place in held.iter().flat_map(|((of, _), resource)| applier.places(*of, resource)) {
+        let object = origin_of(&parts, &place.object, &place.path).unwrap_or_else(|| short_name(&place.object));
+        *listed.entry((place.type_name, place.field)).or_default().entry(object).or_default() += 1;
+    }
+    Judged { refused, listed, objects: Objects::of(&parts, &served) }
 }
 
-fn as_json(refused: &[Refused], report: &Report) -> String {
-    let refused: Vec<_> =
-        refused.iter().map(|one| json!({"object": one.object, "origin": one.origin, "path": one.path, "reason": one.reason})).collect();
-    let listed: Vec<_> = report
-        .listed
-        .iter()
-        .map(
-            |((of, field), count)| json!({"type": of, "field": field, "count": count, "missing": xds_client::coverage::missing(of, field)}),
-        )
-        .collect();
-    format!("{:#}\n", json!({"refused": refused, "listed": listed}))
-}
-
-fn as_text(refused: &[Refused], report: &Report, n_objects: usize) -> String {
-    let mut text = format!("looked at {n_objects} chains and clusters\n");
-    let mut write = |line: std::fmt::Arguments<'_>| text.write_fmt(line).expect("writing to a text cannot fail");
-    if refused.is_empty() {
-        write(format_args!("\nrefused: nothing\n"));
-    } else {
-        write(format_args!("\nrefused: not used as long as it is so; requests for it get 503\n"));
-    }
-    let mut of = None;
-    for one in refused {
-        if of != Some(&one.object) {
-            write(format_args!("  {}\n", one.object));
-            of = Some(&one.object);
-        }
-        let origin = one.origin.as_ref().map_or(String::new(), |origin| format!("{origin}: "));
-        write(format_args!("    {origin}{}\n      at {}\n", one.reason, if one.path.is_empty() { "the object itself" } else { &one.path }));
-    }
-    if report.listed.is_empty() {
-        write(format_args!("\nlisted: nothing\n"));
-    } else {
-        write(format_args!("\nlisted: accepted without effect, times set\n"));
-    }
-    for ((of, field), count) in &report.listed {
-        let missing = xds_client::coverage::missing(of, field).unwrap_or("not known here");
-        write(format_args!("  {count:>6}  {}.{field}: {missing}\n", of.rsplit('.').next().unwrap_or(of)));
-    }
-    text
+/// The object that a place in a chain or cluster came from, if it can be told. A chain and a cluster may have the same name: the path tells
+/// which is meant, where there is one.
+fn origin_of(parts: &Parts, name: &str, path: &str) -> Option<String> {
+    let mut of = [Kind::Chain, Kind::Cluster].into_iter().filter_map(|kind| parts.get(&(kind, name.to_owned())));
+    let found = if path.is_empty() { of.next().and_then(|json| origin(json, path)) } else { of.find_map(|json| origin(json, path)) };
+    found.or_else(|| origin::policy(path))
 }

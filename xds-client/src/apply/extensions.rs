@@ -83,18 +83,24 @@ impl Held {
 
 /// Walks a configuration where a filter would have it.
 fn check_as_filter(name: &str, config: &Any) -> Checked {
+    let (type_name, bytes) = as_filter(name, config);
+    let mut checked = check(type_name, &bytes, name, &[]);
+    // A manager of its own would need routes, which nobody asks of an extension.
+    checked.refused.retain(|invalid| type_name != MANAGER || invalid.path.starts_with("http_filters"));
+    checked
+}
+
+/// What has a configuration as its only filter: the type, and its bytes.
+pub(super) fn as_filter(name: &str, config: &Any) -> (&'static str, Vec<u8>) {
     if type_name(config).contains(NETWORK) {
         let filter = Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config.clone())) };
         let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
-        return check("envoy.config.listener.v3.FilterChain", &chain.encode_to_vec(), name, &[]);
+        return (super::listeners::FILTER_CHAIN, chain.encode_to_vec());
     }
     let config_type = Some(http_filter::ConfigType::TypedConfig(config.clone()));
     let filter = HttpFilter { name: name.to_owned(), config_type, ..HttpFilter::default() };
     let manager = HttpConnectionManager { http_filters: vec![filter], ..HttpConnectionManager::default() };
-    let mut checked = check(MANAGER, &manager.encode_to_vec(), name, &[]);
-    // A manager of its own would need routes, which nobody asks of an extension.
-    checked.refused.retain(|invalid| invalid.path.starts_with("http_filters"));
-    checked
+    (MANAGER, manager.encode_to_vec())
 }
 
 const MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";

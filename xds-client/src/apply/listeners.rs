@@ -32,8 +32,8 @@ use crate::translate::listener::{
     originate_logs, take_apart, terminate,
 };
 
-const LISTENER: &str = "envoy.config.listener.v3.Listener";
-const FILTER_CHAIN: &str = "envoy.config.listener.v3.FilterChain";
+pub(super) const LISTENER: &str = "envoy.config.listener.v3.Listener";
+pub(super) const FILTER_CHAIN: &str = "envoy.config.listener.v3.FilterChain";
 
 /// One chain of `main_internal`.
 struct HeldChain {

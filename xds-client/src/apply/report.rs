@@ -47,10 +47,15 @@ fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
 
 /// Walks an object.
 pub(super) fn check(type_name: &str, bytes: &[u8], name: &str, skip: &[&str]) -> Checked {
-    match dynamic(type_name, bytes) {
-        Ok(message) => checked(&walk_without(&message, skip), name),
+    match walked(type_name, bytes, skip) {
+        Ok(findings) => checked(&findings, name),
         Err(reason) => Checked { refused: vec![Invalid::new(name, "", reason)], listed: Vec::new() },
     }
+}
+
+/// The walk itself.
+pub(super) fn walked(type_name: &str, bytes: &[u8], skip: &[&str]) -> Result<Findings, String> {
+    dynamic(type_name, bytes).map(|message| walk_without(&message, skip))
 }
 
 /// Walks each endpoint of a load assignment, so that one that cannot be obeyed costs no other its place. By position of its locality,

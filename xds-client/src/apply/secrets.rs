@@ -16,7 +16,7 @@ use crate::ads::Resource;
 use crate::observer::{Change, Report};
 use crate::translate::transport::secret;
 
-const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
+pub(super) const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
 
 #[derive(Default)]
 struct Held {

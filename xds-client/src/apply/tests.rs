@@ -446,3 +446,22 @@ fn a_workload_of_a_kind_that_is_not_known_is_refused() {
     assert!(nack(&outcome.applied.verdict).contains("workload_type"));
     assert!(outcome.changes.is_empty());
 }
+
+#[test]
+fn places_are_as_many_as_the_report_counts_and_name_the_object() {
+    let mut n_places = 0;
+    for scenario in ["01-plain", "04-virtualservice", "05-authz", "07-telemetry", "08-egress", "10-unsupported"] {
+        let scenario = format!("istiod-1.31/{scenario}");
+        let applier = apply(&scenario).applier;
+        let mut counted = BTreeMap::new();
+        for (of, file) in TYPES {
+            for place in update(of, &fixture(&scenario, file)).resources.iter().flat_map(|resource| applier.places(of, resource)) {
+                assert!(!place.object.is_empty() && !place.path.is_empty(), "{place:?}");
+                *counted.entry((place.type_name, place.field)).or_default() += 1;
+                n_places += 1;
+            }
+        }
+        assert_eq!(counted, applier.report().listed, "{scenario}");
+    }
+    assert!(n_places > 0);
+}

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use xds_client::ads::{Resource, ResourceType, Update};
+use xds_client::translate::listener::MAIN_INTERNAL;
 use xds_proto::{descriptors, message_from_json, message_name};
 
-use super::Snapshot;
+use super::{Kind, Snapshot};
 
 /// What wraps a resource of each kind, in Envoy's `…ConfigDump` messages: lists of entries, and where in an entry it is.
 const KINDS: [(ResourceType, &[&str], &[&str]); 4] = [
@@ -60,7 +61,7 @@ fn add(of: ResourceType, resource: &Value, resources: &mut BTreeMap<String, Reso
     match of {
         ResourceType::Listener => keep_chains(&resource, snapshot),
         ResourceType::Cluster => {
-            snapshot.objects.insert(name, resource);
+            snapshot.parts.insert((Kind::Cluster, name), resource);
         }
         _ => {}
     }
@@ -72,11 +73,14 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Keeps the chains of a listener by name, for their origins.
+/// Keeps the chains of `main_internal` by name, for their origins.
 pub(super) fn keep_chains(listener: &Value, snapshot: &mut Snapshot) {
+    if listener["name"] != MAIN_INTERNAL {
+        return;
+    }
     for chain in get(listener, "filter_chains").and_then(Value::as_array).into_iter().flatten() {
         if let Some(name) = chain["name"].as_str() {
-            snapshot.objects.insert(name.to_owned(), chain.clone());
+            snapshot.parts.insert((Kind::Chain, name.to_owned()), chain.clone());
         }
     }
 }
@@ -126,13 +130,17 @@ mod tests {
             ]},
             {"@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
              "static_listeners": [{"listener": {"name": "b"}}],
-             "dynamic_listeners": [{"name": "c", "active_state": {"listener": {"name": "c", "filter_chains": [{"name": "chain"}]}}}]},
+             "dynamic_listeners": [
+                {"name": "c", "active_state": {"listener": {"name": "c", "filter_chains": [{"name": "of its own"}]}}},
+                {"active_state": {"listener": {"name": "main_internal", "filter_chains": [{"name": "chain"}]}}},
+             ]},
             {"dynamic_endpoint_configs": [{"endpoint_config": {"cluster_name": "d"}}]},
         ]});
         let snapshot = read(&dump).expect("a dump");
         let names: Vec<_> = snapshot.updates.iter().flat_map(|update| update.resources.iter().map(|one| one.name.as_str())).collect();
-        assert_eq!(names, ["a", "d", "b", "c"]);
-        assert_eq!(snapshot.objects.keys().collect::<Vec<_>>(), ["a", "chain"]);
+        assert_eq!(names, ["a", "d", "b", "c", "main_internal"]);
+        let parts: Vec<_> = snapshot.parts.keys().map(|(kind, name)| (*kind, name.as_str())).collect();
+        assert_eq!(parts, [(Kind::Chain, "chain"), (Kind::Cluster, "a")]);
     }
 
     #[test]

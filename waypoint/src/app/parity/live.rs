@@ -12,7 +12,7 @@ use xds_client::ads::{AdsObserver, AdsStatus, Applied, ResourceType, Update};
 use xds_client::apply::Applier;
 use xds_proto::message_to_json;
 
-use super::{Snapshot, dump};
+use super::{Kind, Snapshot, dump};
 use crate::app::{ads_settings, node_of};
 use crate::config::Settings;
 
@@ -77,7 +77,7 @@ impl AdsObserver for Listener {
             match update.of {
                 ResourceType::Listener => dump::keep_chains(&json, &mut held.snapshot),
                 ResourceType::Cluster => {
-                    held.snapshot.objects.insert(resource.name.clone(), json);
+                    held.snapshot.parts.insert((Kind::Cluster, resource.name.clone()), json);
                 }
                 _ => {}
             }
