@@ -49,7 +49,8 @@ pub fn wants_retry(policy: &RetryPolicy, result: TryResult) -> bool {
             (has_header && on.retriable_headers) || status_wants_retry(policy, status) || grpc_wants_retry(policy, grpc_status)
         }
         TryResult::NoConnection => on.connect_failure || on.reset_before_request || any_reset,
-        TryResult::Refused => on.refused_stream || on.reset_before_request || any_reset,
+        // Its head had been sent, so that `reset-before-request` does not mean it (Envoy).
+        TryResult::Refused => on.refused_stream || any_reset,
         TryResult::Reset { request_sent } => any_reset || (on.reset_before_request && !request_sent),
         TryResult::TryTimeout => any_reset,
     }

@@ -2,9 +2,10 @@
 //!
 //! The app obeys the path: `/status/N` answers N, `/delay/MILLISECONDS[/…]` waits, `/held[/…]` waits until [`Record::let_go`], `/cut` ends in the middle of a body, `/reset` before the
 //! answer, `/fail/N/COUNT[/DELAYms][/…]` answers N to the first COUNT requests of that path, after the delay (where N is `connection`, it
-//! resets them), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101, or 200 to an extended CONNECT, and echoes what follows; everything
+//! resets them, `refused`, it resets HTTP/2 streams as not looked at), `/stream/N` sends N chunks, one every 100 ms, `/messages/N` sends N gRPC messages, one every 100 ms, `/bytes/KIB` as many as the reader takes, `/upgrade` answers 101, or 200 to an extended CONNECT, and echoes what follows; everything
 //! else is echoed as JSON (pod, method, path, headers in order, body length). Requests whose content type is gRPC's get `grpc-status: 0`
-//! in trailers. A request body is read to its end before the answer; `x-answer-with: NAME=VALUE` adds a header to that.
+//! in trailers. A request body is read to its end before the answer; `x-answer-with: NAME=VALUE` adds a header to that,
+//! `x-answer-after: MILLISECONDS` delays an echo, and `x-obey: PATH` is obeyed instead of the path. A request with `x-remember` is remembered.
 //!
 //! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
@@ -89,6 +90,7 @@ pub struct SeenHandshake {
 pub struct Record {
     name: String,
     requests: Mutex<BTreeMap<String, u64>>,
+    remembered: Mutex<BTreeMap<String, Value>>,
     connects: Mutex<Vec<SeenConnect>>,
     handshakes: Mutex<Vec<SeenHandshake>>,
     connections: AtomicU64,
@@ -103,6 +105,12 @@ impl Record {
     #[must_use]
     pub fn requests(&self, method_and_path: &str) -> u64 {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).get(method_and_path).copied().unwrap_or(0)
+    }
+
+    /// What a request by `METHOD path` was that said `x-remember`, as it is echoed; the last one.
+    #[must_use]
+    pub fn remembered(&self, method_and_path: &str) -> Option<Value> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(method_and_path).cloned()
     }
 
     /// All requests.
@@ -218,6 +226,7 @@ impl Workload {
         let record = Arc::new(Record {
             name: name.to_owned(),
             requests: Mutex::default(),
+            remembered: Mutex::default(),
             connects: Mutex::default(),
             handshakes: Mutex::default(),
             connections: AtomicU64::new(0),
@@ -453,7 +462,14 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
         return Err(anyhow!("told to reset"));
     }
     let body = body.collect().await.context("the request's body")?;
-    let mut parts = path.trim_start_matches('/').splitn(2, '/');
+    let trailers = body.trailers().cloned();
+    let n_body_bytes = body.to_bytes().len();
+    if head.headers.contains_key("x-remember") {
+        let told = echo(&record.name, &head, n_body_bytes, trailers.as_ref());
+        record.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{} {path}", head.method), told);
+    }
+    let obeyed = head.headers.get("x-obey").map_or(Ok(&*path), |path| path.to_str())?;
+    let mut parts = obeyed.trim_start_matches('/').splitn(2, '/');
     let (verb, argument) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let number = argument.split('/').next().unwrap_or_default().parse::<u64>().unwrap_or(0);
     let response = asked_headers(&head, Response::builder())?.header("server", record.name.as_str()).header("x-pod", record.name.as_str());
@@ -463,6 +479,9 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
             tokio::time::sleep(Duration::from_millis(delay.unwrap_or(0))).await;
             let status = argument.split('/').next().unwrap_or_default();
             ensure!(status != "connection", "told to break the connection");
+            if status == "refused" {
+                return Err(anyhow::Error::new(h2::Error::from(h2::Reason::REFUSED_STREAM)).context("told to refuse the stream"));
+            }
             response.status(status).body(whole(format!("status {status}\n")))?
         }
         "status" => response.status(argument).body(whole(format!("status {argument}\n")))?,
@@ -472,14 +491,14 @@ async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<R
         "messages" => response.header("content-type", "application/grpc").body(messages(number))?,
         "empty" => response.status(StatusCode::NO_CONTENT).body(Empty::new().map_err(|never| match never {}).boxed_unsync())?,
         _ => {
-            match verb {
-                "delay" => tokio::time::sleep(Duration::from_millis(number)).await,
+            let after = head.headers.get("x-answer-after").map(|after| anyhow::Ok(after.to_str()?.parse()?)).transpose()?;
+            let after = after.unwrap_or(if verb == "delay" { number } else { 0 });
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            if verb == "held" {
                 // The sender is in the record, so that waiting cannot fail.
-                "held" => drop(record.let_go.subscribe().wait_for(|let_go| *let_go).await),
-                _ => {}
+                drop(record.let_go.subscribe().wait_for(|let_go| *let_go).await);
             }
-            let trailers = body.trailers().cloned();
-            let echo = Bytes::from(echo(&record.name, &head, body.to_bytes().len(), trailers.as_ref()).to_string() + "\n");
+            let echo = Bytes::from(echo(&record.name, &head, n_body_bytes, trailers.as_ref()).to_string() + "\n");
             match head.headers.get("content-type").filter(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
                 Some(kind) => response.header("content-type", kind).body(grpc_body(echo))?,
                 None => response.header("content-type", "application/json").body(whole(echo))?,
