@@ -121,11 +121,13 @@ impl Passthrough {
     }
 }
 
-/// Retries in proportion to the requests at the moment.
+/// Retries in proportion to the requests at the moment, or of an interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryBudget {
-    /// Retries, in percent of the requests that wait or are in flight.
+    /// Retries, in percent of the requests that wait or are in flight, or began in the interval.
     pub percent: f64,
+    /// Requests count for so long from their begin, whether they have ended or not; none means while they last.
+    pub interval: Option<Duration>,
     /// Retries at a time that are allowed however few requests there are.
     pub retries_min: u32,
 }

@@ -2,6 +2,7 @@
 //!
 //! Not for: protobuf; changes arrive compiled. Invariant: workers never wait for the owner, nor free what it retires.
 
+mod recent;
 pub mod breaker;
 mod rates;
 pub mod health;

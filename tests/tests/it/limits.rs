@@ -1,17 +1,20 @@
 //! Circuit breakers and the use of connections, as a DestinationRule's connection pool sets them.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
-use tests::peer::{Answer, exchange_raw};
+use tests::peer::{Answer, Connection, empty, exchange_raw};
 use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
-use tests::workload::App;
+use tests::wait::{Look, until};
+use tests::workload::{App, Workload};
 use tokio::io::AsyncReadExt;
 
+const DEADLINE: Duration = Duration::from_secs(10);
 const OVERFLOW: &str = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
 
 /// Thresholds of a cluster; what is not named is without limit, as istiod writes it.
@@ -154,5 +157,123 @@ async fn a_connection_carries_no_more_requests_than_it_may() -> Result<()> {
         assert_eq!(http.get(&format!("/{number}")).await?.status, StatusCode::OK);
     }
     assert_eq!(web.record().connects().len(), 3, "two requests each");
+    Ok(())
+}
+
+/// A budget of retries, and what becomes of failing requests, each after the one before was retried or answered; retries last.
+struct Budget {
+    name: &'static str,
+    budget: Value,
+    /// Requests before that are answered, and such that last.
+    before: (usize, usize),
+    /// How long ago that is.
+    pause: Duration,
+    n_failing: usize,
+    n_retried: usize,
+}
+
+fn budgets() -> Vec<Budget> {
+    let row = |name, (percent, min): (u32, u32), interval: Option<&str>, n_failing, n_retried| {
+        let mut budget = json!({"budget_percent": {"value": percent}, "min_retry_concurrency": min});
+        if let Some(interval) = interval {
+            budget["budget_interval"] = interval.into();
+        }
+        Budget { name, budget, before: (0, 0), pause: Duration::ZERO, n_failing, n_retried }
+    };
+    let (long, short, pause) = (Some("30s"), Some("0.500s"), Duration::from_secs(1));
+    vec![
+        row("least", (0, 3), None, 4, 3),
+        row("all", (100, 0), None, 3, 3),
+        row("half", (50, 1), None, 3, 1),
+        row("half, at least two", (50, 2), None, 3, 2),
+        Budget { before: (10, 0), ..row("what has ended does not count", (20, 0), None, 1, 0) },
+        Budget { before: (0, 5), ..row("what lasts counts", (20, 0), None, 2, 1) },
+        Budget { before: (10, 0), ..row("what has ended counts for an interval", (20, 0), long, 6, 3) },
+        // The first has no share; each retry is a request of the interval as well.
+        row("half of an interval", (50, 0), long, 5, 4),
+        row("at least two in an interval", (10, 2), long, 4, 2),
+        Budget { before: (10, 0), pause, ..row("what has ended is forgotten", (50, 0), short, 1, 0) },
+        Budget { before: (0, 4), pause, ..row("what lasts is forgotten", (50, 0), short, 1, 0) },
+    ]
+}
+
+fn with_budgets(scenario: &mut Scenario) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?.clone();
+    let mut routes = Vec::new();
+    for Budget { name, budget, .. } in budgets() {
+        let mut cluster = cluster.clone();
+        cluster["name"] = name.into();
+        cluster["eds_cluster_config"]["service_name"] = WEB_CHAIN.into();
+        cluster["circuit_breakers"]["thresholds"][0]["retry_budget"] = budget;
+        scenario.insert(Kind::Cluster, name, cluster);
+        let policy = json!({"retry_on": "5xx", "num_retries": 1, "retry_back_off": {"base_interval": "0.001s"}});
+        routes.push(json!({
+            "name": name, "match": {"prefix": "/", "headers": [{"name": "x-row", "string_match": {"exact": name}}]},
+            "route": {"cluster": name, "timeout": "0s", "retry_policy": policy},
+        }));
+    }
+    scenario.add_routes(WEB_CHAIN, routes)
+}
+
+/// How many of a row's failing requests a proxy retries.
+async fn n_retried(connection: &Connection, web: &Workload, row: &Budget, proxy: &str) -> Result<usize> {
+    let ask = async |path: &str| {
+        let mut http = connection.http1(WEB).await?;
+        let request = http.request(Method::GET, path).header("x-row", row.name).header("x-answer-after", "60000").body(empty())?;
+        anyhow::Ok(tokio::spawn(async move { http.start(request).await }))
+    };
+    let seen = |path: &str| web.record().requests(&format!("GET {path}"));
+    for _ in 0..row.before.0 {
+        assert_eq!((ask("/status/200").await?).await??.status(), StatusCode::OK);
+    }
+    let mut lasting = Vec::new();
+    for number in 0..row.before.1 {
+        let path = format!("/lasts/{number}/{proxy}/{}", row.name.replace(' ', "-"));
+        lasting.push(ask(&path).await?);
+        until("a request that lasts", DEADLINE, async || Ok(if seen(&path) == 1 { Look::Done(()) } else { Look::NotYet(path.clone()) }))
+            .await?;
+    }
+    // There is nothing to be seen of an interval that passes.
+    tokio::time::sleep(row.pause).await;
+    let mut n_retried = 0;
+    for number in 0..row.n_failing {
+        let path = format!("/fail/503/1/{number}/{proxy}/{}", row.name.replace(' ', "-"));
+        let asked = ask(&path).await?;
+        let is_retried = until("a retry or an answer", DEADLINE, async || {
+            Ok(match (seen(&path), asked.is_finished()) {
+                (2, _) => Look::Done(true),
+                (_, true) => Look::Done(false),
+                (n_seen, false) => Look::NotYet(format!("{path}: {n_seen}")),
+            })
+        })
+        .await?;
+        if is_retried {
+            n_retried += 1;
+            lasting.push(asked);
+        } else {
+            assert_eq!(asked.await??.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        }
+    }
+    lasting.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(n_retried)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_of_retries_follows_the_requests_of_the_moment_or_of_an_interval_as_in_envoy() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(with_budgets)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut different = Vec::new();
+    for (proxy, at) in [("ours", mesh.hbone()), ("envoy", envoy.hbone())] {
+        let connection = mesh.peer("frontend-0")?.connect(at).await?;
+        for row in budgets() {
+            let n_retried = n_retried(&connection, &web, &row, proxy).await.with_context(|| format!("{}, {proxy}", row.name))?;
+            if n_retried != row.n_retried {
+                different.push(format!("{}, {proxy}: {n_retried} retries, not {}", row.name, row.n_retried));
+            }
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
     Ok(())
 }

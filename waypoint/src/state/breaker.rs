@@ -5,9 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
-use model::cluster::{Cluster, Limits};
+use model::cluster::{Cluster, Limits, RetryBudget};
 use model::route::Priority;
+use parking_lot::Mutex;
+
+use super::recent::Recent;
 
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,8 @@ struct Counts {
     pending_requests: AtomicU32,
     requests: AtomicU32,
     retries: AtomicU32,
+    /// Where a budget of retries counts the requests of an interval.
+    recent: Mutex<Option<Arc<Recent>>>,
 }
 
 impl Counts {
@@ -44,21 +50,20 @@ impl Counts {
         }
     }
 
-    fn take(&self, resource: Resource, limits: &Limits) -> Result<(), Overflow> {
-        let max = match resource {
-            Resource::Connection => limits.connections_max,
-            Resource::PendingRequest => limits.pending_requests_max,
-            Resource::Request => limits.requests_max,
-            Resource::Retry => self.retries_max(limits),
-        };
-        let more = |count: u32| (count < max).then(|| count.saturating_add(1));
-        self.of(resource).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(drop).map_err(|_| Overflow)
+    /// The count of the interval that a budget asks for, which goes on as long as that is the same.
+    fn recent(&self, limits: &Limits) -> Option<Arc<Recent>> {
+        let interval = limits.retry_budget?.interval?;
+        let mut held = self.recent.lock();
+        match &*held {
+            Some(recent) if recent.interval() == interval => Some(Arc::clone(recent)),
+            _ => Some(Arc::clone(held.insert(Arc::new(Recent::new(interval, Instant::now()))))),
+        }
     }
 
-    /// With a budget it grows with the requests of the moment.
-    fn retries_max(&self, limits: &Limits) -> u32 {
-        let Some(budget) = limits.retry_budget else { return limits.retries_max };
-        let requests = self.requests.load(Ordering::Relaxed).saturating_add(self.pending_requests.load(Ordering::Relaxed));
+    /// With a budget it grows with the requests of the moment, or of its interval.
+    fn retries_max(&self, budget: RetryBudget, recent: Option<u32>) -> u32 {
+        let of_the_moment = || self.requests.load(Ordering::Relaxed).saturating_add(self.pending_requests.load(Ordering::Relaxed));
+        let requests = recent.unwrap_or_else(of_the_moment);
         let retries = self.retries.load(Ordering::Relaxed);
         // Whether one more is within the budget: all that is asked.
         let is_within = f64::from(retries.saturating_add(1)) <= f64::from(requests) * budget.percent / 100.0;
@@ -92,6 +97,27 @@ impl Drop for Permit {
 struct Breaker {
     limits: Limits,
     counts: Arc<Counts>,
+    recent: Option<Arc<Recent>>,
+}
+
+impl Breaker {
+    fn take(&self, resource: Resource, now: impl Fn() -> Instant) -> Result<(), Overflow> {
+        let (limits, counts) = (&self.limits, &self.counts);
+        let max = match (resource, limits.retry_budget) {
+            (Resource::Connection, _) => limits.connections_max,
+            (Resource::PendingRequest, _) => limits.pending_requests_max,
+            (Resource::Request, _) => limits.requests_max,
+            (Resource::Retry, None) => limits.retries_max,
+            (Resource::Retry, Some(budget)) => counts.retries_max(budget, self.recent.as_ref().map(|recent| recent.count(now()))),
+        };
+        let more = |count: u32| (count < max).then(|| count.saturating_add(1));
+        counts.of(resource).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map_err(|_| Overflow)?;
+        // Retries are requests as well, once they are sent (Envoy).
+        if let (Resource::Request, Some(recent)) = (resource, &self.recent) {
+            recent.add(now());
+        }
+        Ok(())
+    }
 }
 
 /// The breakers of a cluster as it is now.
@@ -105,7 +131,9 @@ impl Breakers {
     /// A cluster's limits, on counts that it had before.
     #[must_use]
     pub fn new(cluster: &Cluster, counts: &BreakerCounts) -> Self {
-        let breaker = |limits: &Limits, counts| (!limits.is_none()).then(|| Breaker { limits: *limits, counts: Arc::clone(counts) });
+        let breaker = |limits: &Limits, counts: &Arc<Counts>| {
+            (!limits.is_none()).then(|| Breaker { limits: *limits, counts: Arc::clone(counts), recent: counts.recent(limits) })
+        };
         Self { default: breaker(&cluster.limits, &counts.default), high: breaker(&cluster.limits_high, &counts.high) }
     }
 
@@ -121,8 +149,13 @@ impl Breakers {
     /// # Errors
     /// There is as much as there may be.
     pub fn take(&self, resource: Resource, priority: Priority) -> Result<Option<Permit>, Overflow> {
+        self.take_at(resource, priority, Instant::now)
+    }
+
+    /// As [`Self::take`]; the time is asked for where an interval counts.
+    fn take_at(&self, resource: Resource, priority: Priority, now: impl Fn() -> Instant) -> Result<Option<Permit>, Overflow> {
         let Some(breaker) = self.of(priority) else { return Ok(None) };
-        breaker.counts.take(resource, &breaker.limits)?;
+        breaker.take(resource, now)?;
         Ok(Some(Permit { counts: Arc::clone(&breaker.counts), resource }))
     }
 
@@ -145,7 +178,9 @@ impl Breakers {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use model::cluster::{Discovery, RetryBudget};
+    use std::time::Duration;
+
+    use model::cluster::Discovery;
 
     use super::*;
 
@@ -179,7 +214,7 @@ mod tests {
     #[test]
     fn a_retry_budget_follows_the_requests_and_has_a_floor() {
         // Envoy: max(budget_percent of active and pending requests, min_retry_concurrency), instead of max_retries.
-        let budget = RetryBudget { percent: 25.0, retries_min: 1 };
+        let budget = RetryBudget { percent: 25.0, interval: None, retries_min: 1 };
         let breakers = breakers(Limits { retries_max: 0, retry_budget: Some(budget), ..Limits::NONE }, &BreakerCounts::default());
         let take = |resource| breakers.take(resource, Priority::Default);
         let first = take(Resource::Retry).unwrap();
@@ -190,6 +225,27 @@ mod tests {
         let second = take(Resource::Retry).unwrap();
         assert!(take(Resource::Retry).is_err());
         drop((first, second));
+    }
+
+    #[test]
+    fn with_an_interval_a_retry_budget_follows_the_requests_that_began_in_it() {
+        let budget = RetryBudget { percent: 50.0, interval: Some(Duration::from_secs(10)), retries_min: 0 };
+        let limits = Limits { retry_budget: Some(budget), ..Limits::NONE };
+        let counts = BreakerCounts::default();
+        let before = breakers(limits, &counts);
+        let began = Instant::now();
+        let take = |breakers: &Breakers, resource, seconds| {
+            breakers.take_at(resource, Priority::Default, || began + Duration::from_secs(seconds)).map(Option::unwrap)
+        };
+        let lasts = take(&before, Resource::Request, 0).unwrap();
+        assert!(take(&before, Resource::Retry, 0).is_err(), "a half of one is none");
+        drop(take(&before, Resource::Request, 1).unwrap());
+        let after = breakers(Limits { requests_max: 9, ..limits }, &counts);
+        let retry = take(&after, Resource::Retry, 5).unwrap();
+        assert!(take(&after, Resource::Retry, 5).is_err(), "of two, one that has ended and counted before an update");
+        drop(retry);
+        assert!(take(&after, Resource::Retry, 20).is_err(), "neither began lately, though one lasts");
+        drop(lasts);
     }
 
     #[test]

@@ -92,11 +92,6 @@ fn is_connection_manager(site: &Site<'_>) -> bool {
     site.message.descriptor().name() == "HttpConnectionManager"
 }
 
-/// A `google.protobuf.Duration` of nothing.
-pub(super) fn is_zero_duration(value: &Value, _: &Site<'_>) -> bool {
-    value.as_message().is_some_and(|duration| duration.fields().next().is_none())
-}
-
 /// An enum's first value.
 pub(super) fn is_first(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[0])

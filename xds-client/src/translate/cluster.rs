@@ -189,7 +189,8 @@ fn retry_budget(value: &proto::circuit_breakers::thresholds::RetryBudget) -> Tra
         return Err(Problem::new("circuit_breakers.retry_budget.budget_percent", format!("{percent} is no percentage")));
     }
     let retries_min = value.min_retry_concurrency.as_ref().map_or(BUDGET_RETRIES_MIN_DEFAULT, |min| min.value);
-    Ok(RetryBudget { percent, retries_min })
+    let interval = positive_duration(value.budget_interval.as_ref(), "circuit_breakers.retry_budget.budget_interval")?;
+    Ok(RetryBudget { percent, interval, retries_min })
 }
 
 fn connections(value: &proto::Cluster, options: Option<&upstream::HttpProtocolOptions>) -> Translated<ConnectionUse> {
@@ -284,13 +285,14 @@ mod tests {
     fn breakers_are_by_priority_and_have_envoys_defaults() {
         let thresholds = json!([
             {"max_connections": 7, "max_requests": 4_294_967_295_u32, "retry_budget": {"budget_percent": {"value": 25.0}}},
-            {"priority": "HIGH", "max_retries": 9},
+            {"priority": "HIGH", "max_retries": 9, "retry_budget": {"budget_interval": "10s", "min_retry_concurrency": 1}},
             {"max_connections": 8},
         ]);
         let cluster = translated(&json!({"name": "c", "type": "EDS", "circuit_breakers": {"thresholds": thresholds}})).unwrap();
-        let budget = Some(RetryBudget { percent: 25.0, retries_min: 3 });
+        let budget = Some(RetryBudget { percent: 25.0, interval: None, retries_min: 3 });
         assert_eq!(cluster.limits, Limits { connections_max: 7, requests_max: u32::MAX, retry_budget: budget, ..Limits::DEFAULT });
-        assert_eq!(cluster.limits_high, Limits { retries_max: 9, ..Limits::DEFAULT });
+        let budget = Some(RetryBudget { percent: 20.0, interval: Some(Duration::from_secs(10)), retries_min: 1 });
+        assert_eq!(cluster.limits_high, Limits { retries_max: 9, retry_budget: budget, ..Limits::DEFAULT });
         assert_eq!(translated(&json!({"name": "c", "type": "EDS"})).unwrap().limits, Limits::DEFAULT);
     }
 

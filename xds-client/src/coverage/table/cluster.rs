@@ -205,11 +205,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         Tuning,
         "envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget",
-        &[
-            ("budget_percent", Whole),
-            ("min_retry_concurrency", Honoured),
-            ("budget_interval", when("0", check::is_zero_duration, "requests count while they are in flight, not for a time")),
-        ],
+        &[("budget_percent", Whole), ("min_retry_concurrency", Honoured), ("budget_interval", Honoured)],
     ),
     entry(
         Routing,
