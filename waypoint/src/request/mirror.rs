@@ -58,7 +58,8 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
         let copied = if body.is_end_stream() {
             Body::empty()
         } else {
-            let (copy, copied) = copy_of(counters.clone(), Kept::new(&run.worker.costs, Owner::Mirrors));
+            let counted = Kept::new(&run.worker.costs, Owner::Mirrors);
+            let (copy, copied) = copy_of(counters.clone(), counted, body.size_hint());
             copies.push(copy);
             Body::wrap(copied)
         };
@@ -158,13 +159,16 @@ struct Writer {
 struct Reader {
     pieces: UnboundedReceiver<Piece>,
     ahead: Arc<Kept>,
+    /// Bytes to come, where the request says: the copy says it as well.
+    left: Option<u64>,
     has_ended: bool,
 }
 
-fn copy_of(counters: MirrorCounters, counted: Kept) -> (Writer, Reader) {
+fn copy_of(counters: MirrorCounters, counted: Kept, size: SizeHint) -> (Writer, Reader) {
     let (sender, pieces) = unbounded_channel();
     let ahead = Arc::new(counted);
-    (Writer { pieces: sender, ahead: Arc::clone(&ahead), counters }, Reader { pieces, ahead, has_ended: false })
+    let writer = Writer { pieces: sender, ahead: Arc::clone(&ahead), counters };
+    (writer, Reader { pieces, ahead, left: size.exact(), has_ended: false })
 }
 
 impl Writer {
@@ -231,6 +235,7 @@ impl HttpBody for Reader {
         Poll::Ready(match ready!(self.pieces.poll_recv(context)) {
             Some(Piece::Data(data)) => {
                 self.ahead.take(data.len());
+                self.left = self.left.and_then(|left| left.checked_sub(u64::try_from(data.len()).ok()?));
                 Some(Ok(Frame::data(data)))
             }
             Some(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
@@ -240,6 +245,10 @@ impl HttpBody for Reader {
             }
             None => Some(Err(BodyError::Abandoned)),
         })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
@@ -271,9 +280,10 @@ mod tests {
     async fn a_copy_has_the_bytes_and_trailers_of_its_request() {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "7".parse().unwrap());
-        let (copy, copied) = copy_of(counters(), uncounted());
+        let (copy, copied) = copy_of(counters(), uncounted(), SizeHint::with_exact(2));
         let frames = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Ok(Frame::trailers(trailers.clone()))];
         assert_eq!(original(frames, copy).collect().await.unwrap().to_bytes(), "ab");
+        assert_eq!(copied.size_hint().exact(), Some(2), "it says its length as the request does");
         let copied = copied.collect().await.unwrap();
         assert_eq!(copied.trailers(), Some(&trailers));
         assert_eq!(copied.to_bytes(), "ab");
@@ -281,12 +291,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_copy_breaks_off_with_its_request_or_when_it_is_too_slow() {
-        let (copy, copied) = copy_of(counters(), uncounted());
+        let (copy, copied) = copy_of(counters(), uncounted(), SizeHint::default());
         let broken = vec![Ok(Frame::data(Bytes::from_static(b"ab"))), Err(BodyError::Truncated)];
         assert!(original(broken, copy).collect().await.is_err());
         assert_eq!(copied.collect().await.err(), Some(BodyError::Abandoned));
         let counters = counters();
-        let (copy, copied) = copy_of(counters.clone(), uncounted());
+        let (copy, copied) = copy_of(counters.clone(), uncounted(), SizeHint::default());
         let chunk = || Ok(Frame::data(Bytes::from(vec![7; usize::try_from(MIRROR_BYTES_MAX / 2).unwrap() + 1])));
         assert!(original(vec![chunk(), chunk(), chunk()], copy).collect().await.is_ok());
         assert_eq!((copied.collect().await.err(), counters.too_slow.get()), (Some(BodyError::Abandoned), 1));
