@@ -52,15 +52,17 @@ struct Ask<'a> {
     path: &'a str,
     headers: &'a [(&'a str, &'a str)],
     is_http2: bool,
+    /// What an HTTP/2 request says; an HTTP/1.1 request says none but in its path.
+    scheme: &'a str,
 }
 
 impl<'a> Ask<'a> {
     fn get(path: &'a str) -> Self {
-        Self { method: Method::GET, host: "web.shop", path, headers: &[], is_http2: false }
+        Self { method: Method::GET, host: "web.shop", path, headers: &[], is_http2: false, scheme: "http" }
     }
 
     fn request(&self, agent: &str) -> Result<Request<RequestBody>> {
-        let target = if self.is_http2 { format!("http://{}{}", self.host, self.path) } else { self.path.to_owned() };
+        let target = if self.is_http2 { format!("{}://{}{}", self.scheme, self.host, self.path) } else { self.path.to_owned() };
         let mut request = Request::builder().method(self.method.clone()).uri(target).header("user-agent", agent);
         if !self.is_http2 {
             request = request.header("host", self.host);

@@ -125,7 +125,7 @@ impl Malformed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpgradeRequested(pub HeaderValue);
 
-/// A `:scheme` other than `http`. In the request's extensions, for the HTTP/2 side of the upstream.
+/// The scheme that a request says, unless it is the `http` of an HTTP/2 request. In its extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestScheme(pub Scheme);
 
@@ -406,7 +406,7 @@ fn check_host_value(host: &[u8]) -> Result<(), Malformed> {
 fn rewrite_target(parts: &mut request::Parts, options: &HeadOptions) -> Result<(), Malformed> {
     let is_absolute = parts.uri.authority().is_some();
     if let Some(scheme) = parts.uri.scheme()
-        && *scheme != Scheme::HTTP
+        && (*scheme != Scheme::HTTP || parts.version != Version::HTTP_2)
     {
         parts.extensions.insert(RequestScheme(scheme.clone()));
     }

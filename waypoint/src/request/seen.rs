@@ -11,10 +11,14 @@ use model::stream_view::RequestHead;
 use super::{TunnelContext, X_FORWARDED_PROTO};
 use crate::http::normalize::RequestScheme;
 
-/// `:scheme`: HTTP/2 says it; of an HTTP/1.1 request it is what `x-forwarded-proto` says, if that is a scheme (Envoy).
+/// `:scheme`: HTTP/2 says it, as an absolute target does; of another HTTP/1.1 request it is what `x-forwarded-proto` says, if that is a
+/// scheme (Envoy).
 fn scheme_of(parts: &http::request::Parts) -> &str {
+    if let Some(RequestScheme(scheme)) = parts.extensions.get() {
+        return scheme.as_str();
+    }
     if parts.version == Version::HTTP_2 {
-        return parts.extensions.get::<RequestScheme>().map_or("http", |RequestScheme(scheme)| scheme.as_str());
+        return "http";
     }
     match parts.headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
         Some(b"https") => "https",

@@ -39,6 +39,8 @@ fn routes() -> Vec<Value> {
         ),
         named("absent", with_headers(json!([{"name": "x-e", "present_match": false}, {"name": "x-f", "present_match": true}]))),
         named("authority", with_headers(json!([test_of(":authority", json!({"suffix": ".other"}))]))),
+        named("https", json!({"prefix": "/scheme", "headers": [test_of(":scheme", json!({"exact": "https"}))]})),
+        named("http", json!({"prefix": "/scheme", "headers": [test_of(":scheme", json!({"exact": "http"}))]})),
         named("query-exact", query(json!({"name": "q", "string_match": {"exact": "1"}}))),
         named("query-regex", query(json!({"name": "q", "string_match": {"safe_regex": {"regex": "[a-z]+"}}}))),
         named("query-present", query(json!({"name": "p", "present_match": true}))),
@@ -75,6 +77,13 @@ async fn requests_take_the_routes_that_they_take_in_envoy() -> Result<()> {
         (Ask::get("/header").with(&[("x-e", "")]), "missing-as-empty"),
         (Ask::get("/header").with(&[("x-f", "1")]), "absent"),
         (Ask { host: "web.other", ..Ask::get("/header") }, "authority"),
+        (Ask::get("/scheme"), "http"),
+        (Ask::get("/scheme").with(&[("x-forwarded-proto", "https")]), "https"),
+        (Ask::get("https://web.shop/scheme"), "https"),
+        (Ask::get("http://web.shop/scheme").with(&[("x-forwarded-proto", "https")]), "http"),
+        (Ask { is_http2: true, ..Ask::get("/scheme") }, "http"),
+        (Ask { is_http2: true, scheme: "https", ..Ask::get("/scheme") }, "https"),
+        (Ask { is_http2: true, ..Ask::get("/scheme").with(&[("x-forwarded-proto", "https")]) }, "http"),
         (Ask::get("/query?q=1"), "query-exact"),
         (Ask::get("/query?q=2&q=1"), "default"),
         (Ask::get("/query?x=1&q=abc"), "query-regex"),
@@ -85,6 +94,35 @@ async fn requests_take_the_routes_that_they_take_in_envoy() -> Result<()> {
     let asks: Vec<_> = asked.iter().map(|(ask, _)| ask.clone()).collect();
     for (seen, (ask, route)) in both.all_same(&asks).await?.into_iter().zip(&asked) {
         assert_eq!(seen.line["route"], *route, "{ask:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_to_no_cluster_says_so_as_in_envoy() -> Result<()> {
+    let missing = |name: &str, status: Option<&str>| {
+        let mut route = forward(name, json!({"path_separated_prefix": format!("/{name}")}), json!({}));
+        route["route"]["cluster"] = "no-such-cluster".into();
+        if let Some(status) = status {
+            route["route"]["cluster_not_found_response_code"] = status.into();
+        }
+        route
+    };
+    let none = json!({"name": "no-such-cluster", "weight": 1});
+    let shares = json!({"weighted_clusters": {"clusters": [none, {"name": WEB_CHAIN, "weight": 0}]}});
+    let mut both = Both::start(vec![
+        missing("default", None),
+        missing("internal", Some("INTERNAL_SERVER_ERROR")),
+        missing("not-found", Some("NOT_FOUND")),
+        forward("shares", json!({"path_separated_prefix": "/shares"}), shares),
+    ])
+    .await?;
+    let grpc = Ask { is_http2: true, ..Ask::get("/internal/grpc").with(&[("content-type", "application/grpc")]) };
+    let asks = [Ask::get("/default"), Ask::get("/internal"), Ask::get("/not-found"), Ask::get("/shares"), grpc];
+    let seen = both.all_same(&asks).await?;
+    assert_eq!(seen.iter().map(|seen| seen.status.as_u16()).collect::<Vec<_>>(), [503, 500, 404, 503, 200]);
+    for seen in &seen {
+        assert_eq!((&seen.line["response_flags"], &seen.line["details"]), (&"NC".into(), &"cluster_not_found".into()));
     }
     Ok(())
 }
