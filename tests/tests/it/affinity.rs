@@ -34,8 +34,12 @@ async fn mesh(balance: &Value, hash_policy: Value) -> Result<(Mesh, [Workload; 2
 
 /// A request through a proxy with this header.
 async fn ask(mesh: &Mesh, proxy: SocketAddr, header: (&str, &str)) -> Result<Answer> {
+    ask_path(mesh, proxy, "/", header).await
+}
+
+async fn ask_path(mesh: &Mesh, proxy: SocketAddr, path: &str, header: (&str, &str)) -> Result<Answer> {
     let mut http = mesh.peer("frontend-0")?.connect(proxy).await?.http1(WEB).await?;
-    let request = http.request(Method::GET, "/").header(header.0, header.1).body(empty())?;
+    let request = http.request(Method::GET, path).header(header.0, header.1).body(empty())?;
     http.send(request).await
 }
 
@@ -49,17 +53,28 @@ async fn a_key_meets_the_endpoint_that_it_meets_in_envoy() -> Result<()> {
         json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": 1024}}),
         json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": 4099}}),
     ] {
-        let (mesh, _pods) = mesh(&balance, json!([{"header": {"header_name": "x-user"}}])).await?;
+        let policy = json!([{"header": {"header_name": "x-user"}}, {"query_parameter": {"name": "user"}}]);
+        let (mesh, _pods) = mesh(&balance, policy).await?;
         let envoy = Envoy::beside(&mesh).start().await?;
-        let mut met = BTreeSet::new();
-        for number in 0..24 {
-            let user = format!("user-{number}");
-            let (ours, theirs) = (ask(&mesh, mesh.hbone(), ("x-user", &user)).await?, ask(&mesh, envoy.hbone(), ("x-user", &user)).await?);
-            assert_eq!((ours.status, theirs.status), (StatusCode::OK, StatusCode::OK));
-            assert_eq!(pod(&ours), pod(&theirs), "{user}, {balance}");
-            met.insert(pod(&ours));
+        // By a header, by a parameter, and by both.
+        for keys in [
+            |user: &str| ("/".to_owned(), ("x-user", user.to_owned())),
+            |user: &str| (format!("/?a=b&user={user}"), ("x-other", String::new())),
+            |user: &str| (format!("/?user={user}&user=second"), ("x-other", String::new())),
+            |user: &str| (format!("/?user=%75{user}+%2B"), ("x-other", String::new())),
+            |user: &str| (format!("/?user={user}"), ("x-user", format!("{user}-too"))),
+        ] {
+            let mut met = BTreeSet::new();
+            for number in 0..12 {
+                let (path, (name, value)) = keys(&format!("user-{number}"));
+                let ours = ask_path(&mesh, mesh.hbone(), &path, (name, &value)).await?;
+                let theirs = ask_path(&mesh, envoy.hbone(), &path, (name, &value)).await?;
+                assert_eq!((ours.status, theirs.status), (StatusCode::OK, StatusCode::OK));
+                assert_eq!(pod(&ours), pod(&theirs), "{path}, {value}, {balance}");
+                met.insert(pod(&ours));
+            }
+            assert_eq!(met.len(), 2, "both are met by some");
         }
-        assert_eq!(met.len(), 2, "both are met by some");
     }
     Ok(())
 }

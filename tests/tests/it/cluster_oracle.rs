@@ -3,7 +3,8 @@
 //! Not for: limits, outlier detection and priorities, PROXY protocol, proxies and name servers that fail; `limits`, `health`,
 //! `proxy_protocol`, `http_tunnels` and `by_host` hold both sides of these.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use http::{Request, StatusCode};
@@ -13,6 +14,7 @@ use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Answer, Connection, empty};
 use tests::scenario::{LEGACY, Mesh, REVIEWS, Scenario};
+use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
 const LEGACY_CHAIN: &str = "inbound-vip|80|http|legacy.shop.svc.cluster.local";
@@ -20,6 +22,7 @@ const WILD: &str = "240.0.0.3:80";
 const WILD_CHAIN: &str = "inbound-vip|80|http|*.wild.example.com";
 const PORT: u16 = 8080;
 const DNS_PORT: u16 = 5353;
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Which pod was asked for what, without what is drawn anew for each request.
 fn asked(answer: &Answer) -> Value {
@@ -104,6 +107,15 @@ async fn a_service_without_endpoints_is_reached_where_its_client_wanted_to_go_as
     Ok(())
 }
 
+/// Lets Envoy ask the name server of a test.
+fn resolver(server: SocketAddr) -> Value {
+    json!({"typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [{"socket_address": {"address": server.ip().to_string(), "port_value": server.port()}}],
+        "dns_resolver_options": {"no_default_search_domain": true},
+    }}})
+}
+
 /// Sets fields wherever a DNS cache is described: Envoy wants it to be the same in cluster and filter.
 fn set_cache(value: &mut Value, fields: &Value) {
     match value {
@@ -128,11 +140,7 @@ async fn a_wildcard_service_is_reached_at_the_host_that_is_named_as_in_envoy() -
         Ok(())
     })?;
     let mesh = builder.environment("WAYPOINT_DNS_SERVERS", Some(&server.to_string())).start().await?;
-    let resolver = json!({"typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-        "resolvers": [{"socket_address": {"address": server.ip().to_string(), "port_value": server.port()}}],
-        "dns_resolver_options": {"no_default_search_domain": true},
-    }}});
+    let resolver = resolver(server);
     let envoy = Envoy::beside(&mesh).edit(|scenario| {
         set_cache(scenario.resource(Kind::Cluster, WILD_CHAIN)?, &resolver);
         set_cache(scenario.chain(WILD_CHAIN)?, &resolver);
@@ -156,5 +164,47 @@ async fn a_wildcard_service_is_reached_at_the_host_that_is_named_as_in_envoy() -
     }
     assert_eq!(seen[0], seen[1], "here, and in Envoy");
     assert_eq!(seen[0].iter().map(|(_, told)| &told["pod"]).collect::<Vec<_>>(), ["one", "two", "two"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_has_an_ipv6_address_only_is_reached_as_in_envoy() -> Result<()> {
+    const API: &str = "240.0.0.1:80";
+    const API_CHAIN: &str = "inbound-vip|80|http|api.example.com";
+    let there = Workload::plain("there", SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0), App::Http).await?;
+    for family in ["V6_ONLY", "V4_PREFERRED", "AUTO", "ALL"] {
+        let builder = Mesh::builder("08-egress")?;
+        let names = NameServer::start(SocketAddr::new(builder.net().pod(0, 53).into(), DNS_PORT)).await?;
+        let server = names.address();
+        names.set("api.example.com", Entry::Addresses(vec![there.address().ip()], 60));
+        let builder = builder.edit(|scenario| {
+            let cluster = scenario.resource(Kind::Cluster, API_CHAIN)?;
+            cluster["dns_lookup_family"] = family.into();
+            let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+            endpoint["address"]["socket_address"]["port_value"] = there.address().port().into();
+            let raw = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+            cluster["transport_socket"]["typed_config"]["transport_socket"] = json!({"name": "raw", "typed_config": {"@type": raw}});
+            Ok(())
+        })?;
+        let mesh = builder.environment("WAYPOINT_DNS_SERVERS", Some(&server.to_string())).start().await?;
+        let envoy = Envoy::beside(&mesh).edit(|scenario| {
+            let cluster = scenario.resource(Kind::Cluster, API_CHAIN)?;
+            cluster["typed_dns_resolver_config"] = resolver(server)["typed_dns_resolver_config"].clone();
+            Ok(())
+        })?;
+        let envoy = envoy.start().await?;
+        let mut seen = Vec::new();
+        for proxy in [mesh.hbone(), envoy.hbone()] {
+            let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+            // The name is looked up beside the first requests.
+            let found = until("an answer of the endpoint", DEADLINE, async || {
+                let answer = ask(&connection, (API, "api.example.com", "/there"), &[]).await?;
+                Ok(if answer.0 == StatusCode::OK { Look::Done(answer) } else { Look::NotYet(format!("{answer:?}")) })
+            });
+            seen.push(found.await.with_context(|| format!("{family}, {proxy}"))?);
+        }
+        assert_eq!(seen[0], seen[1], "here, and in Envoy");
+        assert_eq!(seen[0].1["pod"], "there");
+    }
     Ok(())
 }

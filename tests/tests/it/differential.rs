@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use http::Method;
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
-use tests::peer::{Connection, empty};
+use tests::peer::{Answer, Connection, empty};
 use tests::process::Lines;
 use tests::scenario::{DB, DB_CHAIN, Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
@@ -209,6 +209,7 @@ fn time_limits(scenario: &mut Scenario) -> Result<()> {
             route("/delay/1000/stream", &json!({"idle_timeout": "0s", "max_stream_duration": {"max_stream_duration": "0.2s"}})),
             route("/delay/1000/route", &json!({"timeout": "0.2s"})),
             route("/stream/20", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
+            route("/messages/20", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
             route("/echo", &json!({"timeout": "5s", "max_grpc_timeout": "4s"})),
         ],
     )
@@ -266,8 +267,18 @@ async fn an_answer_that_takes_too_long_is_cut_and_a_grpc_upstream_is_told_its_ti
     let peer = mesh.peer("frontend-0")?;
     for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
         let connection = peer.connect(proxy).await?;
-        assert!(connection.get(WEB, "/stream/20").await.is_err(), "it must not end as if it were whole");
-        assert_eq!(line_of(output, "/stream/20").await?, (json!("-"), json!("max_duration_timeout")));
+        let grpc = ("content-type", "application/grpc");
+        for (protocol, path, header) in
+            [("http1", "/stream/20", ("x-a", "b")), ("http2", "/stream/20", ("x-a", "b")), ("http2", "/messages/20", grpc)]
+        {
+            let mut http = if protocol == "http1" { connection.http1(WEB).await? } else { connection.http2(WEB).await? };
+            let path = format!("{path}/{protocol}");
+            let request = http.request(Method::GET, &path).header(header.0, header.1).body(empty())?;
+            let answer = http.start(request).await?;
+            assert_eq!(answer.status(), 200);
+            assert!(Answer::read(answer).await.is_err(), "{path}: it must not end as if it were whole");
+            assert_eq!(line_of(output, &path).await?, (json!("-"), json!("max_duration_timeout")));
+        }
         let mut http = connection.http1(WEB).await?;
         for (asked, told) in [("9S", "4000m"), ("2000000u", "2000m"), ("x", "4000m")] {
             let request = http.request(Method::POST, "/echo").header("content-type", "application/grpc").header("grpc-timeout", asked);
@@ -364,5 +375,76 @@ async fn an_answer_of_our_own_has_the_header_changes_of_its_route_alike() -> Res
         differences.extend(difference(&ours, &theirs, &request).await?);
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// What an application may say in an answer that is for its client.
+const KEPT: [(&str, &str); 29] = [
+    ("date", "Tue, 01 Jan 2019 00:00:00 GMT"),
+    ("age", "7"),
+    ("cache-control", "no-cache, no-store"),
+    ("etag", "W/\"x\""),
+    ("last-modified", "Tue, 01 Jan 2019 00:00:00 GMT"),
+    ("expires", "0"),
+    ("vary", "accept"),
+    ("vary", "accept-encoding"),
+    ("set-cookie", "a=1; Path=/"),
+    ("set-cookie", "b=2"),
+    ("link", "</a>; rel=next"),
+    ("location", "/elsewhere"),
+    ("retry-after", "120"),
+    ("www-authenticate", "Basic realm=\"a\""),
+    ("proxy-authenticate", "Basic realm=\"a\""),
+    ("content-language", "de"),
+    ("content-encoding", "identity"),
+    ("content-location", "/there"),
+    ("accept-ranges", "bytes"),
+    ("allow", "GET"),
+    ("warning", "199 - \"x\""),
+    ("pragma", "no-cache"),
+    ("via", "1.1 app"),
+    ("alt-svc", "clear"),
+    ("strict-transport-security", "max-age=1"),
+    ("x-forwarded-for", "192.0.2.1"),
+    ("x-request-id", "mine"),
+    ("x-envoy-other", "kept"),
+    ("x-empty", ""),
+];
+
+/// Lines of one name as one, which says the same (RFC 9110 §5.3), but for `set-cookie`: Envoy joins some.
+fn joined<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Headers {
+    let mut all = Headers::new();
+    for (name, value) in pairs {
+        let values = all.entry(name.to_owned()).or_default();
+        match values.last_mut().filter(|_| name != "set-cookie") {
+            Some(last) => *last = format!("{last},{value}"),
+            None => values.push(value.to_owned()),
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_answer_says_to_its_client_arrives_as_it_was_said() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    for is_http2 in [false, true] {
+        let mut seen = Vec::new();
+        for proxy in [mesh.hbone(), envoy.hbone()] {
+            let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+            let mut http = if is_http2 { connection.http2(WEB).await? } else { connection.http1(WEB).await? };
+            let request = http.request(Method::GET, "/status/200");
+            let request = KEPT.iter().fold(request, |request, (name, value)| request.header("x-answer-with", format!("{name}={value}")));
+            let answer = http.send(request.body(empty())?).await?;
+            let mut all = joined(answer.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())));
+            for (name, value) in joined(KEPT.into_iter()) {
+                assert_eq!(all.get(&name), Some(&value), "{proxy}: {name}");
+            }
+            all.remove("x-envoy-upstream-service-time");
+            seen.push(all);
+        }
+        assert_eq!(seen[0], seen[1], "here, and in Envoy");
+    }
     Ok(())
 }

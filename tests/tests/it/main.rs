@@ -37,6 +37,7 @@ mod policy;
 mod policy_oracle;
 mod policy_targets;
 mod proxy_protocol;
+mod recorded_routes;
 mod releases;
 mod requests;
 mod retries;
