@@ -9,6 +9,8 @@
 //!
 //! Invariants: every request (of [`RECORDS_MAX`] paths) is counted when its head arrives; nothing of a workload outlives it.
 
+mod bodies;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -19,12 +21,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
 use h2::server::SendResponse;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -36,6 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use self::bodies::{AnswerBody, chunks, cut_body, grpc_body, kibibytes, messages, whole};
 use crate::pki::spiffe_of;
 use crate::tunnel::Tunnel;
 
@@ -445,12 +446,6 @@ async fn serve_http(record: Arc<Record>, mut stream: impl AsyncRead + AsyncWrite
     Ok(())
 }
 
-type AnswerBody = UnsyncBoxBody<Bytes, anyhow::Error>;
-
-fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
-    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
-}
-
 async fn answer(record: Arc<Record>, mut request: Request<Incoming>) -> Result<Response<AnswerBody>> {
     let path = request.uri().path().to_owned();
     record.count(request.method(), &path);
@@ -559,47 +554,4 @@ fn echo(pod: &str, head: &http::request::Parts, n_body_bytes: usize, trailers: O
         "n_body_bytes": n_body_bytes,
         "trailers": trailers.map(pairs),
     })
-}
-
-/// The first of a thousand announced bytes, then the end of the connection.
-fn cut_body() -> AnswerBody {
-    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"the first part\n")))]).chain(stream::once(async {
-        // The first part has to leave before the connection breaks.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        Err(anyhow!("told to end in the middle"))
-    }));
-    StreamBody::new(frames).boxed_unsync()
-}
-
-fn chunks(n_chunks: u64) -> AnswerBody {
-    let frames = stream::iter(0..n_chunks).then(|number| async move {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        Ok(Frame::data(Bytes::from(format!("chunk {number}\n"))))
-    });
-    StreamBody::new(frames).boxed_unsync()
-}
-
-/// gRPC messages, one every 100 ms, then a good status.
-fn messages(n_messages: u64) -> AnswerBody {
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-    let frames = stream::iter(0..n_messages).then(|_| async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x02hi")))
-    });
-    StreamBody::new(frames.chain(stream::once(async { Ok(Frame::trailers(trailers)) }))).boxed_unsync()
-}
-
-fn kibibytes(n_kibibytes: u64) -> AnswerBody {
-    let kibibyte = Bytes::from(vec![b'k'; 1024]);
-    let frames = stream::iter(0..n_kibibytes).map(move |_| Ok(Frame::data(kibibyte.clone())));
-    StreamBody::new(frames).boxed_unsync()
-}
-
-fn grpc_body(message: Bytes) -> AnswerBody {
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-    trailers.insert("x-trailer", http::HeaderValue::from_static("kept"));
-    let frames = stream::iter([Ok(Frame::data(message)), Ok(Frame::trailers(trailers))]);
-    StreamBody::new(frames).boxed_unsync()
 }

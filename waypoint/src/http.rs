@@ -23,5 +23,5 @@ pub mod upgrade;
 
 pub use body::{Body, BodyError};
 pub use client::{ClientOptions, ClientSession, HandshakeError, SendError, SendErrorKind};
-pub use normalize::{Malformed, HeadOptions};
+pub use normalize::{HeadOptions, Malformed};
 pub use session::{Abort, Exchange, HalfClose, Interim, Protocol, ServeError, ServerOptions, serve};

@@ -51,7 +51,7 @@ use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes, upgrade_b
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
-use crate::http::normalize::{Malformed, HeadOptions, UpgradeRequested};
+use crate::http::normalize::{HeadOptions, Malformed, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
 use crate::sniff::Hello;

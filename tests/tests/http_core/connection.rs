@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use waypoint::http::normalize::UpgradeRequested;
 use waypoint::http::upgrade::{self, Bounds, Ended};
 use waypoint::http::{
-    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, Interim, Malformed, HeadOptions, Protocol, SendErrorKind, ServeError,
+    Abort, Body, ClientOptions, ClientSession, Exchange, HalfClose, HeadOptions, Interim, Malformed, Protocol, SendErrorKind, ServeError,
     ServerOptions, serve,
 };
 

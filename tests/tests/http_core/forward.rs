@@ -7,7 +7,7 @@ use pingora_core::protocols::Stream;
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::{Mutex, mpsc};
 use waypoint::http::{
-    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, Interim, Malformed, HeadOptions, Protocol, SendError, SendErrorKind,
+    Abort, Body, BodyError, ClientOptions, ClientSession, Exchange, HeadOptions, Interim, Malformed, Protocol, SendError, SendErrorKind,
 };
 
 use crate::pingora;

@@ -21,7 +21,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use waypoint::http::normalize::{content_length, request_in, request_out_http1, response_in, strip_hop_by_hop};
-use waypoint::http::{Abort, Body, BodyError, Exchange, Interim, HeadOptions, Protocol};
+use waypoint::http::{Abort, Body, BodyError, Exchange, HeadOptions, Interim, Protocol};
 
 use crate::forward::Forward;
 

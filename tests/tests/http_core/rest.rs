@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use waypoint::http::{Abort, Body, Exchange, Interim, Malformed, HeadOptions, Protocol, ServeError, ServerOptions, serve};
+use waypoint::http::{Abort, Body, Exchange, HeadOptions, Interim, Malformed, Protocol, ServeError, ServerOptions, serve};
 
 use crate::forward::{ClientEngine, Forward};
 use crate::table::OK;

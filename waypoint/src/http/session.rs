@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{Body, BodyError};
 use super::h1::expect::Gate;
-use super::normalize::{Malformed, HeadOptions};
+use super::normalize::{HeadOptions, Malformed};
 use super::{h1, h2};
 
 /// Bytes of a message head that are accepted: HTTP/1.1 head or HTTP/2 header list. Envoy's default is 60 KiB; gRPC trailers of 50 KB must pass.

@@ -321,7 +321,11 @@ fn breach_of_any(demands: &[Demand], value: &Value) -> Option<String> {
 
 fn outside(number: usize, (least, most): (usize, Option<usize>), unit: &str) -> Option<String> {
     if number < least {
-        return Some(if number == 0 { "is empty, and must not be".to_owned() } else { format!("has {number} {unit}, at least {least} are needed") });
+        return Some(if number == 0 {
+            "is empty, and must not be".to_owned()
+        } else {
+            format!("has {number} {unit}, at least {least} are needed")
+        });
     }
     most.filter(|most| number > *most).map(|most| format!("has {number} {unit}, at most {most} are allowed"))
 }

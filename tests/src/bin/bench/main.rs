@@ -258,9 +258,12 @@ mod tests {
 
     #[test]
     fn what_noise_takes_away_is_never_in_our_favour() {
-        for (ours, envoy, direct, ratio) in
-            [(6000.0, 9000.0, 5000.0, 0.25), (6000.0, 4000.0, 5000.0, 1000.0), (4000.0, 5500.0, 5000.0, 0.002), (4000.0, 4500.0, 5000.0, 1.0)]
-        {
+        for (ours, envoy, direct, ratio) in [
+            (6000.0, 9000.0, 5000.0, 0.25),
+            (6000.0, 4000.0, 5000.0, 1000.0),
+            (4000.0, 5500.0, 5000.0, 0.002),
+            (4000.0, 4500.0, 5000.0, 1.0),
+        ] {
             assert!((added_ratio(ours, envoy, direct) - ratio).abs() < 1e-9, "{ours} {envoy} {direct}");
         }
     }

@@ -31,7 +31,7 @@ use super::endpoints::{Cluster, cluster, clusters};
 use super::question::{Question, Spoken};
 use crate::http::normalize::request_in;
 use crate::http::session::Protocol;
-use crate::request::{NoPath, apply_edits, change_request, head_of, made_safe, head_options};
+use crate::request::{NoPath, apply_edits, change_request, head_of, head_options, made_safe};
 use crate::state::published::{Generation, Published, ServedChain};
 
 /// Policies of one action that are shown; of more, the number.

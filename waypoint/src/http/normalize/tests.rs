@@ -8,7 +8,7 @@ use http::{Request, StatusCode, Version};
 use proptest::prelude::*;
 
 use super::{
-    Malformed, HeadOptions, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop, target_http2,
+    HeadOptions, Malformed, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop, target_http2,
 };
 use crate::http::session::Protocol;
 

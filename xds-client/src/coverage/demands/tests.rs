@@ -40,7 +40,11 @@ fn what_envoy_forbids_is_refused_by_the_field_that_has_it() {
             json!({"permissions": [{"header": {"name": "a", "string_match": {"suffix": ""}}}], "principals": any}),
             "permissions[0].header.string_match.suffix",
         ),
-        (rbac, json!({"permissions": [{"header": {"name": "a\nb", "present_match": true}}], "principals": any}), "permissions[0].header.name"),
+        (
+            rbac,
+            json!({"permissions": [{"header": {"name": "a\nb", "present_match": true}}], "principals": any}),
+            "permissions[0].header.name",
+        ),
         (rbac, json!({"permissions": [{"destination_port": 65536}], "principals": any}), "permissions[0].destination_port"),
         (
             rbac,
