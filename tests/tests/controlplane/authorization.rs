@@ -1,6 +1,6 @@
 //! AuthorizationPolicies and a RequestAuthentication as users write them, on `reviews`: who gets in, and who is told why not.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use http::Method;
 use serde_json::{Value, json};
 use tests::peer::{Peer, empty};
@@ -113,8 +113,34 @@ pub async fn policies_decide(stage: &mut Stage) -> Result<()> {
         row(batch, "/public/a/b/info/c", &[], DENIED),
     ];
     all_end(stage, "the policies decide", &rows).await?;
+    names_the_policy(stage).await?;
     stage.plane.delete_yaml(POLICIES).await?;
     all_end(stage, "nobody is refused any more", &[row(batch, "/reviews/1", &[], PASSES)]).await
+}
+
+/// Lines of refused requests name the object as `kubectl` shows it, and its rule.
+async fn names_the_policy(stage: &Stage) -> Result<()> {
+    stage.turn_logging_on().await?;
+    let row = |peer, path, headers| Row { peer, method: Method::GET, path, headers, ends: DENIED };
+    let rows = [
+        row(&stage.frontend, "/internal/why/info", &[][..]),
+        row(&stage.frontend, "/reviews/why-too", &[("x-forwarded-for", "203.0.113.7")]),
+        row(&stage.frontend, "/forbidden", &[]),
+        row(&stage.batch, "/reviews/why-not", &[]),
+    ];
+    all_end(stage, "requests are refused", &rows).await?;
+    for (path, reason) in [
+        ("/internal/why/info", json!({"by": "deny_policy", "policy": "shop/reviews-deny", "rule": "0"})),
+        ("/reviews/why-too", json!({"by": "deny_policy", "policy": "shop/reviews-deny", "rule": "1"})),
+        ("/forbidden", json!({"by": "deny_policy", "policy": "shop/gateway-wide-deny", "rule": "0"})),
+    ] {
+        let (_, line) = stage.access_line(path).await?;
+        ensure!(line["waypoint_refusal"] == reason, "{path}: {line}");
+    }
+    let (_, line) = stage.access_line("/reviews/why-not").await?;
+    let reason = &line["waypoint_refusal"];
+    ensure!(reason["by"] == "no_allow_policy" && reason["nearest_policy"] == "shop/reviews-allow", "{line}");
+    Ok(())
 }
 
 fn token_objects(issuer: &Issuer, second: &Issuer) -> String {
