@@ -12,7 +12,7 @@ use crate::format::{Expression, HeaderRef, HeaderUse, JsonFormat, TextFormat};
 use crate::stream_view::{Field, Side, StreamView, Value};
 
 /// How a line looks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// A text; its newline is part of it.
     Text(TextFormat),
@@ -41,7 +41,7 @@ pub enum EntryKind {
 }
 
 /// What an entry says beside what all say.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryFields {
     /// Its kind.
     pub kind: EntryKind,
@@ -86,7 +86,7 @@ impl EntryFields {
 }
 
 /// A value in a log record. Whatever an operator yields is a text.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordValue {
     /// A text.
     Text(TextFormat),
@@ -186,7 +186,7 @@ pub enum LogOrigin {
 }
 
 /// One logger.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLog {
     /// Where to.
     pub target: LogTarget,

@@ -10,6 +10,7 @@ mod operator;
 mod time;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::HeaderName;
@@ -30,7 +31,7 @@ pub fn timestamp(time: SystemTime) -> String {
 const MISSING: &[u8] = b"-";
 
 /// A part of a text format.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Literal(Box<[u8]>),
     Operator(Operator),
@@ -68,10 +69,10 @@ fn add(names: &mut Vec<HeaderName>, name: &HeaderName) {
     }
 }
 
-/// A text with operators in it.
-#[derive(Clone, Debug)]
+/// A text with operators in it. Copies share what was compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextFormat {
-    parts: Vec<Part>,
+    parts: Arc<[Part]>,
     omit_missing: bool,
 }
 
@@ -88,7 +89,7 @@ impl fmt::Display for UnknownOperator {
 impl TextFormat {
     /// Compiles a text. Unknown operators are pushed to `unknown` and render as missing.
     pub fn parse(text: &str, unknown: &mut Vec<UnknownOperator>) -> Self {
-        Self { parts: parse_parts(text, unknown), omit_missing: false }
+        Self { parts: parse_parts(text, unknown).into(), omit_missing: false }
     }
 
     /// Missing parts print as nothing rather than `-` (`omit_empty_values`).
@@ -101,7 +102,7 @@ impl TextFormat {
     /// The text when it has no operators.
     #[must_use]
     pub fn as_literal(&self) -> Option<&[u8]> {
-        match self.parts.as_slice() {
+        match &*self.parts {
             [] => Some(b""),
             [Part::Literal(text)] => Some(text),
             _ => None,
@@ -115,7 +116,7 @@ impl TextFormat {
 
     /// Appends the text to `out`.
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) {
-        for part in &self.parts {
+        for part in &*self.parts {
             match part {
                 Part::Literal(text) => out.extend_from_slice(text),
                 Part::Operator(operator) => {

@@ -11,7 +11,7 @@ use crate::format::{HeaderUse, TextFormat};
 use crate::refusal::DryRunField;
 
 /// Where a span's tag comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TagSource {
     /// Always this text.
     Literal(Box<str>),
@@ -41,7 +41,7 @@ pub enum TagSource {
 }
 
 /// One custom tag.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CustomTag {
     /// The attribute's key.
     pub tag: Arc<str>,
@@ -116,7 +116,7 @@ impl Default for RequestIdUse {
 }
 
 /// How a chain traces.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracing {
     /// The share of requests, without a decision of the caller, that are traced.
     pub random_sampling: Sampling,
@@ -132,8 +132,8 @@ pub struct Tracing {
     pub spans_of_tries: bool,
     /// Whether spans have the names of OpenTelemetry's conventions beside Envoy's.
     pub semantic_names: bool,
-    /// Tags beside the standard ones.
-    pub custom_tags: Vec<CustomTag>,
+    /// Tags beside the standard ones; copies share them.
+    pub custom_tags: Arc<[CustomTag]>,
     /// Where spans go; without it there are none, and trace headers pass as they came.
     pub provider: Option<Arc<SpanProvider>>,
     /// Bytes of the path in `http.url` at most.
@@ -143,7 +143,7 @@ pub struct Tracing {
 impl Tracing {
     /// Notes the headers that the tags read.
     pub fn uses(&self, headers: &mut HeaderUse) {
-        for tag in &self.custom_tags {
+        for tag in &*self.custom_tags {
             match &tag.source {
                 TagSource::RequestHeader { name, .. } => headers.add_request(name),
                 TagSource::Format(format) => format.uses(headers),

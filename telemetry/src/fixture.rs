@@ -107,11 +107,12 @@ pub(crate) fn tracing() -> Tracing {
         propagates: true,
         spans_of_tries: false,
         semantic_names: false,
-        custom_tags: vec![
+        custom_tags: [
             CustomTag { tag: "istio.mesh_id".into(), source: TagSource::Literal("cluster.local".into()) },
             CustomTag { tag: "istio.source_workload".into(), source: format("%FILTER_STATE(downstream_peer_obj:FIELD:workload)%") },
             CustomTag { tag: "istio.destination_workload".into(), source: format("%FILTER_STATE(upstream_peer_obj:FIELD:workload)%") },
-        ],
+        ]
+        .into(),
         provider: Some(Arc::new(SpanProvider {
             collector: collector(),
             dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into() },

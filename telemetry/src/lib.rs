@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use model::access_log::AccessLog;
 use model::metrics::Stats;
 use model::rbac;
-use model::tracing::{TagSource, Tracing};
+use model::tracing::{CustomTag, TagSource, Tracing};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::runtime::Handle;
 
@@ -246,11 +246,10 @@ impl Telemetry {
             tracing.spans_of_tries |= self.settings.spans_of_tries;
             tracing.semantic_names = self.settings.semantic_names;
         }
-        for tag in tracing.iter_mut().flat_map(|tracing| &mut tracing.custom_tags) {
-            if let TagSource::Environment { name, default } = &tag.source {
-                let value = self.settings.environment.get(&**name).map_or(&**default, String::as_str);
-                tag.source = TagSource::Literal(value.into());
-            }
+        let is_of_environment = |tag: &CustomTag| matches!(tag.source, TagSource::Environment { .. });
+        // Otherwise the tags stay those that all chains have.
+        if let Some(tracing) = tracing.as_mut().filter(|tracing| tracing.custom_tags.iter().any(is_of_environment)) {
+            tracing.custom_tags = tracing.custom_tags.iter().map(|tag| self.known_tag(tag)).collect();
         }
         self.counts.fetch_or(stats.is_some(), Relaxed);
         let adds_refusals = self.settings.log_refusals;
@@ -259,6 +258,13 @@ impl Telemetry {
         chain.hostname.clone_from(&self.settings.hostname);
         chain.environment = Arc::clone(&self.settings.environment);
         Arc::new(chain)
+    }
+
+    /// The tag, with a text in the place of a variable of the environment.
+    fn known_tag(&self, tag: &CustomTag) -> CustomTag {
+        let TagSource::Environment { name, default } = &tag.source else { return tag.clone() };
+        let value = self.settings.environment.get(&**name).map_or(&**default, String::as_str);
+        CustomTag { tag: Arc::clone(&tag.tag), source: TagSource::Literal(value.into()) }
     }
 
     /// These chains are all there are from now on. Files and collectors that only others name give way where there are too many.

@@ -10,6 +10,7 @@ mod places;
 mod policies;
 mod report;
 mod secrets;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

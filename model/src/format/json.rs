@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -27,13 +28,13 @@ pub enum JsonValue {
     Object(BTreeMap<String, JsonValue>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Literal(Box<[u8]>),
     /// A single operator: keeps its type.
     Typed(Operator),
     /// A text of several parts: always a string.
-    Mixed(Vec<Part>),
+    Mixed(Box<[Part]>),
     /// A member left out, comma and key included, when its value is missing (`omit_empty_values`).
     Member {
         key: Box<[u8]>,
@@ -46,11 +47,11 @@ enum Step {
     Leave,
 }
 
-/// One JSON log line.
-#[derive(Clone, Debug)]
+/// One JSON log line. Copies share what was compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonFormat {
     /// All but the last brace.
-    steps: Vec<Step>,
+    steps: Arc<[Step]>,
     omit_missing: bool,
     adds_refusal: bool,
 }
@@ -65,7 +66,7 @@ impl JsonFormat {
         compiler.literal.push(b'{');
         compiler.members(object);
         compiler.flush();
-        Self { steps: compiler.steps, omit_missing, adds_refusal: false }
+        Self { steps: compiler.steps.into(), omit_missing, adds_refusal: false }
     }
 
     /// With one more member, at the end, in lines of what was refused, unless the format prints something of refusals anyway.
@@ -82,7 +83,7 @@ impl JsonFormat {
 
     /// Notes the headers that the line reads.
     pub fn uses(&self, headers: &mut HeaderUse) {
-        for step in &self.steps {
+        for step in &*self.steps {
             match step {
                 Step::Literal(_) | Step::Enter { .. } | Step::Leave => {}
                 Step::Typed(operator) | Step::Member { value: operator, .. } => operator.uses(headers),
@@ -95,7 +96,7 @@ impl JsonFormat {
     pub fn render(&self, view: &dyn StreamView, out: &mut Vec<u8>) {
         // Where the objects begin that are open.
         let mut open: SmallVec<[usize; 4]> = SmallVec::new();
-        for step in &self.steps {
+        for step in &*self.steps {
             match step {
                 Step::Enter { key } => {
                     open.push(out.len());
@@ -265,7 +266,7 @@ impl Compiler<'_> {
         match parts.as_slice() {
             [] => self.literal.extend_from_slice(b"\"\""),
             [Part::Literal(literal)] => write_string(literal, &mut self.literal),
-            _ => self.step(Step::Mixed(parts)),
+            _ => self.step(Step::Mixed(parts.into())),
         }
     }
 }

@@ -116,7 +116,7 @@ impl PeerField {
 }
 
 /// One compiled operator.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operator {
     /// `REQ(A?B):N`: the first that is there; then `fallback`.
     Request {

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 /// How a point in time is printed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TimeFormat {
     /// `2026-11-23T20:31:46.500Z`.
     Default,

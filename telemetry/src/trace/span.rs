@@ -341,7 +341,7 @@ fn write_attributes<S: Sink>(out: &mut Attributes<'_, S>, record: &RequestRecord
     if let Some(refusal) = &stream.refusal {
         add_refusal(out, refusal);
     }
-    for tag in &tracing.custom_tags {
+    for tag in &*tracing.custom_tags {
         add_custom(out, record, tag);
     }
     if let Some(status) = record.grpc_status.filter(|_| grpc) {

@@ -144,7 +144,7 @@ impl TrySpan {
         if self.is_canceled {
             out.add("canceled", "true");
         }
-        for tag in &tracing.custom_tags {
+        for tag in &*tracing.custom_tags {
             add_custom(out, record, tag);
         }
         if self.number > 1 {
@@ -182,7 +182,7 @@ mod tests {
     use crate::fixture;
 
     fn traced(spans_of_tries: bool) -> (RequestRecord, Tracing) {
-        let tracing = Tracing { spans_of_tries, custom_tags: Vec::new(), ..fixture::tracing() };
+        let tracing = Tracing { spans_of_tries, custom_tags: Arc::default(), ..fixture::tracing() };
         let mut record = fixture::request(&fixture::chain(None, Vec::new(), Some(tracing.clone())));
         record.trace = begin(Some(&tracing), &fixture::headers(&[]), true, &mut fastrand::Rng::with_seed(1)).trace;
         (record, tracing)

@@ -21,6 +21,7 @@ use prost::Message;
 use super::extensions::Held;
 use super::meaning::Meanings;
 use super::report::{Checked, check};
+use super::shared::Shared;
 use super::{hash, policies};
 use crate::ads::Resource;
 use crate::observer::Report;
@@ -71,6 +72,7 @@ pub(super) struct Listening {
     extensions: Held,
     /// Names of extensions that were asked for.
     extensions_wanted: BTreeSet<String>,
+    shared: Shared,
     on_refused_policy: OnRefusedPolicy,
 }
 
@@ -286,7 +288,7 @@ impl Listening {
     }
 
     /// Reads a chain. Its hashes are left to whoever knows them.
-    fn read_chain(&self, name: &str, bytes: &Bytes, previous: Option<HeldChain>) -> HeldChain {
+    fn read_chain(&mut self, name: &str, bytes: &Bytes, previous: Option<HeldChain>) -> HeldChain {
         let (bytes_hash, meaning) = previous.as_ref().map_or((0, None), |held| (held.bytes_hash, held.meaning));
         let denied_before = previous.as_ref().is_some_and(|held| held.denies);
         let previous = previous.and_then(|held| held.good);
@@ -307,7 +309,8 @@ impl Listening {
         // What is wrong with the chain itself: to wait for an extension is not.
         let mut wrong = checked.refused.clone();
         let newest = match translated {
-            Ok(newest) if checked.refused.is_empty() => {
+            Ok(mut newest) if checked.refused.is_empty() => {
+                self.shared.share(&mut newest);
                 let newest = Arc::new(newest);
                 let good = Some(Arc::clone(&newest));
                 return HeldChain { bytes_hash, meaning, good, served: newest, checked, waits, discovered, denies: false };

@@ -27,18 +27,26 @@ pub(super) fn rules(value: &proto::Rbac, path: &str) -> Translated<Rbac> {
     };
     let mut named: Vec<_> = value.policies.iter().collect();
     named.sort_unstable_by_key(|(name, _)| *name);
-    let policies = named.into_iter().map(|(name, policy)| translate_policy(name, policy, &format!("{path}.policies[{name}]")));
-    Ok(Rbac::new(action, policies.collect::<Translated<_>>()?))
+    let policies = all(&named, |_, (name, policy)| translate_policy(name, policy, &format!("{path}.policies[{name}]")))?;
+    Ok(Rbac::new(action, policies))
+}
+
+/// Each of some, in room for no more: there are as many chains as services, and most lists of conditions have one.
+fn all<A, B>(values: &[A], mut one: impl FnMut(usize, &A) -> Translated<B>) -> Translated<Vec<B>> {
+    let mut found = Vec::with_capacity(values.len());
+    for (at, value) in values.iter().enumerate() {
+        found.push(one(at, value)?);
+    }
+    Ok(found)
 }
 
 fn translate_policy(name: &str, value: &proto::Policy, path: &str) -> Translated<Policy> {
     if value.condition.is_some() || value.checked_condition.is_some() {
         return Err(Problem::new(path, "CEL conditions are not supported"));
     }
-    let permissions = value.permissions.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}.permissions[{at}]"), 0));
-    let permissions = permissions.collect::<Translated<_>>()?;
-    let principals = value.principals.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}.principals[{at}]"), 0));
-    Ok(Policy::new(name, permissions, principals.collect::<Translated<_>>()?))
+    let permissions = all(&value.permissions, |at, one| permission(one, &format!("{path}.permissions[{at}]"), 0))?;
+    let principals = all(&value.principals, |at, one| principal(one, &format!("{path}.principals[{at}]"), 0))?;
+    Ok(Policy::new(name, permissions, principals))
 }
 
 fn too_deep(path: &str) -> Problem {
@@ -50,9 +58,7 @@ fn permission(value: &proto::Permission, path: &str, depth: usize) -> Translated
     if depth > DEPTH_MAX {
         return Err(too_deep(path));
     }
-    let all = |set: &proto::permission::Set| -> Translated<Vec<_>> {
-        set.rules.iter().enumerate().map(|(at, one)| permission(one, &format!("{path}[{at}]"), depth + 1)).collect()
-    };
+    let all = |set: &proto::permission::Set| all(&set.rules, |at, one| permission(one, &format!("{path}[{at}]"), depth + 1));
     #[expect(deprecated, reason = "older releases of istiod use metadata")]
     Ok(match required(value.rule.as_ref(), path)? {
         Rule::AndRules(set) => Permission::And(all(set)?),
@@ -99,9 +105,7 @@ fn principal(value: &proto::Principal, path: &str, depth: usize) -> Translated<P
     if depth > DEPTH_MAX {
         return Err(too_deep(path));
     }
-    let all = |set: &proto::principal::Set| -> Translated<Vec<_>> {
-        set.ids.iter().enumerate().map(|(at, one)| principal(one, &format!("{path}[{at}]"), depth + 1)).collect()
-    };
+    let all = |set: &proto::principal::Set| all(&set.ids, |at, one| principal(one, &format!("{path}[{at}]"), depth + 1));
     #[expect(deprecated, reason = "source_ip is named to be refused, and older releases of istiod use metadata")]
     Ok(match required(value.identifier.as_ref(), path)? {
         Identifier::AndIds(set) => Principal::And(all(set)?),
