@@ -248,6 +248,8 @@ fn conclude(
         response = response.map(|answer| Body::wrap(AnswerBeforeBody::new(answer, owner)));
     }
     if lasting.closes(&response) {
+        // Of another version the codec would say that the connection is kept.
+        *response.version_mut() = Version::HTTP_10;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(announce_length(response))
