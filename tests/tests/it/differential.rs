@@ -362,14 +362,17 @@ async fn an_answer_of_our_own_has_the_header_changes_of_its_route_alike() -> Res
                 "response_headers_to_add": [{"header": {"key": "x-route", "value": prefix}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
             })
         };
-        scenario.add_routes(WEB_CHAIN, vec![route("/missing", "none"), route("/down", WEB_CHAIN)])
+        let mut bad = route("/bad", "none");
+        drop(bad.as_object_mut().map(|bad| bad.remove("route")));
+        bad["direct_response"] = json!({"status": 400});
+        scenario.add_routes(WEB_CHAIN, vec![route("/missing", "none"), route("/down", WEB_CHAIN), bad])
     };
     let mesh = Mesh::builder("01-plain")?.edit(edit)?.start().await?;
     let envoy = Envoy::beside(&mesh).start().await?;
     let peer = mesh.peer("frontend-0")?;
     let (ours, theirs) = (peer.connect(mesh.hbone()).await?, peer.connect(envoy.hbone()).await?);
     let mut differences = Vec::new();
-    for path in ["/missing", "/down"] {
+    for path in ["/missing", "/down", "/bad"] {
         let request = format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\n\r\n");
         assert_eq!(exchange(&ours, &request).await?.headers.get("x-route"), Some(&vec![path.to_owned()]));
         differences.extend(difference(&ours, &theirs, &request).await?);

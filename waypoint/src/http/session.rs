@@ -75,6 +75,10 @@ pub trait Exchange: Clone + Send + Sync + Unpin + 'static {
     fn malformed(&self, protocol: Protocol, problem: &Malformed);
 }
 
+/// The connection of an HTTP/1.1 client closes behind this answer, as behind what was no request. In the answer's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastAnswer;
+
 /// Cut this exchange: nothing more is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Abort {

@@ -19,11 +19,14 @@ use telemetry::record::RequestRecord;
 
 use super::edits::edit_answer;
 use crate::http::body::Body;
+use crate::http::session::LastAnswer;
 use crate::upstream::failure::UpstreamFailure;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Bytes of an authorization service's text in the `grpc-message` of a refusal; it is cut.
 const MESSAGE_BYTES_MAX: usize = 4096;
+/// Says that what came is no request that could be answered otherwise.
+const STATUS_BAD_REQUEST: u16 = 400;
 /// Of a refusal that names no status.
 const STATUS_DENIED: u16 = 403;
 pub(super) const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
@@ -242,6 +245,10 @@ impl LocalReply {
             let is_head = record.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
             plain(status, self.bytes, self.body, is_head, headers)
         };
+        if self.status == STATUS_BAD_REQUEST {
+            // Envoy trusts no connection further on which it has met such a request.
+            response.extensions_mut().insert(LastAnswer);
+        }
         if self.is_overload {
             response.headers_mut().insert(X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }

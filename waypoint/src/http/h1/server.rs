@@ -23,7 +23,7 @@ use super::rest::{Answer, Connection, InUse, Rested, Unused, rest};
 use super::watched::{Gone, Handle};
 use crate::http::body::Body;
 use crate::http::normalize::{self, Malformed};
-use crate::http::session::{Abort, Exchange, HEAD_FIELDS_MAX, HalfClose, Interim, Protocol, ServeError, ServerOptions};
+use crate::http::session::{Abort, Exchange, HEAD_FIELDS_MAX, HalfClose, Interim, LastAnswer, Protocol, ServeError, ServerOptions};
 use crate::http::upgrade;
 
 /// What becomes of a connection once its request is answered.
@@ -247,9 +247,12 @@ fn conclude(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response = response.map(|answer| Body::wrap(AnswerBeforeBody::new(answer, owner)));
     }
-    if lasting.closes(&response) {
-        // Of another version the codec would say that the connection is kept.
-        *response.version_mut() = Version::HTTP_10;
+    let is_last = response.extensions().get::<LastAnswer>().is_some();
+    if is_last || lasting.closes(&response) {
+        if lasting != Lasting::Default {
+            // Of another version the codec would say that the connection is kept.
+            *response.version_mut() = Version::HTTP_10;
+        }
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(announce_length(response))
