@@ -62,6 +62,18 @@ pub enum ServerHeader {
     PassThrough,
 }
 
+/// What becomes of a request's headers with underscores in their names, which some applications read as hyphens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnderscoreNames {
+    /// They stay.
+    #[default]
+    Allowed,
+    /// They are left out.
+    Dropped,
+    /// The request is refused.
+    Refused,
+}
+
 /// Settings of the HTTP connection manager.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of Envoy's connection manager")]
@@ -76,6 +88,8 @@ pub struct HttpOptions {
     pub merge_slashes: bool,
     /// `UNESCAPE_AND_FORWARD` of `%2F` and `%5C`.
     pub unescape_slashes: bool,
+    /// `headers_with_underscores_action`.
+    pub underscores: UnderscoreNames,
     /// What it says of upgrades.
     pub upgrades: Upgrades,
     /// Whether clients may ask for them over HTTP/2, by an extended CONNECT (`allow_connect`).

@@ -30,7 +30,7 @@ pub enum ResponseFlag {
     NoClusterFound,
     /// `DC`: the client went away.
     DownstreamConnectionTermination,
-    /// `DR`: the client took back its request, and its connection stayed.
+    /// `DR`: the client took back its request, or its stream was reset for what it sent; its connection stayed.
     DownstreamRemoteReset,
     /// `DPE`: the client's request was not HTTP.
     DownstreamProtocolError,

@@ -224,7 +224,11 @@ impl Exchange for TunnelExchange {
         };
         let mut recording = self.record(&self.tunnel.served.last(), name);
         let record = recording.record();
-        record.response_code = problem.status().as_u16();
+        let is_answered = protocol == Protocol::Http1 || problem.reset().is_none();
+        record.response_code = if is_answered { problem.status().as_u16() } else { 0 };
+        if protocol == Protocol::Http1 {
+            record.stream.bytes_sent = u64::try_from(problem.text().len()).unwrap_or(u64::MAX);
+        }
         let (flag, details) = malformed_details(protocol, *problem);
         if let Some(flag) = flag {
             record.stream.flags.insert(flag);
@@ -239,6 +243,8 @@ fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<Response
     match (problem, protocol) {
         (Malformed::HostMissing, _) => (None, "missing_host_header"),
         (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
+        (Malformed::Underscore, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.unexpected_underscore"),
+        (Malformed::Underscore, Protocol::Http2) => (Some(ResponseFlag::DownstreamRemoteReset), "http2.unexpected_underscore"),
         (Malformed::VersionTooLow, _) => (Some(ResponseFlag::DownstreamProtocolError), "low_version"),
         (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
         (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),
@@ -253,6 +259,7 @@ pub fn head_options(options: &HttpOptions) -> HeadOptions {
         merge_slashes: options.merge_slashes,
         decode_slashes: options.unescape_slashes,
         accepts_http1_0: options.http1_0,
+        underscores: options.underscores,
     }
 }
 
@@ -320,6 +327,7 @@ impl Run {
             Ok(http) => http,
             Err(reply) => return Ok(self.reply(*reply)),
         };
+        body = trailers::named(body, http.options.underscores);
         let mut chosen = None;
         // Boxed, so that requests of other chains do not carry the room for it; so are filters below.
         if http.has_first_filters {

@@ -10,7 +10,8 @@ use waypoint::http::session::Protocol;
 /// Something does not hold.
 pub fn path(data: &[u8]) {
     let Some((how, target)) = data.split_first() else { return };
-    let options = HeadOptions { normalize: how & 1 == 0, merge_slashes: how & 2 != 0, decode_slashes: how & 4 != 0, accepts_http1_0: true };
+    let options =
+        HeadOptions { normalize: how & 1 == 0, merge_slashes: how & 2 != 0, decode_slashes: how & 4 != 0, ..HeadOptions::default() };
     let protocol = if how & 8 == 0 { Protocol::Http1 } else { Protocol::Http2 };
     let Ok(target) = std::str::from_utf8(target) else { return };
     if options.normalize && target.starts_with('/') && !target.contains(['?', '#']) {

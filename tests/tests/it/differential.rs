@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Headers whose value is drawn or measured anew for each request: only that they are there is compared.
-const DRAWN: [&str; 4] = ["x-request-id", "x-envoy-upstream-service-time", "date", "x-envoy-expected-rq-timeout-ms"];
+const DRAWN: [&str; 5] = ["x-request-id", "traceparent", "x-envoy-upstream-service-time", "date", "x-envoy-expected-rq-timeout-ms"];
 
 /// A message's headers by name, lines of one name in their order.
 pub(super) type Headers = BTreeMap<String, Vec<String>>;

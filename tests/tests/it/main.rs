@@ -23,6 +23,7 @@ mod golden_logs;
 mod golden_metrics;
 mod golden_spans;
 mod harness;
+mod heads;
 mod health;
 mod http_tunnels;
 mod ingress;

@@ -11,10 +11,12 @@ mod path;
 #[cfg(test)]
 mod tests;
 
+use ::h2::Reason;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri, Version};
+use model::chain::UnderscoreNames;
 
 use super::headers::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION};
 use super::session::Protocol;
@@ -31,12 +33,20 @@ pub struct HeadOptions {
     pub decode_slashes: bool,
     /// HTTP/1.0 is accepted (`accept_http_10`).
     pub accepts_http1_0: bool,
+    /// `headers_with_underscores_action`.
+    pub underscores: UnderscoreNames,
 }
 
 impl Default for HeadOptions {
     /// Istio's default of paths, `BASE`: `//` and `%2F` stay. All that the codec reads is accepted.
     fn default() -> HeadOptions {
-        HeadOptions { normalize: true, merge_slashes: false, decode_slashes: false, accepts_http1_0: true }
+        HeadOptions {
+            normalize: true,
+            merge_slashes: false,
+            decode_slashes: false,
+            accepts_http1_0: true,
+            underscores: UnderscoreNames::Allowed,
+        }
     }
 }
 
@@ -55,6 +65,9 @@ pub enum Malformed {
     /// HTTP/1.0, which is not accepted.
     #[error("HTTP/1.0 is not accepted")]
     VersionTooLow,
+    /// A header has an underscore in its name, where that is not allowed.
+    #[error("a header's name has an underscore")]
+    Underscore,
     /// HTTP/1.1 or HTTP/2 without an authority (RFC 9112 §3.2).
     #[error("the request has no host")]
     HostMissing,
@@ -105,6 +118,7 @@ impl Malformed {
             | Malformed::LengthInvalid
             | Malformed::LengthAndCoding
             | Malformed::PathInvalid
+            | Malformed::Underscore
             | Malformed::UpgradeUnasked => StatusCode::BAD_REQUEST,
         }
     }
@@ -114,8 +128,15 @@ impl Malformed {
     pub fn text(self) -> &'static str {
         match self {
             Malformed::VersionTooLow => "Upgrade Required",
+            Malformed::Underscore => "Bad Request",
             _ => "",
         }
+    }
+
+    /// With which code the stream of an HTTP/2 client is reset, if it gets no answer: as Envoy does.
+    #[must_use]
+    pub fn reset(self) -> Option<Reason> {
+        (self == Malformed::Underscore).then_some(Reason::INTERNAL_ERROR)
     }
 }
 
@@ -156,6 +177,7 @@ pub fn request_in(parts: &mut request::Parts, protocol: Protocol, options: &Head
     if parts.version == Version::HTTP_10 && !options.accepts_http1_0 {
         return Err(Malformed::VersionTooLow);
     }
+    check_names(&mut parts.headers, options.underscores)?;
     let extended = extended_connect(parts)?;
     check_framing(&mut parts.headers)?;
     let upgrade = match protocol {
@@ -272,6 +294,25 @@ fn remove_nominated(headers: &mut HeaderMap) {
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Names with underscores, of a request's headers or trailers.
+///
+/// # Errors
+/// There is one, and it is to be refused.
+pub fn check_names(headers: &mut HeaderMap, underscores: UnderscoreNames) -> Result<(), Malformed> {
+    let has_underscore = |name: &HeaderName| name.as_str().contains('_');
+    if underscores == UnderscoreNames::Allowed || !headers.keys().any(has_underscore) {
+        return Ok(());
+    }
+    if underscores == UnderscoreNames::Refused {
+        return Err(Malformed::Underscore);
+    }
+    let dropped: Vec<HeaderName> = headers.keys().filter(|name| has_underscore(name)).cloned().collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+    Ok(())
 }
 
 /// One `content-length` at most, a number; one `transfer-encoding` at most, `chunked`.

@@ -1,4 +1,5 @@
-//! Changes that filters make to trailers: of a request on its way up, of an answer on its way back.
+//! What becomes of trailers: changes that filters make to those of a request on its way up and of an answer on its way back, and names of a
+//! request's that are not allowed.
 //!
 //! Invariants: a body without trailers gets none (Envoy); values are texts, since nothing of the request is at hand by then.
 
@@ -8,10 +9,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use model::chain::UnderscoreNames;
 use model::headers::{HeaderChange, Mutations};
 use model::route::RouteFilter;
 
 use crate::http::body::{Body, BodyError};
+use crate::http::normalize::check_names;
 
 /// Which changes of a filter are meant.
 type Which = fn(&Mutations) -> &[HeaderChange];
@@ -33,6 +36,42 @@ fn changing<'a>(body: Body, filters: impl Iterator<Item = &'a RouteFilter>, whic
     });
     let mutations: Vec<_> = mutations.collect();
     if mutations.is_empty() || body.is_end_stream() { body } else { Body::wrap(Changing { inner: body, mutations, which }) }
+}
+
+/// A request's body, of whose trailers names with underscores are left out or refused.
+pub(super) fn named(body: Body, underscores: UnderscoreNames) -> Body {
+    if underscores == UnderscoreNames::Allowed || body.is_end_stream() { body } else { Body::wrap(Named { inner: body, underscores }) }
+}
+
+struct Named {
+    inner: Body,
+    underscores: UnderscoreNames,
+}
+
+impl HttpBody for Named {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) if frame.is_trailers() => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                let checked = check_names(&mut trailers, this.underscores);
+                Some(checked.map(|()| Frame::trailers(trailers)).map_err(|_refused| BodyError::Malformed))
+            }
+            other => other,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 struct Changing {
@@ -66,5 +105,27 @@ impl HttpBody for Changing {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use http::{HeaderMap, HeaderValue};
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn trailers_with_underscores_stay_go_or_are_refused() {
+        let read = async |underscores| {
+            let trailers = HeaderMap::from_iter(["x_a", "x-a"].map(|name| (name.parse().unwrap(), HeaderValue::from_static("1"))));
+            let body = Body::full(Bytes::from_static(b"abc")).with_trailers(std::future::ready(Some(Ok(trailers))));
+            named(Body::wrap(body), underscores).collect().await.map(|whole| whole.trailers().map_or(0, HeaderMap::len))
+        };
+        assert_eq!(read(UnderscoreNames::Allowed).await.unwrap(), 2);
+        assert_eq!(read(UnderscoreNames::Dropped).await.unwrap(), 1);
+        assert!(matches!(read(UnderscoreNames::Refused).await, Err(BodyError::Malformed)));
     }
 }

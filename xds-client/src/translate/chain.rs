@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz as HttpExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
@@ -15,7 +17,9 @@ use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_pr
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
-use model::chain::{Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain};
+use model::chain::{
+    Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain, UnderscoreNames,
+};
 use model::format::HeaderUse;
 use model::headers::{HeaderChange, HeaderEdits};
 use model::jwt::JwtAuthn;
@@ -363,12 +367,12 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
         _ => ServerHeader::Overwrite,
     };
+    let common = value.common_http_protocol_options.as_ref();
     let keep_forwarded_client_cert = matches!(
         ForwardClientCertDetails::try_from(value.forward_client_cert_details),
         // FORWARD_ONLY keeps it only on connections with client certificates, which those inside a tunnel are not.
         Ok(ForwardClientCertDetails::AlwaysForwardOnly)
     );
-    let common = value.common_http_protocol_options.as_ref();
     let kibibytes = value.max_request_headers_kb.as_ref().map_or(HEADER_KIBIBYTES_DEFAULT, |limit| limit.value);
     Ok(HttpOptions {
         server_name: server_name(&value.server_name, path)?,
@@ -376,6 +380,7 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         normalize_path: value.normalize_path.as_ref().is_some_and(|normalize| normalize.value),
         merge_slashes: value.merge_slashes,
         unescape_slashes,
+        underscores: underscores(common, path)?,
         upgrades: Upgrades::new(value.upgrade_configs.iter().map(|one| (one.upgrade_type.as_str().into(), is_on(one.enabled.as_ref())))),
         extended_connect: value.http2_protocol_options.as_ref().is_some_and(|options| options.allow_connect),
         generate_request_id: value.generate_request_id.as_ref().is_none_or(|generate| generate.value),
@@ -387,6 +392,19 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,
+    })
+}
+
+fn underscores(common: Option<&HttpProtocolOptions>, path: &str) -> Translated<UnderscoreNames> {
+    let action = common.map_or(0, |common| common.headers_with_underscores_action);
+    Ok(match HeadersWithUnderscoresAction::try_from(action) {
+        Ok(HeadersWithUnderscoresAction::Allow) => UnderscoreNames::Allowed,
+        Ok(HeadersWithUnderscoresAction::DropHeader) => UnderscoreNames::Dropped,
+        Ok(HeadersWithUnderscoresAction::RejectRequest) => UnderscoreNames::Refused,
+        Err(_) => {
+            let path = format!("{path}.common_http_protocol_options.headers_with_underscores_action");
+            return Err(Problem::new(path, "is not known"));
+        }
     })
 }
 

@@ -112,6 +112,9 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
     let (begun, options) = exchange.begin(&at_start);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http2, &options) {
         exchange.malformed(Protocol::Http2, &problem);
+        if let Some(reason) = problem.reset() {
+            return respond.lock().send_reset(reason);
+        }
         let mut response = Response::new(());
         *response.status_mut() = problem.status();
         // The stream may be gone by now, which is as good.

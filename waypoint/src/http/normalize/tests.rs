@@ -5,6 +5,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, StatusCode, Version};
+use model::chain::UnderscoreNames;
 use proptest::prelude::*;
 
 use super::{
@@ -30,9 +31,16 @@ fn fields(names_and_values: &[(&str, &str)]) -> HeaderMap {
     )
 }
 
-const MERGE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: false, accepts_http1_0: true };
-const DECODE: HeadOptions = HeadOptions { normalize: true, merge_slashes: true, decode_slashes: true, accepts_http1_0: true };
-const NONE: HeadOptions = HeadOptions { normalize: false, merge_slashes: false, decode_slashes: false, accepts_http1_0: true };
+const DEFAULTS: HeadOptions = HeadOptions {
+    normalize: true,
+    merge_slashes: false,
+    decode_slashes: false,
+    accepts_http1_0: true,
+    underscores: UnderscoreNames::Allowed,
+};
+const MERGE: HeadOptions = HeadOptions { merge_slashes: true, ..DEFAULTS };
+const DECODE: HeadOptions = HeadOptions { merge_slashes: true, decode_slashes: true, ..DEFAULTS };
+const NONE: HeadOptions = HeadOptions { normalize: false, ..DEFAULTS };
 
 #[test]
 fn paths_are_normalised_as_istio_base_does() {
@@ -268,4 +276,17 @@ fn asterisk_is_for_options_and_connect_is_refused() {
     assert_eq!(check("OPTIONS", "*"), Ok(()));
     assert_eq!(check("GET", "*"), Err(Malformed::PathInvalid));
     assert_eq!(check("CONNECT", "a:80"), Err(Malformed::Connect));
+}
+
+#[test]
+fn names_with_underscores_stay_go_or_are_refused() {
+    let read = |underscores| {
+        let mut parts = head("GET", "/", &[("host", "a"), ("x_a", "1"), ("x-a", "2"), ("_", "3")]);
+        request_in(&mut parts, Protocol::Http1, &HeadOptions { underscores, ..DEFAULTS }).map(|()| parts.headers)
+    };
+    assert_eq!(read(UnderscoreNames::Allowed).unwrap().len(), 4);
+    assert_eq!(read(UnderscoreNames::Dropped).unwrap(), fields(&[("host", "a"), ("x-a", "2")]));
+    assert_eq!(read(UnderscoreNames::Refused), Err(Malformed::Underscore));
+    let mut parts = head("GET", "/x_y?a_b=1", &[("host", "a_b"), ("x-a", "c_d")]);
+    request_in(&mut parts, Protocol::Http1, &HeadOptions { underscores: UnderscoreNames::Refused, ..DEFAULTS }).unwrap();
 }

@@ -130,7 +130,10 @@ pub(super) const ENTRIES: &[Entry] = &[
                 "max_stream_duration",
                 when("of a client's stream", check::is_of_connection_manager, "long streams to the upstream would be ended"),
             ),
-            ("headers_with_underscores_action", Refused("headers with underscores would be dropped or rejected")),
+            (
+                "headers_with_underscores_action",
+                when("of a client's requests", check::is_of_inner_manager, "headers with underscores would be dropped or rejected"),
+            ),
         ],
     ),
     entry(

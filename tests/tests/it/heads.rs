@@ -1,0 +1,140 @@
+//! Requests that the connection manager is told to refuse, change or send elsewhere by what their heads look like, beside a real Envoy.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tests::envoy::Envoy;
+use tests::peer::{Peer, empty};
+use tests::process::Lines;
+use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::wait::{Look, until};
+use tests::workload::{App, Workload};
+
+use super::differential::exchange;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sets fields of the connection manager, and has lines tell details.
+fn set(scenario: &mut Scenario, fields: &Value) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let http = scenario.http(WEB_CHAIN)?;
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        http[name] = value.clone();
+    }
+    for log in http["access_log"].as_array_mut().context("no log")? {
+        log["typed_config"]["log_format"]["json_format"]["details"] = json!("%RESPONSE_CODE_DETAILS%");
+    }
+    Ok(())
+}
+
+struct Both {
+    mesh: Mesh,
+    envoy: Envoy,
+    peer: Peer,
+    web: Workload,
+    n_lines: [usize; 2],
+}
+
+/// What a line tells of a request.
+const TOLD: [&str; 8] = ["method", "path", "protocol", "response_code", "response_flags", "details", "user_agent", "bytes_sent"];
+
+impl Both {
+    async fn start(fields: Value) -> Result<Self> {
+        let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| set(scenario, &fields))?.start().await?;
+        let envoy = Envoy::beside(&mesh).start().await?;
+        let web = mesh.pod("web-v1-1", App::Http).await?;
+        let peer = mesh.peer("frontend-0")?;
+        Ok(Self { mesh, envoy, peer, web, n_lines: [0; 2] })
+    }
+
+    fn proxies(&self) -> [(SocketAddr, Lines); 2] {
+        [(self.mesh.hbone(), self.mesh.waypoint.output_lines().clone()), (self.envoy.hbone(), self.envoy.output().clone())]
+    }
+
+    /// What the next line of each tells.
+    async fn lines(&mut self) -> Result<[Vec<Value>; 2]> {
+        let mut both = [Vec::new(), Vec::new()];
+        for (at, (_, output)) in self.proxies().into_iter().enumerate() {
+            let line = until("the next line", DEADLINE, async || {
+                let new = output.after(&mut self.n_lines[at]);
+                let line =
+                    new.iter().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(|line| line.get("details").is_some()));
+                Ok(line.map_or_else(|| Look::NotYet(String::new()), Look::Done))
+            })
+            .await?;
+            both[at] = TOLD.iter().map(|name| line[name].clone()).collect();
+        }
+        Ok(both)
+    }
+
+    /// Asks both in HTTP/1.1; the status that both answer with. `Err` tells how they differ.
+    async fn ask(&mut self, request: &str) -> Result<String> {
+        let mut seen = Vec::new();
+        for (proxy, _) in self.proxies() {
+            seen.push(exchange(&self.peer.connect(proxy).await?, request).await?);
+        }
+        let [ours, theirs] = self.lines().await?;
+        assert_eq!(seen[0], seen[1], "{request:?}: here, and in Envoy");
+        assert_eq!(ours, theirs, "{request:?}: its lines");
+        Ok(seen.swap_remove(0).status)
+    }
+
+    /// Asks both in HTTP/2; the status that both answer with, and where they lead. None: the stream is reset.
+    async fn ask_h2(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Option<(StatusCode, String)>> {
+        let mut seen = Vec::new();
+        for (proxy, _) in self.proxies() {
+            let mut http = self.peer.connect(proxy).await?.http2(WEB).await?;
+            let mut request = http.request(Method::POST, path);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let answer = http.send(request.body(empty())?).await;
+            seen.push(match answer {
+                Ok(answer) => {
+                    let told = ["location", "server", "content-type", "grpc-status"].map(|name| answer.header(name).to_owned());
+                    Some((answer.status, told, answer.json()["headers"].to_string().contains('_')))
+                }
+                Err(error) => {
+                    assert!(format!("{error:#}").contains("unexpected internal error"), "{error:#}");
+                    None
+                }
+            });
+        }
+        let [ours, theirs] = self.lines().await?;
+        assert_eq!(seen[0], seen[1], "{path} {headers:?}: here, and in Envoy");
+        assert_eq!(ours, theirs, "{path} {headers:?}: its lines");
+        Ok(seen.swap_remove(0).map(|(status, [location, ..], _)| (status, location)))
+    }
+}
+
+fn get(path: &str, lines: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\nuser-agent: a/1\r\n{lines}\r\n")
+}
+
+const UNDERSCORES: [&str; 4] = ["x_a: 1\r\n", "x_a: 1\r\nx-b: 2\r\ny_: 3\r\n", "_: 1\r\n", "content_length: 3\r\n"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_with_underscores_go_where_that_is_asked_for_alike() -> Result<()> {
+    let mut both = Both::start(json!({"common_http_protocol_options": {"headers_with_underscores_action": "DROP_HEADER"}})).await?;
+    for lines in UNDERSCORES {
+        assert_eq!(both.ask(&get("/x_y?a_b=1", lines)).await?, "HTTP/1.1 200 OK");
+    }
+    assert_eq!(both.ask_h2("/x", &[("x_a", "1"), ("x-b", "2")]).await?, Some((StatusCode::OK, String::new())));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_with_underscores_in_headers_are_refused_where_that_is_asked_for_alike() -> Result<()> {
+    let mut both = Both::start(json!({"common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST"}})).await?;
+    for lines in UNDERSCORES {
+        assert_eq!(both.ask(&get("/x", lines)).await?, "HTTP/1.1 400 Bad Request");
+    }
+    assert_eq!(both.ask_h2("/x", &[("x_a", "1")]).await?, None);
+    assert_eq!(both.web.record().requests_total(), 0);
+    assert_eq!(both.ask(&get("/x_y?a_b=1", "x-a: 1\r\n")).await?, "HTTP/1.1 200 OK");
+    assert_eq!(both.ask_h2("/x_y", &[("x-a", "1_2")]).await?, Some((StatusCode::OK, String::new())));
+    Ok(())
+}
