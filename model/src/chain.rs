@@ -62,6 +62,20 @@ pub enum ServerHeader {
     PassThrough,
 }
 
+/// What becomes of a path with `%2F` or `%5C`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// It stays.
+    #[default]
+    Kept,
+    /// They are slashes and backslashes from then on.
+    Unescaped,
+    /// So they are for the client, which is told to ask again.
+    Redirected,
+    /// The request is refused.
+    Refused,
+}
+
 /// What becomes of a request's headers with underscores in their names, which some applications read as hyphens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnderscoreNames {
@@ -86,8 +100,8 @@ pub struct HttpOptions {
     pub normalize_path: bool,
     /// `merge_slashes`.
     pub merge_slashes: bool,
-    /// `UNESCAPE_AND_FORWARD` of `%2F` and `%5C`.
-    pub unescape_slashes: bool,
+    /// `path_with_escaped_slashes_action`.
+    pub escaped_slashes: EscapedSlashes,
     /// `headers_with_underscores_action`.
     pub underscores: UnderscoreNames,
     /// What it says of upgrades.

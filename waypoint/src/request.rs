@@ -31,7 +31,7 @@ use filters::grpc_web::Web;
 use filters::rbac::Decisions;
 use filters::redirect::{has_location, location};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Scheme;
+use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Version};
 use http_body::Body as _;
 use model::authority::Authority as Target;
@@ -51,7 +51,7 @@ use self::size::{REQUEST_LINE_OVERHEAD, head_bytes, status_line_bytes, upgrade_b
 use crate::hbone::Downstream;
 use crate::http::body::Body;
 use crate::http::headers;
-use crate::http::normalize::{HeadOptions, Malformed, UpgradeRequested};
+use crate::http::normalize::{HeadOptions, Malformed, SlashFound, UpgradeRequested};
 use crate::http::session::{Abort, Exchange, Interim, Protocol};
 use crate::policies;
 use crate::sniff::Hello;
@@ -257,7 +257,7 @@ pub fn head_options(options: &HttpOptions) -> HeadOptions {
     HeadOptions {
         normalize: options.normalize_path,
         merge_slashes: options.merge_slashes,
-        decode_slashes: options.unescape_slashes,
+        escaped_slashes: options.escaped_slashes,
         accepts_http1_0: options.http1_0,
         underscores: options.underscores,
     }
@@ -271,6 +271,15 @@ pub fn made_safe(headers: &mut HeaderMap, options: &HttpOptions) {
     headers::remove_internal(headers);
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+fn head(parts: &http::request::Parts) -> Head {
+    Head {
+        method: parts.method.clone(),
+        path: parts.uri.path_and_query().cloned(),
+        authority: parts.headers.get(header::HOST).cloned(),
+        scheme: Scheme::HTTP,
     }
 }
 
@@ -370,6 +379,14 @@ impl Run {
         if self.is_gone {
             return Err(LocalReply::config_rejected().into());
         }
+        if let Some(found) = parts.extensions.remove::<SlashFound>() {
+            // It gets no id and no span, as what is no request at all.
+            let record = self.recording.record();
+            record.head = Some(head(parts));
+            record.capture_request(&parts.headers);
+            let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+            return Err(LocalReply::escaped_slash(found, path, self.is_grpc).into());
+        }
         self.note_head(parts, http);
         Ok(http)
     }
@@ -442,12 +459,7 @@ impl Run {
         record.trace = decision.trace;
         record.request_id = decision.request_id;
         record.operation = operation.and_then(|value| value.to_str().ok().map(Arc::from));
-        record.head = Some(Head {
-            method: parts.method.clone(),
-            path: parts.uri.path_and_query().cloned(),
-            authority: parts.headers.get(header::HOST).cloned(),
-            scheme: Scheme::HTTP,
-        });
+        record.head = Some(head(parts));
         record.capture_request(&parts.headers);
     }
 

@@ -3,6 +3,7 @@
 //! The first byte says how far paths are normalised, all others are the request's target.
 
 use http::Request;
+use model::chain::EscapedSlashes;
 use waypoint::http::normalize::{HeadOptions, normalize_path, request_in};
 use waypoint::http::session::Protocol;
 
@@ -10,8 +11,8 @@ use waypoint::http::session::Protocol;
 /// Something does not hold.
 pub fn path(data: &[u8]) {
     let Some((how, target)) = data.split_first() else { return };
-    let options =
-        HeadOptions { normalize: how & 1 == 0, merge_slashes: how & 2 != 0, decode_slashes: how & 4 != 0, ..HeadOptions::default() };
+    let escaped_slashes = if how & 4 == 0 { EscapedSlashes::Kept } else { EscapedSlashes::Unescaped };
+    let options = HeadOptions { normalize: how & 1 == 0, merge_slashes: how & 2 != 0, escaped_slashes, ..HeadOptions::default() };
     let protocol = if how & 8 == 0 { Protocol::Http1 } else { Protocol::Http2 };
     let Ok(target) = std::str::from_utf8(target) else { return };
     if options.normalize && target.starts_with('/') && !target.contains(['?', '#']) {

@@ -1,4 +1,4 @@
-//! Requests that the connection manager is told to refuse, change or send elsewhere by what their heads look like, beside a real Envoy.
+//! What the connection manager is told to make of heads of requests and answers, beside a real Envoy.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
-use super::differential::exchange;
+use super::differential::{Seen, exchange};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -27,7 +27,8 @@ fn set(scenario: &mut Scenario, fields: &Value) -> Result<()> {
     for log in http["access_log"].as_array_mut().context("no log")? {
         log["typed_config"]["log_format"]["json_format"]["details"] = json!("%RESPONSE_CODE_DETAILS%");
     }
-    Ok(())
+    let direct = json!({"name": "direct", "match": {"path": "/direct", "case_sensitive": true}, "direct_response": {"status": 404}});
+    scenario.add_routes(WEB_CHAIN, vec![direct])
 }
 
 struct Both {
@@ -70,8 +71,13 @@ impl Both {
         Ok(both)
     }
 
-    /// Asks both in HTTP/1.1; the status that both answer with. `Err` tells how they differ.
+    /// Asks both in HTTP/1.1; the status that both answer with.
     async fn ask(&mut self, request: &str) -> Result<String> {
+        Ok(self.see(request).await?.status)
+    }
+
+    /// Asks both in HTTP/1.1; what both do.
+    async fn see(&mut self, request: &str) -> Result<Seen> {
         let mut seen = Vec::new();
         for (proxy, _) in self.proxies() {
             seen.push(exchange(&self.peer.connect(proxy).await?, request).await?);
@@ -79,7 +85,7 @@ impl Both {
         let [ours, theirs] = self.lines().await?;
         assert_eq!(seen[0], seen[1], "{request:?}: here, and in Envoy");
         assert_eq!(ours, theirs, "{request:?}: its lines");
-        Ok(seen.swap_remove(0).status)
+        Ok(seen.swap_remove(0))
     }
 
     /// Asks both in HTTP/2; the status that both answer with, and where they lead. None: the stream is reset.
@@ -136,5 +142,52 @@ async fn requests_with_underscores_in_headers_are_refused_where_that_is_asked_fo
     assert_eq!(both.web.record().requests_total(), 0);
     assert_eq!(both.ask(&get("/x_y?a_b=1", "x-a: 1\r\n")).await?, "HTTP/1.1 200 OK");
     assert_eq!(both.ask_h2("/x_y", &[("x-a", "1_2")]).await?, Some((StatusCode::OK, String::new())));
+    Ok(())
+}
+
+/// Paths, and where a client is sent that asked for them; none: they have no escaped slash.
+const SLASHES: [(&str, Option<&str>); 12] = [
+    ("/a%2fb", Some("/a/b")),
+    ("/a%2Fb?x=%2f", Some("/a/b?x=%2f")),
+    ("/a%5cb", Some("/a/b")),
+    ("/a%5Cb", Some("/a/b")),
+    ("/a/b", None),
+    ("/a%2f..%2fb", Some("/b")),
+    ("/a?q=%2f", None),
+    ("/a%2fb/%41//c", Some("/a/b/A//c")),
+    ("/a%252fb", None),
+    ("/x%2f%2e%2e%2fy", Some("/y")),
+    ("/a/../%2fb", Some("//b")),
+    ("/%2", None),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_with_escaped_slashes_are_refused_where_that_is_asked_for_alike() -> Result<()> {
+    let mut both = Both::start(json!({"path_with_escaped_slashes_action": "REJECT_REQUEST"})).await?;
+    for (path, leads) in SLASHES {
+        let status = if leads.is_some() { "HTTP/1.1 400 Bad Request" } else { "HTTP/1.1 200 OK" };
+        assert_eq!(both.ask(&get(path, "")).await?, status, "{path}");
+    }
+    assert_eq!(both.ask_h2("/a%2fb", &[]).await?, Some((StatusCode::BAD_REQUEST, String::new())));
+    assert_eq!(both.ask_h2("/a%2fb", &[("content-type", "application/grpc")]).await?, Some((StatusCode::OK, String::new())));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_escape_slashes_are_sent_to_the_path_without_where_that_is_asked_for_alike() -> Result<()> {
+    for normalize in [true, false] {
+        let fields = json!({"path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT", "normalize_path": normalize});
+        let mut both = Both::start(fields).await?;
+        for (path, leads) in SLASHES {
+            let status = if leads.is_some() { "HTTP/1.1 307 Temporary Redirect" } else { "HTTP/1.1 200 OK" };
+            assert_eq!(both.ask(&get(path, "x-forwarded-proto: https\r\n")).await?, status, "{path}");
+        }
+        for (path, leads) in SLASHES.into_iter().filter(|_| normalize) {
+            let leads = leads.map_or((StatusCode::OK, ""), |leads| (StatusCode::TEMPORARY_REDIRECT, leads));
+            assert_eq!(both.ask_h2(path, &[]).await?, Some((leads.0, leads.1.to_owned())), "{path}");
+        }
+        // No gRPC client follows a redirect.
+        assert_eq!(both.ask_h2("/a%2fb", &[("content-type", "application/grpc")]).await?, Some((StatusCode::OK, String::new())));
+    }
     Ok(())
 }

@@ -16,10 +16,11 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri, Version};
-use model::chain::UnderscoreNames;
+use model::chain::{EscapedSlashes, UnderscoreNames};
 
 use super::headers::{HTTP2_SETTINGS, KEEP_ALIVE, PROXY_CONNECTION};
 use super::session::Protocol;
+use path::has_escaped_slash;
 pub use path::normalize_path;
 
 /// How heads of requests are made uniform: settings of the connection manager.
@@ -29,8 +30,8 @@ pub struct HeadOptions {
     pub normalize: bool,
     /// `//` becomes `/` (`merge_slashes`).
     pub merge_slashes: bool,
-    /// `%2F` and `%5C` become `/` first (`path_with_escaped_slashes_action`).
-    pub decode_slashes: bool,
+    /// What becomes of `%2F` and `%5C`, first (`path_with_escaped_slashes_action`).
+    pub escaped_slashes: EscapedSlashes,
     /// HTTP/1.0 is accepted (`accept_http_10`).
     pub accepts_http1_0: bool,
     /// `headers_with_underscores_action`.
@@ -43,7 +44,7 @@ impl Default for HeadOptions {
         HeadOptions {
             normalize: true,
             merge_slashes: false,
-            decode_slashes: false,
+            escaped_slashes: EscapedSlashes::Kept,
             accepts_http1_0: true,
             underscores: UnderscoreNames::Allowed,
         }
@@ -149,6 +150,15 @@ pub struct UpgradeRequested(pub HeaderValue);
 /// The scheme that a request says, unless it is the `http` of an HTTP/2 request. In its extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestScheme(pub Scheme);
+
+/// The path had escaped slashes, and the request goes no further. In its extensions; its path is as it would be without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlashFound {
+    /// It is refused.
+    Refused,
+    /// The client is to ask for the path as it is now.
+    Redirected,
+}
 
 /// Fields that `connection` may not remove: what identifies, authorises, frames or traces the request end to end.
 /// A client that could remove them would undo what a proxy before us added.
@@ -459,7 +469,22 @@ fn rewrite_target(parts: &mut request::Parts, options: &HeadOptions) -> Result<(
     } else if !target.as_str().starts_with('/') {
         return Err(Malformed::PathInvalid);
     }
-    let target = match normalize_path(target.path(), options)? {
+    let found = match options.escaped_slashes {
+        EscapedSlashes::Kept | EscapedSlashes::Unescaped => None,
+        EscapedSlashes::Redirected => Some(SlashFound::Redirected),
+        EscapedSlashes::Refused => Some(SlashFound::Refused),
+    };
+    let mut options = *options;
+    if let Some(found) = found
+        && has_escaped_slash(target.path())
+    {
+        parts.extensions.insert(found);
+        if found == SlashFound::Refused {
+            // Nothing else is made of it (Envoy).
+            (options.normalize, options.merge_slashes) = (false, false);
+        }
+    }
+    let target = match normalize_path(target.path(), &options)? {
         Some(path) => {
             let text = match target.query() {
                 Some(query) => format!("{path}?{query}"),

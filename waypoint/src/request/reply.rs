@@ -19,6 +19,7 @@ use telemetry::record::RequestRecord;
 
 use super::edits::edit_answer;
 use crate::http::body::Body;
+use crate::http::normalize::SlashFound;
 use crate::http::session::LastAnswer;
 use crate::upstream::failure::UpstreamFailure;
 
@@ -157,6 +158,13 @@ impl LocalReply {
     /// A body that is longer than an authorization service is to see.
     pub(super) fn payload_too_large() -> Self {
         Self::new(413, "Payload Too Large", "request_payload_too_large")
+    }
+
+    /// The path had escaped slashes. Clients of gRPC follow no redirects, and are refused instead.
+    pub(super) fn escaped_slash(found: SlashFound, path: &str, is_grpc: bool) -> Self {
+        let is_redirect = found == SlashFound::Redirected && !is_grpc;
+        let reply = Self::new(if is_redirect { 307 } else { 400 }, "", "path_normalization_failed");
+        reply.leading_to(is_redirect.then(|| path.to_owned()))
     }
 
     pub(super) fn upgrade_refused() -> Self {

@@ -348,7 +348,7 @@ fn leads_inside(action: &DynamicMessage) -> bool {
 
 /// An escaped slash stays as it came (KEEP_UNCHANGED), or becomes one before anything looks at it (UNESCAPE_AND_FORWARD).
 pub(super) fn is_known_slash_action(value: &Value, _: &Site<'_>) -> bool {
-    is_one_of(value, &[1, 4])
+    is_one_of(value, &[1, 2, 3, 4])
 }
 
 /// `header_key_format` of a formatter that keeps the case in which names were sent.

@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
 use model::chain::{
-    Chain, ChainKind, EarlyFilter, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain, UnderscoreNames,
+    Chain, ChainKind, EarlyFilter, EscapedSlashes, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain, UnderscoreNames,
 };
 use model::format::HeaderUse;
 use model::headers::{HeaderChange, HeaderEdits};
@@ -357,10 +357,14 @@ fn read_by_answers(routes: &RouteTable, routeless: &[Box<[RouteFilter]>; 2]) -> 
 
 fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, path: &str) -> Translated<HttpOptions> {
     use hcm::http_connection_manager::{ForwardClientCertDetails, PathWithEscapedSlashesAction, ServerHeaderTransformation};
-    let unescape_slashes = match PathWithEscapedSlashesAction::try_from(value.path_with_escaped_slashes_action) {
-        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => false,
-        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => true,
-        _ => return Err(Problem::new(format!("{path}.path_with_escaped_slashes_action"), "is not supported")),
+    let escaped_slashes = match PathWithEscapedSlashesAction::try_from(value.path_with_escaped_slashes_action) {
+        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged) => {
+            EscapedSlashes::Kept
+        }
+        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => EscapedSlashes::Unescaped,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => EscapedSlashes::Redirected,
+        Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Refused,
+        Err(_) => return Err(Problem::new(format!("{path}.path_with_escaped_slashes_action"), "is not known")),
     };
     let server_header = match ServerHeaderTransformation::try_from(value.server_header_transformation) {
         Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
@@ -379,7 +383,7 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         server_header,
         normalize_path: value.normalize_path.as_ref().is_some_and(|normalize| normalize.value),
         merge_slashes: value.merge_slashes,
-        unescape_slashes,
+        escaped_slashes,
         underscores: underscores(common, path)?,
         upgrades: Upgrades::new(value.upgrade_configs.iter().map(|one| (one.upgrade_type.as_str().into(), is_on(one.enabled.as_ref())))),
         extended_connect: value.http2_protocol_options.as_ref().is_some_and(|options| options.allow_connect),

@@ -29,7 +29,7 @@ use telemetry::record::RequestRecord;
 
 use super::endpoints::{Cluster, cluster, clusters};
 use super::question::{Question, Spoken};
-use crate::http::normalize::request_in;
+use crate::http::normalize::{SlashFound, request_in};
 use crate::http::session::Protocol;
 use crate::request::{NoPath, apply_edits, change_request, head_of, head_options, made_safe};
 use crate::state::published::{Generation, Published, ServedChain};
@@ -382,6 +382,13 @@ fn uniform(question: &Question, http: &HttpChain) -> Result<request::Parts, Verd
     }
     request_in(&mut parts, Protocol::Http1, &head_options(&http.options))
         .map_err(|problem| refused(problem.status().as_u16(), &problem.to_string()))?;
+    match parts.extensions.get::<SlashFound>() {
+        Some(SlashFound::Refused) => return Err(refused(400, "its path has an escaped slash")),
+        Some(SlashFound::Redirected) => {
+            return Err(refused(307, &format!("its path has an escaped slash: it is told to ask for {}", parts.uri)));
+        }
+        None => {}
+    }
     made_safe(&mut parts.headers, &http.options);
     Ok(parts)
 }

@@ -3,7 +3,19 @@
 //! Follows what istiod asks of Envoy: `BASE` (RFC 3986 §6.2.2: dot segments, escapes of unreserved characters, `\` read as
 //! `/`, and escapes of what no path may have raw), `MERGE_SLASHES`, `DECODE_AND_MERGE_SLASHES`. A query is never touched.
 
+use model::chain::EscapedSlashes;
+
 use super::{HeadOptions, Malformed};
+
+/// Whether there is a `%2F` or a `%5C` in it.
+pub(super) fn has_escaped_slash(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    (0..bytes.len()).any(|at| matches!(escaped(&bytes[at..]), Some(b'/' | b'\\')))
+}
+
+fn unescapes(options: &HeadOptions) -> bool {
+    options.escaped_slashes != EscapedSlashes::Kept
+}
 
 /// The normalised path, or `None` if it is normal already.
 ///
@@ -13,7 +25,7 @@ pub fn normalize_path(path: &str, options: &HeadOptions) -> Result<Option<String
     if is_normal(path, options) {
         return Ok(None);
     }
-    let decoded = if options.normalize || options.decode_slashes { decode(path, options)? } else { path.as_bytes().to_vec() };
+    let decoded = if options.normalize || unescapes(options) { decode(path, options)? } else { path.as_bytes().to_vec() };
     let resolved = if options.normalize { resolve_dots(&decoded) } else { decoded };
     let merged = if options.merge_slashes { merge_slashes(resolved) } else { resolved };
     let text = String::from_utf8(merged).map_err(|_invalid| Malformed::PathInvalid)?;
@@ -25,7 +37,7 @@ fn is_normal(path: &str, options: &HeadOptions) -> bool {
     let mut before = 0_u8;
     for byte in path.bytes() {
         let is_special = match byte {
-            b'%' | b'\\' => options.normalize || options.decode_slashes,
+            b'%' | b'\\' => options.normalize || unescapes(options),
             b'.' => options.normalize && before == b'/',
             byte if is_escaped(byte) => options.normalize,
             b'/' => options.merge_slashes && before == b'/',
@@ -57,10 +69,10 @@ fn decode(path: &str, options: &HeadOptions) -> Result<Vec<u8>, Malformed> {
                 if byte == 0 && options.normalize {
                     return Err(Malformed::PathInvalid);
                 }
-                let is_slash = matches!(byte, b'/' | b'\\') && options.decode_slashes;
+                let is_slash = matches!(byte, b'/' | b'\\') && unescapes(options);
                 let is_unreserved = options.normalize && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
                 if is_slash {
-                    decoded.push(b'/');
+                    decoded.push(if options.normalize { b'/' } else { byte });
                 } else if is_unreserved {
                     decoded.push(byte);
                 } else {

@@ -5,11 +5,12 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, StatusCode, Version};
-use model::chain::UnderscoreNames;
+use model::chain::{EscapedSlashes, UnderscoreNames};
 use proptest::prelude::*;
 
 use super::{
-    HeadOptions, Malformed, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop, target_http2,
+    HeadOptions, Malformed, SlashFound, UpgradeRequested, normalize_path, request_in, request_out_http1, response_in, strip_hop_by_hop,
+    target_http2,
 };
 use crate::http::session::Protocol;
 
@@ -34,12 +35,12 @@ fn fields(names_and_values: &[(&str, &str)]) -> HeaderMap {
 const DEFAULTS: HeadOptions = HeadOptions {
     normalize: true,
     merge_slashes: false,
-    decode_slashes: false,
+    escaped_slashes: EscapedSlashes::Kept,
     accepts_http1_0: true,
     underscores: UnderscoreNames::Allowed,
 };
 const MERGE: HeadOptions = HeadOptions { merge_slashes: true, ..DEFAULTS };
-const DECODE: HeadOptions = HeadOptions { merge_slashes: true, decode_slashes: true, ..DEFAULTS };
+const DECODE: HeadOptions = HeadOptions { merge_slashes: true, escaped_slashes: EscapedSlashes::Unescaped, ..DEFAULTS };
 const NONE: HeadOptions = HeadOptions { normalize: false, ..DEFAULTS };
 
 #[test]
@@ -276,6 +277,30 @@ fn asterisk_is_for_options_and_connect_is_refused() {
     assert_eq!(check("OPTIONS", "*"), Ok(()));
     assert_eq!(check("GET", "*"), Err(Malformed::PathInvalid));
     assert_eq!(check("CONNECT", "a:80"), Err(Malformed::Connect));
+}
+
+#[test]
+fn escaped_slashes_are_found_in_paths_and_nowhere_else() {
+    let read = |path: &str, escaped_slashes| {
+        let mut parts = head("GET", path, &[("host", "a")]);
+        request_in(&mut parts, Protocol::Http1, &HeadOptions { escaped_slashes, ..DEFAULTS }).unwrap();
+        (parts.uri.to_string(), parts.extensions.get::<SlashFound>().copied())
+    };
+    for (action, found) in [
+        (EscapedSlashes::Refused, Some(SlashFound::Refused)),
+        (EscapedSlashes::Redirected, Some(SlashFound::Redirected)),
+        (EscapedSlashes::Unescaped, None),
+    ] {
+        // One that is refused is shown with its slashes, and no further normalised.
+        let dots = if action == EscapedSlashes::Refused { "/a\\%2E%2e/b?c=%2f" } else { "/b?c=%2f" };
+        for (path, unescaped) in [("/a%2fb", "/a/b"), ("/a%5C%2E%2e/b?c=%2f", dots)] {
+            assert_eq!(read(path, action), (unescaped.to_owned(), found), "{path}");
+        }
+        for path in ["/a/b?c=%2f", "/a%252f", "/a%2", "/%"] {
+            assert_eq!(read(path, action), (path.to_owned(), None), "{path}");
+        }
+    }
+    assert_eq!(read("/a%2fb", EscapedSlashes::Kept), ("/a%2fb".to_owned(), None));
 }
 
 #[test]

@@ -21,9 +21,9 @@ pub(super) const ENTRIES: &[Entry] = &[
             (
                 "path_with_escaped_slashes_action",
                 when(
-                    "KEEP_UNCHANGED, UNESCAPE_AND_FORWARD",
+                    "KEEP_UNCHANGED, REJECT_REQUEST, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD",
                     check::is_known_slash_action,
-                    "requests with escaped slashes would be rejected or redirected",
+                    "what becomes of escaped slashes is not known",
                 ),
             ),
             ("use_remote_address", when("false", check::is_false, "the client's address would be taken from the connection")),
