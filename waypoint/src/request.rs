@@ -549,7 +549,7 @@ impl Run {
                     headers.remove(reply::X_ENVOY_OVERLOADED);
                 }
                 self.tell(headers, http);
-                headers.insert(header::SERVER, http.options.server_name.clone());
+                attempt::set_server(headers, http);
             }
             _ => self.tell_all(headers),
         }

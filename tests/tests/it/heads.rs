@@ -37,6 +37,8 @@ struct Both {
     peer: Peer,
     web: Workload,
     n_lines: [usize; 2],
+    /// The last line of each.
+    last: [Value; 2],
 }
 
 /// What a line tells of a request.
@@ -48,7 +50,7 @@ impl Both {
         let envoy = Envoy::beside(&mesh).start().await?;
         let web = mesh.pod("web-v1-1", App::Http).await?;
         let peer = mesh.peer("frontend-0")?;
-        Ok(Self { mesh, envoy, peer, web, n_lines: [0; 2] })
+        Ok(Self { mesh, envoy, peer, web, n_lines: [0; 2], last: [Value::Null, Value::Null] })
     }
 
     fn proxies(&self) -> [(SocketAddr, Lines); 2] {
@@ -67,6 +69,7 @@ impl Both {
             })
             .await?;
             both[at] = TOLD.iter().map(|name| line[name].clone()).collect();
+            self.last[at] = line;
         }
         Ok(both)
     }
@@ -188,6 +191,40 @@ async fn clients_that_escape_slashes_are_sent_to_the_path_without_where_that_is_
         }
         // No gRPC client follows a redirect.
         assert_eq!(both.ask_h2("/a%2fb", &[("content-type", "application/grpc")]).await?, Some((StatusCode::OK, String::new())));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answers_server_is_whose_it_is_to_be_alike() -> Result<()> {
+    for (transformation, of_pod, of_proxy) in [
+        ("OVERWRITE", "istio-envoy", Some("istio-envoy")),
+        ("APPEND_IF_ABSENT", "web-v1-1", Some("istio-envoy")),
+        ("PASS_THROUGH", "web-v1-1", None),
+    ] {
+        let mut both = Both::start(json!({"server_header_transformation": transformation})).await?;
+        assert_eq!(both.see(&get("/x", "")).await?.headers["server"], [of_pod], "{transformation}");
+        let reply = both.see(&get("/direct", "")).await?;
+        assert_eq!(reply.status, "HTTP/1.1 404 Not Found");
+        let server = reply.headers.get("server").map(|lines| lines.join(","));
+        assert_eq!(server.as_deref(), of_proxy, "{transformation}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_gets_an_id_where_that_is_switched_off_alike() -> Result<()> {
+    let mut both = Both::start(json!({"generate_request_id": false})).await?;
+    // The client's own says from then on that its trace is recorded.
+    let uuid = "11111111-1111-4111-9111-111111111111";
+    for (lines, id) in [
+        ("", Value::Null),
+        (&*format!("x-request-id: {uuid}\r\n"), json!("11111111-1111-9111-9111-111111111111")),
+        ("x-request-id: mine\r\n", json!("mine")),
+    ] {
+        let (_, _, asked) = both.see(&get("/x", lines)).await?.asked.context("the pod was not asked")?;
+        assert_eq!(asked.contains_key("x-request-id"), !id.is_null());
+        assert_eq!([&both.last[0]["request_id"], &both.last[1]["request_id"]], [&id, &id]);
     }
     Ok(())
 }
