@@ -30,20 +30,19 @@ use filters::ext_authz::Header;
 use filters::grpc_web::Web;
 use filters::rbac::Decisions;
 use filters::redirect::{has_location, location};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{PathAndQuery, Scheme};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Request, Response, Version};
 use http_body::Body as _;
 use model::authority::Authority as Target;
 use model::chain::{Chain, ChainKind, HttpChain, HttpOptions};
 use model::claims::TokenMetadata;
-use model::flags::ResponseFlag;
 use model::headers::HeaderEdits;
 use model::rewrite::RedirectPath;
 use model::route::{Route, RouteAction};
 use model::stream_view::forwarded_for;
 use model::workload::Workload;
-use telemetry::record::{Head, RequestRecord};
+use telemetry::record::RequestRecord;
 
 use self::recording::Recording;
 use self::reply::LocalReply;
@@ -62,7 +61,7 @@ use crate::worker::Worker;
 pub use self::edits::change_request;
 pub use self::replay::REPLAY_BYTES_MAX;
 pub use self::seen::head_of;
-use self::seen::policy_input;
+use self::seen::{malformed_details, policy_input, recorded_head};
 pub use self::token::{NoPath, apply_edits};
 
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
@@ -238,19 +237,6 @@ impl Exchange for TunnelExchange {
     }
 }
 
-/// What Envoy says of a request that is none: its codec's word with a flag, or its connection manager's without.
-fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<ResponseFlag>, &'static str) {
-    match (problem, protocol) {
-        (Malformed::HostMissing, _) => (None, "missing_host_header"),
-        (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
-        (Malformed::Underscore, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.unexpected_underscore"),
-        (Malformed::Underscore, Protocol::Http2) => (Some(ResponseFlag::DownstreamRemoteReset), "http2.unexpected_underscore"),
-        (Malformed::VersionTooLow, _) => (Some(ResponseFlag::DownstreamProtocolError), "low_version"),
-        (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
-        (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),
-    }
-}
-
 /// How heads of requests are made uniform on a chain.
 #[must_use]
 pub fn head_options(options: &HttpOptions) -> HeadOptions {
@@ -271,15 +257,6 @@ pub fn made_safe(headers: &mut HeaderMap, options: &HttpOptions) {
     headers::remove_internal(headers);
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    }
-}
-
-fn head(parts: &http::request::Parts) -> Head {
-    Head {
-        method: parts.method.clone(),
-        path: parts.uri.path_and_query().cloned(),
-        authority: parts.headers.get(header::HOST).cloned(),
-        scheme: Scheme::HTTP,
     }
 }
 
@@ -382,7 +359,7 @@ impl Run {
         if let Some(found) = parts.extensions.remove::<SlashFound>() {
             // It gets no id and no span, as what is no request at all.
             let record = self.recording.record();
-            record.head = Some(head(parts));
+            record.head = Some(recorded_head(parts));
             record.capture_request(&parts.headers);
             let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
             return Err(LocalReply::escaped_slash(found, path, self.is_grpc).into());
@@ -459,7 +436,7 @@ impl Run {
         record.trace = decision.trace;
         record.request_id = decision.request_id;
         record.operation = operation.and_then(|value| value.to_str().ok().map(Arc::from));
-        record.head = Some(head(parts));
+        record.head = Some(recorded_head(parts));
         record.capture_request(&parts.headers);
     }
 

@@ -1,15 +1,18 @@
-//! The request as rules and policies see it.
+//! The request as rules, policies and records see it.
 
 use std::net::IpAddr;
 
 use filters::rbac::RbacInput;
-use http::uri::PathAndQuery;
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Version, header};
 use model::claims::TokenMetadata;
+use model::flags::ResponseFlag;
 use model::stream_view::RequestHead;
+use telemetry::record::Head;
 
 use super::{TunnelContext, X_FORWARDED_PROTO};
-use crate::http::normalize::RequestScheme;
+use crate::http::normalize::{Malformed, RequestScheme};
+use crate::http::session::Protocol;
 
 /// `:scheme`: HTTP/2 says it, as an absolute target does; of another HTTP/1.1 request it is what `x-forwarded-proto` says, if that is a
 /// scheme (Envoy).
@@ -53,5 +56,28 @@ pub fn head_of(parts: &http::request::Parts) -> RequestHead<'_> {
         authority: parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
         scheme: scheme_of(parts),
         headers: &parts.headers,
+    }
+}
+
+/// What is recorded of it.
+pub(super) fn recorded_head(parts: &http::request::Parts) -> Head {
+    Head {
+        method: parts.method.clone(),
+        path: parts.uri.path_and_query().cloned(),
+        authority: parts.headers.get(header::HOST).cloned(),
+        scheme: Scheme::HTTP,
+    }
+}
+
+/// What Envoy says of a request that is none: its codec's word with a flag, or its connection manager's without.
+pub(super) fn malformed_details(protocol: Protocol, problem: Malformed) -> (Option<ResponseFlag>, &'static str) {
+    match (problem, protocol) {
+        (Malformed::HostMissing, _) => (None, "missing_host_header"),
+        (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
+        (Malformed::Underscore, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.unexpected_underscore"),
+        (Malformed::Underscore, Protocol::Http2) => (Some(ResponseFlag::DownstreamRemoteReset), "http2.unexpected_underscore"),
+        (Malformed::VersionTooLow, _) => (Some(ResponseFlag::DownstreamProtocolError), "low_version"),
+        (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
+        (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),
     }
 }
