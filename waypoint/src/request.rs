@@ -43,6 +43,7 @@ use model::route::{Route, RouteAction};
 use model::stream_view::forwarded_for;
 use model::workload::Workload;
 use telemetry::record::RequestRecord;
+use tokio::time::Instant;
 
 use self::recording::Recording;
 use self::reply::LocalReply;
@@ -117,6 +118,8 @@ pub struct TunnelContext {
     pub source: Option<Arc<Workload>>,
     /// What is known of how the client begins.
     pub inspection: Inspection,
+    /// When it was opened.
+    pub began: Instant,
 }
 
 /// Whether a TCP connection's ClientHello is read.

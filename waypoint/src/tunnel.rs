@@ -150,6 +150,7 @@ struct Asked {
     connection: Arc<Downstream>,
     target: Authority,
     source: Option<Arc<Workload>>,
+    began: Instant,
 }
 
 /// The client's workload, if discovery knows it, or what it says of itself. An address that discovery gives to another identity than TLS
@@ -168,7 +169,12 @@ fn source(connect: &Connect, worker: &Worker) -> Option<Arc<Workload>> {
 
 impl Asked {
     fn of(connect: &Connect, worker: &Worker) -> Self {
-        Self { connection: Arc::clone(&connect.connection), target: connect.authority.clone(), source: source(connect, worker) }
+        Self {
+            connection: Arc::clone(&connect.connection),
+            target: connect.authority.clone(),
+            source: source(connect, worker),
+            began: Instant::now(),
+        }
     }
 
     fn context(&self, led: &Led, inspection: Inspection) -> Arc<TunnelContext> {
@@ -178,6 +184,7 @@ impl Asked {
             target: self.target.clone(),
             source: self.source.clone(),
             inspection,
+            began: self.began,
         })
     }
 }
@@ -204,9 +211,10 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
             let Ok(stream) = connect.accept() else { return };
             let mut stream = Replay::new(stream);
             let mut draining = drain.clone();
+            let first_byte_timeout = FIRST_BYTE_TIMEOUT.min(duration_max(&led.served).unwrap_or(Duration::MAX));
             let sniffed = tokio::select! {
                 biased;
-                sniffed = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.sniff(Wanted::Protocol, SNIFF_BYTES_MAX)) => sniffed,
+                sniffed = tokio::time::timeout(first_byte_timeout, stream.sniff(Wanted::Protocol, SNIFF_BYTES_MAX)) => sniffed,
                 // Nothing was asked: the client's next tunnel goes to another waypoint.
                 () = async {
                     draining.draining().await;
@@ -344,6 +352,14 @@ where
     Some((sniffed, dialled))
 }
 
+/// How old a connection to this chain may become.
+fn duration_max(served: &ServedChain) -> Option<Duration> {
+    match &served.chain.kind {
+        ChainKind::Http(http) => http.options.connection_duration_max,
+        ChainKind::Tcp(_) | ChainKind::Refused { .. } => None,
+    }
+}
+
 /// Serves the requests in a tunnel that leads to an HTTP chain, until it ends.
 pub async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>, worker: &Arc<Worker>, mut drain: DrainWatch)
 where
@@ -353,6 +369,7 @@ where
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout,
+            duration_max: http.options.connection_duration_max.map(|limit| limit.saturating_sub(tunnel.began.elapsed())),
             keeps_header_case: http.options.keeps_header_case,
             extended_connect: http.options.extended_connect,
             head: head_options(&http.options),

@@ -7,6 +7,7 @@ mod affinity;
 mod bad_input;
 mod baggage;
 mod by_host;
+mod client_connections;
 mod cluster_oracle;
 mod collectors;
 mod control_plane;

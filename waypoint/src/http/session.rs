@@ -26,6 +26,8 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const HEAD_FIELDS_MAX: usize = 100;
 /// How long a connection may be without a request; Envoy's idle timeout.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long an HTTP/1.1 connection that is too old is kept for the request by whose answer its client is told so; Envoy's `drain_timeout`.
+pub const LEAVE_TIME: Duration = Duration::from_secs(5);
 /// Streams that a client may have open on one HTTP/2 connection.
 pub const STREAMS_MAX: u32 = 1024;
 
@@ -230,6 +232,9 @@ pub struct ServerOptions {
     pub head_fields_max: usize,
     /// HTTP/1.1: from one request to the complete head of the next. HTTP/2: without a stream, then GOAWAY. `None`: without end.
     pub idle_timeout: Option<Duration>,
+    /// From then on it takes no more requests. HTTP/2: GOAWAY. HTTP/1.1: answers say that it closes, and after [`LEAVE_TIME`] it does.
+    /// `None`: it may become as old as it likes.
+    pub duration_max: Option<Duration>,
     /// HTTP/2: streams open at once.
     pub streams_max: u32,
     /// HTTP/2: clients may ask for another protocol by an extended CONNECT (RFC 8441), and are told so.
@@ -248,6 +253,7 @@ impl Default for ServerOptions {
             head_bytes_max: HEAD_BYTES_MAX,
             head_fields_max: HEAD_FIELDS_MAX,
             idle_timeout: Some(IDLE_TIMEOUT),
+            duration_max: None,
             streams_max: STREAMS_MAX,
             extended_connect: false,
             half_close: HalfClose::default(),

@@ -83,6 +83,11 @@ pub(super) fn is_of_inner_manager(value: &Value, site: &Site<'_>) -> bool {
     is_of_connection_manager(value, site) && !is_of_tunnels(value, site)
 }
 
+/// Not the options of HBONE connections from callers.
+pub(super) fn is_not_of_tunnels(value: &Value, site: &Site<'_>) -> bool {
+    !is_of_tunnels(value, site)
+}
+
 /// The options of HBONE connections from callers.
 pub(super) fn is_of_tunnels(_: &Value, site: &Site<'_>) -> bool {
     site.holder.is_some_and(|holder| is_connection_manager(holder) && text(holder.message, "stat_prefix") == "connect_terminate")

@@ -393,6 +393,10 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         suppresses_envoy_headers,
         tells_port: value.append_x_forwarded_port,
         idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
+        connection_duration_max: positive_duration(
+            common.and_then(|common| common.max_connection_duration.as_ref()),
+            &format!("{path}.common_http_protocol_options.max_connection_duration"),
+        )?,
         timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,

@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::watched::{Handle, More};
 use crate::http::body::{Body, BodyError};
+use crate::http::session::LEAVE_TIME;
 use crate::http::upgrade;
 
 /// How long a connection is without a request before it rests; at most twice as long.
@@ -31,6 +32,26 @@ pub(super) struct Connection {
     pub(super) upgrade: Mutex<Option<upgrade::Pending>>,
     /// A request began since the timer looked.
     was_used: AtomicBool,
+    /// Its client is told, by the next answer, that it closes.
+    is_leaving: AtomicBool,
+}
+
+impl Connection {
+    /// Ends once the connection has become as old as it may, and its client has had time to be told so; never if there is no limit.
+    pub(super) async fn too_old(&self, duration_max: Option<Duration>) {
+        let Some(limit) = duration_max else { return std::future::pending().await };
+        // In a box: most connections have no limit.
+        Box::pin(async {
+            tokio::time::sleep(limit).await;
+            self.is_leaving.store(true, Ordering::Relaxed);
+            tokio::time::sleep(LEAVE_TIME).await;
+        })
+        .await;
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
+    }
 }
 
 /// One of a request's parts: for as long as one of them is there, the request is.

@@ -72,7 +72,12 @@ where
 {
     let connection = Arc::new(Connection::default());
     let handle = Handle::new(io);
-    let mut drain = pin!(drain);
+    let mut drain = pin!(async {
+        tokio::select! {
+            () = drain => {}
+            () = connection.too_old(options.duration_max) => {}
+        }
+    });
     let mut has_rested = false;
     let ended = loop {
         let served = Served { connection: &connection, handle: &handle, exchange: &exchange, options };
@@ -247,7 +252,7 @@ fn conclude(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response = response.map(|answer| Body::wrap(AnswerBeforeBody::new(answer, owner)));
     }
-    let is_last = response.extensions().get::<LastAnswer>().is_some();
+    let is_last = connection.is_leaving() || response.extensions().get::<LastAnswer>().is_some();
     if is_last || lasting.closes(&response) {
         if lasting != Lasting::Default {
             // Of another version the codec would say that the connection is kept.

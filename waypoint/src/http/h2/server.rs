@@ -30,7 +30,19 @@ where
     D: Future<Output = ()> + Send,
 {
     let mut http = builder(options).handshake::<_, Bytes>(io).await.map_err(|error| serve_error(&error))?;
-    let mut drain = pin!(drain);
+    let too_old = async {
+        match options.duration_max {
+            // In a box: most connections have no limit.
+            Some(limit) => Box::pin(tokio::time::sleep(limit)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut drain = pin!(async {
+        tokio::select! {
+            () = drain => {}
+            () = too_old => {}
+        }
+    });
     let mut is_draining = false;
     let mut idle = Idle::new(options.idle_timeout);
     loop {

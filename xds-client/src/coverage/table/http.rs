@@ -120,7 +120,10 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.core.v3.HttpProtocolOptions",
         &[
             ("idle_timeout", Honoured),
-            ("max_connection_duration", when("of upstream connections", check::is_upstream, "clients' connections are not closed by age")),
+            (
+                "max_connection_duration",
+                when("inside tunnels, and towards upstreams", check::is_not_of_tunnels, "tunnels' connections are not closed by age"),
+            ),
             (
                 "max_requests_per_connection",
                 when("of upstream connections", check::is_upstream, "clients may reuse connections without a limit"),

@@ -133,6 +133,7 @@ fn tunnel(published: &Published) -> Result<Arc<TunnelContext>> {
         target: Authority::parse(WEB)?,
         source,
         inspection: Inspection::Off,
+        began: tokio::time::Instant::now(),
     }))
 }
 
