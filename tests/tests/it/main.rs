@@ -47,6 +47,7 @@ mod routes;
 mod scale;
 mod scrapes;
 mod server_names;
+mod slow_connects;
 mod smuggling;
 mod subsets;
 mod tcp;

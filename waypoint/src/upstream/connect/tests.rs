@@ -58,3 +58,34 @@ fn ports_of_the_proxy_are_its_own_by_whatever_address_of_this_host() {
         assert_eq!(address.parse().map(|address| is_own(&address)), Ok(is_its), "{address}");
     }
 }
+
+#[tokio::test]
+async fn a_connection_is_probed_as_its_cluster_says_and_else_as_the_system_does() -> io::Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let stream = TcpStream::connect(listener.local_addr()?).await?;
+    let socket = socket2::SockRef::from(&stream);
+    let seen = || {
+        io::Result::Ok((
+            socket.keepalive()?,
+            socket.tcp_keepalive_time()?,
+            socket.tcp_keepalive_interval()?,
+            socket.tcp_keepalive_retries()?,
+        ))
+    };
+    let (_, _, interval, retries) = seen()?;
+    let seconds = Duration::from_secs;
+    socket.set_tcp_keepalive(&probes(None))?;
+    assert_eq!(seen()?, (true, TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_INTERVAL, retries));
+    socket.set_tcp_keepalive(&probes(Some(&TcpKeepalive { time: Some(seconds(7)), interval: Some(seconds(3)), probes: Some(4) })))?;
+    assert_eq!(seen()?, (true, seconds(7), seconds(3), 4));
+
+    let stream = TcpStream::connect(listener.local_addr()?).await?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(&probes(Some(&TcpKeepalive { time: Some(seconds(9)), interval: None, probes: None })))?;
+    assert_eq!(
+        (socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?),
+        (seconds(9), interval),
+        "what is not said is the system's"
+    );
+    Ok(())
+}
