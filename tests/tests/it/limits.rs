@@ -1,7 +1,7 @@
 //! Circuit breakers and the use of connections, as a DestinationRule's connection pool sets them.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use http::{Method, StatusCode};
@@ -16,6 +16,12 @@ use tokio::io::AsyncReadExt;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const OVERFLOW: &str = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+
+const AGE_MAX: Duration = Duration::from_secs(1);
+/// What a clock that began a little later may show less.
+const SLACK: Duration = Duration::from_millis(100);
+/// Between requests.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Thresholds of a cluster; what is not named is without limit, as istiod writes it.
 fn set_limits(scenario: &mut Scenario, cluster: &str, limits: &Value) -> Result<()> {
@@ -134,23 +140,25 @@ async fn a_tcp_connection_beyond_the_limit_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_carries_no_more_requests_than_it_may() -> Result<()> {
+/// A mesh with one pod for `web`, to which connections are used like this.
+async fn mesh_with_use(rules: &Value) -> Result<Mesh> {
     let options = json!({
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "common_http_protocol_options": {"max_requests_per_connection": 2},
+        "common_http_protocol_options": rules,
         "explicit_http_config": {"http_protocol_options": {}},
     });
-    let mesh = Mesh::builder("01-plain")?
-        .edit(|scenario| {
-            scenario.keep_endpoints(WEB_CHAIN, 1)?;
-            let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?;
-            cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
-            Ok(())
-        })?
-        .proxy_config("concurrency", 1.into())
-        .start()
-        .await?;
+    let builder = Mesh::builder("01-plain")?.edit(|scenario| {
+        scenario.keep_endpoints(WEB_CHAIN, 1)?;
+        let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?;
+        cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
+        Ok(())
+    })?;
+    builder.proxy_config("concurrency", 1.into()).start().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_carries_no_more_requests_than_it_may() -> Result<()> {
+    let mesh = mesh_with_use(&json!({"max_requests_per_connection": 2})).await?;
     let web = mesh.pod("web-v1-1", App::Http).await?;
     let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
     for number in 0..6 {
@@ -275,5 +283,27 @@ async fn a_budget_of_retries_follows_the_requests_of_the_moment_or_of_an_interva
         }
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_as_old_as_it_may_become_takes_no_more_requests_alike() -> Result<()> {
+    let mesh = mesh_with_use(&json!({"max_connection_duration": "1s"})).await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let peer = mesh.peer("frontend-0")?;
+    for proxy in [mesh.hbone(), envoy.hbone()] {
+        let mut http = peer.connect(proxy).await?.http1(WEB).await?;
+        let (before, mut began, mut ages) = (web.record().connects().len(), Instant::now(), Vec::new());
+        while ages.len() < 2 {
+            assert_eq!(http.get("/x").await?.status, StatusCode::OK);
+            // The first request makes one, each further one follows an old one.
+            if web.record().connects().len() > before + ages.len() + 1 {
+                ages.push(began.elapsed());
+                began = Instant::now();
+            }
+            assert!(began.elapsed() < DEADLINE, "{proxy}: one connection for ever");
+            tokio::time::sleep(PAUSE).await;
+        }
+        assert!(ages.iter().all(|age| *age >= AGE_MAX - SLACK && *age < AGE_MAX * 3), "{proxy}: {ages:?}");
+    }
     Ok(())
 }
