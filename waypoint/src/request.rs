@@ -432,7 +432,7 @@ impl Run {
         let decision =
             self.worker.with_random(|random| telemetry::trace::begin(tracing, &parts.headers, http.options.generate_request_id, random));
         decision.inject(&mut parts.headers);
-        let operation = parts.headers.remove(X_ENVOY_DECORATOR_OPERATION);
+        let operation = tracing.and_then(|_| parts.headers.remove(X_ENVOY_DECORATOR_OPERATION));
         let record = self.recording.record();
         // Once, before anything changes it, as in Envoy.
         record.forwarded_for = forwarded_for(&parts.headers);
@@ -457,9 +457,9 @@ impl Run {
         self.recording.note_cluster(name, self.worker.published.cluster(name).as_ref());
     }
 
-    /// Names the span after the route, unless the client did.
+    /// Names the span after the route, unless the client did; where nothing is traced nobody is told of it.
     fn note_operation(&mut self, route: &Route) {
-        let Some(operation) = &route.operation else { return };
+        let Some(operation) = route.operation.as_ref().filter(|_| self.served.telemetry.tracing.is_some()) else { return };
         let record = self.recording.record();
         if record.operation.is_none() {
             record.operation = Some(Arc::clone(&operation.name));
@@ -486,6 +486,7 @@ impl Run {
         }
         if parts.extensions.get::<UpgradeRequested>().is_some_and(|UpgradeRequested(protocol)| !allows_upgrade(routed, protocol)) {
             self.route = Some(Arc::clone(route));
+            self.decorator = None;
             return Ok(self.reply(LocalReply::upgrade_refused()));
         }
         let reply = match &route.action {

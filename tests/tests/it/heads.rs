@@ -228,3 +228,23 @@ async fn no_request_gets_an_id_where_that_is_switched_off_alike() -> Result<()> 
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_told_of_operations_where_nothing_is_traced_alike() -> Result<()> {
+    let mut both = Both::start(json!({"tracing": null})).await?;
+    for lines in ["", "x-envoy-decorator-operation: mine\r\n"] {
+        let seen = both.see(&get("/x", lines)).await?;
+        assert!(!seen.headers.contains_key("x-envoy-decorator-operation"), "{seen:?}");
+        let (_, _, asked) = seen.asked.context("the pod was not asked")?;
+        assert_eq!(asked.contains_key("x-envoy-decorator-operation"), !lines.is_empty(), "what means nothing here passes");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_is_refused_closes_its_connection_alike() -> Result<()> {
+    let mut both = Both::start(json!({})).await?;
+    let refused = both.see(&get("/x", "connection: upgrade\r\nupgrade: other\r\n")).await?;
+    assert_eq!((&*refused.status, &*refused.headers["connection"]), ("HTTP/1.1 403 Forbidden", &["close".to_owned()][..]));
+    Ok(())
+}

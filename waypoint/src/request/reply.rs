@@ -60,6 +60,8 @@ pub(super) struct LocalReply {
     is_grpc: bool,
     /// Whether it was not even tried, since a circuit breaker is open.
     is_overload: bool,
+    /// The connection of an HTTP/1.1 client closes behind it.
+    is_last: bool,
     /// What a route's changes to answers do to it.
     place: Place,
 }
@@ -77,6 +79,8 @@ impl LocalReply {
             is_plain: false,
             is_grpc: false,
             is_overload: false,
+            // Envoy trusts no connection further on which it has met such a request.
+            is_last: status == STATUS_BAD_REQUEST,
             place: Place::Before,
         }
     }
@@ -168,7 +172,7 @@ impl LocalReply {
     }
 
     pub(super) fn upgrade_refused() -> Self {
-        Self::new(403, "", "upgrade_failed")
+        Self { is_last: true, ..Self::new(403, "", "upgrade_failed") }
     }
 
     /// An extension that is not run here, and lets nothing pass that does not run.
@@ -253,8 +257,7 @@ impl LocalReply {
             let is_head = record.head.as_ref().is_some_and(|head| head.method == Method::HEAD);
             plain(status, self.bytes, self.body, is_head, headers)
         };
-        if self.status == STATUS_BAD_REQUEST {
-            // Envoy trusts no connection further on which it has met such a request.
+        if self.is_last {
             response.extensions_mut().insert(LastAnswer);
         }
         if self.is_overload {
