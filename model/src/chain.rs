@@ -120,6 +120,8 @@ pub struct HttpOptions {
     pub suppresses_envoy_headers: bool,
     /// The idle time after which a client's connection is closed.
     pub idle_timeout: Option<Duration>,
+    /// How long the head of a request may take over HTTP/1.1, from its first byte on.
+    pub headers_timeout: Option<Duration>,
     /// The age from which a client's connection takes no more requests.
     pub connection_duration_max: Option<Duration>,
     /// How long a request may take, unless its route says otherwise.

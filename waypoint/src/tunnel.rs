@@ -211,23 +211,22 @@ async fn serve_chain(connect: Connect, led: Led, worker: &Arc<Worker>, drain: Dr
             let Ok(stream) = connect.accept() else { return };
             let mut stream = Replay::new(stream);
             let mut draining = drain.clone();
-            let first_byte_timeout = FIRST_BYTE_TIMEOUT.min(duration_max(&led.served).unwrap_or(Duration::MAX));
-            let sniffed = tokio::select! {
+            let first = tokio::select! {
                 biased;
-                sniffed = tokio::time::timeout(first_byte_timeout, stream.sniff(Wanted::Protocol, SNIFF_BYTES_MAX)) => sniffed,
+                first = first_bytes(&mut stream, &led.served) => first,
                 // Nothing was asked: the client's next tunnel goes to another waypoint.
                 () = async {
                     draining.draining().await;
                     tokio::time::sleep(FIRST_BYTE_TIMEOUT_DRAINING).await;
                 } => return,
             };
+            let Some((sniffed, began)) = first else { return };
             let protocol = match sniffed {
-                Ok(Ok(Sniffed::Http2)) => Protocol::Http2,
+                Sniffed::Http2 => Protocol::Http2,
                 // What is not HTTP is answered as a malformed request by the codec.
-                Ok(Ok(Sniffed::Http1 | Sniffed::Http1_0 | Sniffed::NotHttp)) => Protocol::Http1,
-                Ok(Err(_)) | Err(_) => return,
+                Sniffed::Http1 | Sniffed::Http1_0 | Sniffed::NotHttp => Protocol::Http1,
             };
-            serve_http(stream, protocol, tunnel, worker, drain).await;
+            serve_http(stream, (protocol, Some(began)), tunnel, worker, drain).await;
         }
         // In a box, as all that only TCP needs: otherwise each idle tunnel of HTTP would have room for it.
         ChainKind::Tcp(chain) => Box::pin(serve_tcp(connect, &tunnel, chain, worker)).await,
@@ -279,7 +278,7 @@ async fn serve_sniffed(connect: Connect, found: (Arc<Generation>, u64), worker: 
     match &led.served.chain.kind {
         ChainKind::Http(_) | ChainKind::Refused { http: true, .. } => {
             drop(dialled);
-            serve_http(stream, protocol, asked.context(&led, Inspection::Off), worker, drain).await;
+            serve_http(stream, (protocol, None), asked.context(&led, Inspection::Off), worker, drain).await;
         }
         ChainKind::Tcp(_) => Box::pin(serve_open(stream, (&asked, &led), dialled.map(|ready| *ready), worker)).await,
         ChainKind::Refused { http: false, .. } => {}
@@ -352,23 +351,41 @@ where
     Some((sniffed, dialled))
 }
 
-/// How old a connection to this chain may become.
-fn duration_max(served: &ServedChain) -> Option<Duration> {
-    match &served.chain.kind {
-        ChainKind::Http(http) => http.options.connection_duration_max,
-        ChainKind::Tcp(_) | ChainKind::Refused { .. } => None,
+/// What the first bytes to an HTTP chain are, and when they came. None: none came in time, or the client has gone.
+async fn first_bytes<I: AsyncRead + Unpin>(stream: &mut Replay<I>, served: &ServedChain) -> Option<(Sniffed, Instant)> {
+    let (age, head) = match &served.chain.kind {
+        ChainKind::Http(http) => (http.options.connection_duration_max, http.options.headers_timeout),
+        ChainKind::Tcp(_) | ChainKind::Refused { .. } => (None, None),
+    };
+    let limit = FIRST_BYTE_TIMEOUT.min(age.unwrap_or(FIRST_BYTE_TIMEOUT));
+    tokio::time::timeout(limit, stream.look_ahead()).await.ok()?.ok()?;
+    let began = Instant::now();
+    let sniffed = tokio::time::timeout(limit.min(head.unwrap_or(limit)), stream.sniff(Wanted::Protocol, SNIFF_BYTES_MAX)).await;
+    match sniffed {
+        Ok(sniffed) => Some((sniffed.ok()?, began)),
+        // The codec has a word for it.
+        Err(_) if head.is_some() => Some((Sniffed::NotHttp, began)),
+        Err(_) => None,
     }
 }
 
 /// Serves the requests in a tunnel that leads to an HTTP chain, until it ends.
-pub async fn serve_http<I>(stream: I, protocol: Protocol, tunnel: Arc<TunnelContext>, worker: &Arc<Worker>, mut drain: DrainWatch)
-where
+/// `began`: when the first bytes came that are there already.
+pub async fn serve_http<I>(
+    stream: I,
+    (protocol, began): (Protocol, Option<Instant>),
+    tunnel: Arc<TunnelContext>,
+    worker: &Arc<Worker>,
+    mut drain: DrainWatch,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let options = match &tunnel.served.last().chain.kind {
         ChainKind::Http(http) => ServerOptions {
             head_bytes_max: http.options.header_bytes_max,
             idle_timeout: http.options.idle_timeout,
+            head_timeout: http.options.headers_timeout,
+            head_began: began,
             duration_max: http.options.connection_duration_max.map(|limit| limit.saturating_sub(tunnel.began.elapsed())),
             keeps_header_case: http.options.keeps_header_case,
             extended_connect: http.options.extended_connect,

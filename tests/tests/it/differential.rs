@@ -97,6 +97,10 @@ pub(super) async fn exchange_with(connection: &Connection, target: &str, request
     if status.starts_with("HTTP/1.") && status[8..].starts_with(" 400") {
         // What is no request is answered before the chain's settings are looked at.
         headers.remove("server");
+    } else if status.starts_with("HTTP/1.1 408") {
+        // As is what never becomes a request; by no codec, which would say when.
+        headers.remove("server");
+        headers.remove("date");
     }
     Ok(Seen { status, headers, asked: json.and_then(asked_of) })
 }

@@ -13,6 +13,8 @@ use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::{App, Workload};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::differential::{Seen, exchange};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -246,5 +248,36 @@ async fn an_upgrade_that_is_refused_closes_its_connection_alike() -> Result<()> 
     let mut both = Both::start(json!({})).await?;
     let refused = both.see(&get("/x", "connection: upgrade\r\nupgrade: other\r\n")).await?;
     assert_eq!((&*refused.status, &*refused.headers["connection"]), ("HTTP/1.1 403 Forbidden", &["close".to_owned()][..]));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_takes_too_long_is_answered_408_alike() -> Result<()> {
+    let mut both = Both::start(json!({"request_headers_timeout": "0.5s"})).await?;
+    for part in ["G", "GET /a HTTP/1.1\r\nhost: web", "GET /a HTTP/1.1\r\nhost: web.shop\r\nuser-agent: a/1\r\n"] {
+        assert_eq!(both.ask(part).await?, "HTTP/1.1 408 Request Timeout");
+    }
+    for (proxy, _) in both.proxies() {
+        let mut stream = both.peer.connect(proxy).await?.tunnel(WEB).await?;
+        let mut heard = String::new();
+        let mut hear = async |bytes: &str, end: &str| {
+            stream.write_all(bytes.as_bytes()).await?;
+            stream.flush().await?;
+            let until_end = async {
+                while !heard.contains(end) {
+                    let mut piece = [0; 1024];
+                    let n_bytes = stream.read(&mut piece).await?;
+                    anyhow::ensure!(n_bytes > 0, "{proxy}: {heard}");
+                    heard.push_str(&String::from_utf8_lossy(&piece[..n_bytes]));
+                }
+                anyhow::Ok(())
+            };
+            tokio::time::timeout(DEADLINE, until_end).await.context("nothing is heard")?
+        };
+        // A body is none of it, nor is the time between requests.
+        hear("POST /delay/700 HTTP/1.1\r\nhost: web.shop\r\ncontent-length: 3\r\n\r\n", "").await?;
+        hear("abc", "\"n_body_bytes\":3").await?;
+        hear("GET /b HTTP/1.1\r\nhost", "HTTP/1.1 408 Request Timeout").await?;
+    }
     Ok(())
 }

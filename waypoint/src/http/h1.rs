@@ -7,6 +7,7 @@
 mod client;
 mod rest;
 pub(super) mod expect;
+mod head_time;
 mod server;
 mod watched;
 

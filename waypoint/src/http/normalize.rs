@@ -130,6 +130,7 @@ impl Malformed {
         match self {
             Malformed::VersionTooLow => "Upgrade Required",
             Malformed::Underscore => "Bad Request",
+            Malformed::HeadTimeout => "request header timeout",
             _ => "",
         }
     }

@@ -14,6 +14,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use model::cluster::UpstreamProtocol;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::body::{Body, BodyError};
 use super::h1::expect::Gate;
@@ -232,6 +233,10 @@ pub struct ServerOptions {
     pub head_fields_max: usize,
     /// HTTP/1.1: from one request to the complete head of the next. HTTP/2: without a stream, then GOAWAY. `None`: without end.
     pub idle_timeout: Option<Duration>,
+    /// HTTP/1.1: the head of a request, from its first byte to its last; then 408. `None`: as long as `idle_timeout` says.
+    pub head_timeout: Option<Duration>,
+    /// When the first bytes came that are there already.
+    pub head_began: Option<Instant>,
     /// From then on it takes no more requests. HTTP/2: GOAWAY. HTTP/1.1: answers say that it closes, and after [`LEAVE_TIME`] it does.
     /// `None`: it may become as old as it likes.
     pub duration_max: Option<Duration>,
@@ -253,6 +258,8 @@ impl Default for ServerOptions {
             head_bytes_max: HEAD_BYTES_MAX,
             head_fields_max: HEAD_FIELDS_MAX,
             idle_timeout: Some(IDLE_TIMEOUT),
+            head_timeout: None,
+            head_began: None,
             duration_max: None,
             streams_max: STREAMS_MAX,
             extended_connect: false,

@@ -76,6 +76,7 @@ pub(super) fn malformed_details(protocol: Protocol, problem: Malformed) -> (Opti
         (Malformed::PathInvalid, _) => (None, "path_normalization_failed"),
         (Malformed::Underscore, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.unexpected_underscore"),
         (Malformed::Underscore, Protocol::Http2) => (Some(ResponseFlag::DownstreamRemoteReset), "http2.unexpected_underscore"),
+        (Malformed::HeadTimeout, _) => (None, "request_header_timeout"),
         (Malformed::VersionTooLow, _) => (Some(ResponseFlag::DownstreamProtocolError), "low_version"),
         (_, Protocol::Http1) => (Some(ResponseFlag::DownstreamProtocolError), "http1.codec_error"),
         (_, Protocol::Http2) => (Some(ResponseFlag::DownstreamProtocolError), "http2.violation.of.messaging.rule"),

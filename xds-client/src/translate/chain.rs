@@ -393,6 +393,7 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         suppresses_envoy_headers,
         tells_port: value.append_x_forwarded_port,
         idle_timeout: timeout::connection_idle(common.and_then(|common| common.idle_timeout.as_ref()), &format!("{path}.idle_timeout"))?,
+        headers_timeout: positive_duration(value.request_headers_timeout.as_ref(), &format!("{path}.request_headers_timeout"))?,
         connection_duration_max: positive_duration(
             common.and_then(|common| common.max_connection_duration.as_ref()),
             &format!("{path}.common_http_protocol_options.max_connection_duration"),

@@ -8,7 +8,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) upgrade: Mutex<Option<upgrade::Pending>>,
     /// A request began since the timer looked.
     was_used: AtomicBool,
+    /// How many have begun.
+    requests: AtomicU64,
     /// Its client is told, by the next answer, that it closes.
     is_leaving: AtomicBool,
 }
@@ -49,6 +51,11 @@ impl Connection {
         .await;
     }
 
+    /// How many requests have begun.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.is_leaving.load(Ordering::Relaxed)
     }
@@ -61,6 +68,7 @@ pub(in crate::http) struct InUse(Arc<Connection>);
 impl InUse {
     pub(super) fn begin(connection: &Arc<Connection>) -> Self {
         connection.was_used.store(true, Ordering::Relaxed);
+        connection.requests.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(connection))
     }
 

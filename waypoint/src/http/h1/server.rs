@@ -16,10 +16,12 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use super::BUFFER_BYTES_MAX;
 use super::expect::{AnswerBeforeBody, Gate, GateOwner, Gated};
-use super::rest::{Answer, Connection, InUse, Rested, Unused, rest};
+use super::head_time::{HeadTime, Progress};
+use super::rest::{Answer, Connection, InUse, Rested, Unused, is_in_use, rest};
 use super::watched::{Gone, Handle};
 use crate::http::body::Body;
 use crate::http::normalize::{self, Malformed};
@@ -62,6 +64,8 @@ enum Stopped {
     Ended(Result<(), ServeError>),
     /// Nobody uses it.
     Rests,
+    /// The head of a request takes too long.
+    HeadIsLate,
 }
 
 pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
@@ -78,12 +82,18 @@ where
             () = connection.too_old(options.duration_max) => {}
         }
     });
-    let mut has_rested = false;
+    let (mut has_rested, mut head_began) = (false, options.head_began);
     let ended = loop {
         let served = Served { connection: &connection, handle: &handle, exchange: &exchange, options };
-        match served.until_unused(drain.as_mut(), has_rested).await {
+        match served.until_unused(drain.as_mut(), has_rested, head_began.take()).await {
             Stopped::Ended(ended) => break ended,
             Stopped::Rests => has_rested = true,
+            Stopped::HeadIsLate => {
+                exchange.malformed(Protocol::Http1, &Malformed::HeadTimeout);
+                write_late(&handle).await;
+                drop(poll_fn(|cx| handle.poll_end(cx)).await);
+                break Err(ServeError::Malformed(Malformed::HeadTimeout));
+            }
         }
         match rest(&handle, drain.as_mut(), options.idle_timeout).await {
             Rested::Bytes => {}
@@ -113,8 +123,12 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     E: Exchange,
 {
+    fn progress(&self) -> Progress {
+        Progress { read_bytes: self.handle.read_bytes(), requests: self.connection.requests(), is_in_use: is_in_use(self.connection) }
+    }
+
     /// Has hyper serve it.
-    async fn until_unused<D: Future<Output = ()>>(&self, mut drain: Pin<&mut D>, has_rested: bool) -> Stopped {
+    async fn until_unused<D: Future<Output = ()>>(&self, mut drain: Pin<&mut D>, has_rested: bool, head_began: Option<Instant>) -> Stopped {
         let Self { connection, handle, exchange, options } = *self;
         let service = {
             let (connection, exchange, head) = (Arc::clone(connection), exchange.clone(), options.head);
@@ -124,6 +138,7 @@ where
         // In a box as well: there is none while the connection rests.
         let mut http = Box::new(builder(options).serve_connection(TokioIo::new(handle.watched()), service).with_upgrades());
         let mut unused = Unused::new(has_rested);
+        let mut head_time = HeadTime::new(options.head_timeout, head_began, self.progress());
         let mut is_draining = false;
         let stopped = poll_fn(|cx| {
             // First, so that a connection which came with a request during a drain is answered before it is closed.
@@ -142,7 +157,10 @@ where
                 Poll::Ready(Gone::HalfClosed | Gone::Reset) => return Poll::Ready(Stopped::Ended(Err(ServeError::ClientGone))),
                 Poll::Pending => {}
             }
-            if unused.poll(cx, connection).is_ready() && !is_draining && handle.only_waits() {
+            if head_time.poll(cx, || self.progress()).is_ready() {
+                return Poll::Ready(Stopped::HeadIsLate);
+            }
+            if unused.poll(cx, connection).is_ready() && !is_draining && !head_time.has_begun() && handle.only_waits() {
                 return Poll::Ready(Stopped::Rests);
             }
             Poll::Pending
@@ -154,6 +172,19 @@ where
             handle.put_back(&parts.read_buf);
         }
         stopped
+    }
+}
+
+/// Answers a client whose head takes too long: its codec has none to answer.
+async fn write_late<I: AsyncWrite + Unpin>(handle: &Handle<I>) {
+    const ANSWER: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 22\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nrequest header timeout";
+    let mut left = ANSWER;
+    while !left.is_empty() {
+        match poll_fn(|cx| handle.poll_write(cx, left)).await {
+            Ok(n_bytes) if n_bytes > 0 => left = &left[n_bytes..],
+            // It is gone, and needs no answer.
+            _ => return,
+        }
     }
 }
 

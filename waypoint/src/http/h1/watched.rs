@@ -28,6 +28,8 @@ struct Shared<I> {
     unflushed: bool,
     /// hyper ends our side.
     ending: bool,
+    /// What hyper has read.
+    read_bytes: u64,
 }
 
 pub(super) struct Watched<I>(Arc<Mutex<Shared<I>>>);
@@ -54,7 +56,8 @@ pub(super) enum More {
 
 impl<I> Handle<I> {
     pub(super) fn new(io: I) -> Self {
-        let shared = Shared { io, ahead: Vec::new(), ended: false, error: None, awaited: false, unflushed: false, ending: false };
+        let shared =
+            Shared { io, ahead: Vec::new(), ended: false, error: None, awaited: false, unflushed: false, ending: false, read_bytes: 0 };
         Self(Arc::new(Mutex::new(shared)))
     }
 
@@ -118,7 +121,19 @@ impl<I: AsyncRead + Unpin> Handle<I> {
     }
 }
 
+impl<I> Handle<I> {
+    /// How many bytes hyper has read.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.0.lock().read_bytes
+    }
+}
+
 impl<I: AsyncWrite + Unpin> Handle<I> {
+    /// Writes where there is no hyper any more.
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.lock().io).poll_write(cx, bytes)
+    }
+
     /// Ends our side, as hyper does itself but where it believes to have handed the stream over: for a request that asked for another
     /// protocol, whatever it was answered.
     pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,6 +146,16 @@ impl<I: AsyncWrite + Unpin> Handle<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.lock();
+        let before = buffer.filled().len();
+        let read = shared.read(cx, buffer);
+        shared.read_bytes += u64::try_from(buffer.filled().len() - before).unwrap_or(u64::MAX);
+        read
+    }
+}
+
+impl<I: AsyncRead + Unpin> Shared<I> {
+    fn read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let shared = self;
         if !shared.ahead.is_empty() {
             return Poll::Ready(shared.read_behind(cx, buffer));
         }
@@ -144,9 +169,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         shared.awaited = read.is_pending();
         read
     }
-}
 
-impl<I: AsyncRead + Unpin> Shared<I> {
     /// What was read ahead, and with it what is there by now: an upload would go on in pieces of [`AHEAD_BYTES_MAX`] otherwise, each
     /// with a write of its own.
     fn read_behind(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<()> {

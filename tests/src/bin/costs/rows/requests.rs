@@ -106,7 +106,7 @@ async fn start(published: &Arc<Published>, sinks: &Sinks) -> Result<(Drain, Dupl
     let (client, server) = tokio::io::duplex(PIPE_BYTES);
     let (drain, watch) = drain();
     let tunnel = tunnel(published)?;
-    tokio::spawn(async move { serve_http(server, Protocol::Http1, tunnel, &worker, watch).await });
+    tokio::spawn(async move { serve_http(server, (Protocol::Http1, None), tunnel, &worker, watch).await });
     Ok((drain, client))
 }
 
