@@ -9,6 +9,7 @@ pub mod envoy;
 pub mod fake_istiod;
 pub mod frames;
 pub mod fuzz;
+pub mod http_rows;
 pub mod istiod;
 pub mod key_server;
 pub mod keyring;

@@ -1,8 +1,8 @@
 //! The rows over HTTP/1.1, and for each engine the rows it fails.
 
-mod framing;
-mod messages;
 mod smuggling;
+
+use tests::http_rows::{framing, messages};
 
 use crate::forward::ClientEngine;
 use crate::table::{Row, ServerEngine, misses, run};

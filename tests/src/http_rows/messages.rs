@@ -1,12 +1,13 @@
 //! Ordinary exchanges: what an unmodified client and upstream do all day.
 
-use crate::table::Want::{Connections, Ended, Has, Is, Lacks, Nothing, Open, Requests, Statuses};
-use crate::table::{OK, Row, row};
-use crate::wire::{Do, send};
+use super::Want::{Connections, Ended, Has, Is, Lacks, Nothing, Open, Requests, Statuses};
+use super::{Do, OK, Row, row, send};
 
 const GET: &str = "GET /p?q=1 HTTP/1.1\r\nhost: a\r\n\r\n";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ndate: Tue, 01 Jan 2019 00:00:00 GMT\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
 
+/// All of them.
+#[must_use]
 pub fn rows() -> Vec<Row> {
     [plain(), expectations(), bodyless(), old_versions(), connections(), upgrades(), limits()].into_iter().flatten().collect()
 }
@@ -206,7 +207,7 @@ fn upgrades() -> Vec<Row> {
             .request("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAA\r\n\r\n")
             .client_sees([Statuses(&[200])])
             .upstream_sees([Lacks("upgrade"), Lacks("http2-settings")]),
-        row("a 101 that nobody asked for is a 502", "RFC 9110 §15.2.2; Envoy: protocol error")
+        row("a 101 that nobody asked for is a 502", "RFC 9110 §15.2.2")
             .request(GET)
             .upstream(vec![Do::Until("\r\n\r\n"), send(switch), Do::Quiet])
             .client_sees([Statuses(&[502]), Lacks("hello")]),

@@ -1,11 +1,12 @@
 //! Bodies: how they are framed, flow, carry trailers, and fail.
 
-use crate::table::Want::{Ended, Has, Lacks, Open, Statuses};
-use crate::table::{OK, Row, row};
-use crate::wire::{Do, send};
+use super::Want::{Ended, Has, Lacks, Open, Statuses};
+use super::{Do, OK, Row, row, send};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
+/// All of them.
+#[must_use]
 pub fn rows() -> Vec<Row> {
     [framed(), trailers(), duplex(), cut(), bad_responses()].into_iter().flatten().collect()
 }
