@@ -283,6 +283,8 @@ async fn a_budget_of_retries_follows_the_requests_of_the_moment_or_of_an_interva
         }
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_as_old_as_it_may_become_takes_no_more_requests_alike() -> Result<()> {

@@ -55,3 +55,4 @@ mod telemetry;
 mod telemetry_oracle;
 mod tries;
 mod upgrades;
+mod whole_path;

@@ -583,6 +583,7 @@ fn join(response: &mut Response<Body>, mut recording: Recording, active: ActiveR
     });
 }
 
+/// Says who answers, as the chain wants it said of its own answers and of others.
 pub(super) fn set_server(headers: &mut http::HeaderMap, http: &HttpChain) {
     let is_set = headers.contains_key(http::header::SERVER);
     let is_ours = match http.options.server_header {
