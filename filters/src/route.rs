@@ -231,11 +231,18 @@ mod tests {
     }
 
     fn some_route() -> impl Strategy<Value = RouteMatch> {
-        let path = (some_path(), 0..4).prop_map(|(text, kind)| match kind {
+        let regex = |expression: String| PathMatcher::Regex(StringMatcher::regex(&expression).unwrap());
+        let path = (some_path(), some_path(), 0..10).prop_map(move |(text, other, kind)| match kind {
             0 => PathMatcher::Exact(text.into()),
             1 => PathMatcher::Prefix(text.into()),
             2 => PathMatcher::SeparatedPrefix(text.into()),
-            _ => PathMatcher::Regex(StringMatcher::regex(&format!("{text}.*")).unwrap()),
+            3 => regex(format!("{text}.*")),
+            4 => regex(format!("{text}[ab/]*")),
+            5 => regex(format!("{text}|{other}[ab]+")),
+            6 => regex(format!("(?i){text}[ab]?")),
+            7 => regex(format!("({text}){{0,2}}{other}[a-b]")),
+            8 => regex(format!("({text})(?:{other})([ab]|)")),
+            _ => regex(format!("[/ab]?{text}")),
         });
         (path, proptest::bool::weighted(0.8), any_bool).prop_map(|(path, case_sensitive, grpc_only)| RouteMatch {
             case_sensitive,
@@ -264,13 +271,16 @@ mod tests {
 
     #[test]
     fn a_thousand_other_paths_are_not_tried() {
-        let paths = (0..1000).map(|at| RouteMatch {
-            path: PathMatcher::SeparatedPrefix(format!("/v1/r-{at}").into()),
-            ..RouteMatch::of(PathMatcher::Prefix("/".into()))
-        });
-        let routes: Routes = paths.enumerate().map(|(at, wanted)| route(&at.to_string(), wanted)).collect();
-        let tried: Vec<_> = routes.candidates("/v1/r-999/x").map(|route| route.name.as_deref().unwrap_or_default()).collect();
-        assert_eq!(tried, ["9", "99", "999"]);
+        let expression = |at| PathMatcher::Regex(StringMatcher::regex(&format!("/v1/r-{at}(/[a-z]+)?")).unwrap());
+        let path = |at: u32| PathMatcher::SeparatedPrefix(format!("/v1/r-{at}").into());
+        let either_case = |at: u32| PathMatcher::SeparatedPrefix(format!("/V1/R-{at}").into());
+        let kinds: [(&dyn Fn(u32) -> PathMatcher, bool); 3] = [(&path, true), (&either_case, false), (&expression, true)];
+        for (kind, case_sensitive) in kinds {
+            let wanted = |at| RouteMatch { case_sensitive, ..RouteMatch::of(kind(at)) };
+            let routes: Routes = (0..1000).map(|at| route(&at.to_string(), wanted(at))).collect();
+            let tried: Vec<_> = routes.candidates("/v1/r-999/x").map(|route| route.name.as_deref().unwrap_or_default()).collect();
+            assert_eq!(tried, ["9", "99", "999"], "{:?}", kind(999));
+        }
     }
 
     #[test]

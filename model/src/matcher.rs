@@ -3,6 +3,7 @@
 //! Not for: which text is matched; routes and policies decide that.
 //! Invariant: a regular expression matches the whole text (RE2 full match) and means what RE2 means by it; its compiled size is bounded.
 
+mod beginning;
 mod glob;
 mod re2;
 mod uri_template;
@@ -88,6 +89,22 @@ impl StringMatcher {
             Self::Regex(regex) => regex.is_match(text),
         }
     }
+
+    /// What every text that matches begins with; empty if nothing is known to be. Not for the hot path.
+    #[must_use]
+    pub fn beginning(&self) -> Vec<u8> {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) => text.to_vec(),
+            Self::Globs(globs) => globs.beginning(),
+            Self::Regex(regex) => beginning::of(regex.as_str()),
+            Self::Suffix(_)
+            | Self::Contains(_)
+            | Self::ExactIgnoreCase(_)
+            | Self::PrefixIgnoreCase(_)
+            | Self::SuffixIgnoreCase(_)
+            | Self::ContainsIgnoreCase(_) => Vec::new(),
+        }
+    }
 }
 
 /// Compiles an RE2 expression for full matches.
@@ -165,6 +182,31 @@ pub struct QueryMatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_matches_of_an_expression_begin_with_is_known_and_never_too_much() {
+        for (expression, beginning) in [
+            ("/api/v1/[0-9]+", "/api/v1/"),
+            ("/api/(v1|v2)/x", "/api/v"),
+            ("/a(/b)(?:/c)d?", "/a/b/c"),
+            ("/literal", "/literal"),
+            ("/text.*", "/text"),
+            ("/text(/.+)?", "/text"),
+            ("/a\\.b.+/c", "/a.b"),
+            ("^/a/[a-z]$", "/a/"),
+            ("(?i)/api/x", "/"),
+            ("/a|/b", "/"),
+            ("/ab?c", "/a"),
+            ("(/a)*", ""),
+            (".*/x", ""),
+            ("a|b", ""),
+            ("", ""),
+        ] {
+            let found = StringMatcher::regex(expression).expect("parses").beginning();
+            assert!(beginning.as_bytes().starts_with(&found), "{expression}: {}", String::from_utf8_lossy(&found));
+            assert_eq!(String::from_utf8_lossy(&found), beginning, "{expression}");
+        }
+    }
 
     #[test]
     fn an_expression_must_match_the_whole_text() {

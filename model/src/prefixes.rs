@@ -38,6 +38,10 @@ impl<T> Prefixes<T> {
         Self { all: all.into() }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// What is known by each prefix of a text, the longest first, with its length.
     pub(crate) fn of<'a>(&'a self, text: &[u8]) -> impl Iterator<Item = (usize, &'a T)> {
         let mut next = self.all.partition_point(|prefix| *prefix.text <= *text).checked_sub(1);

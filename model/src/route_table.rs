@@ -3,7 +3,8 @@
 //! Not for: matching. A candidate is a route whose path may match; `filters::route` looks at everything.
 //! Invariants: candidates come in match order, each once; a route whose path matches is among them.
 //!
-//! Exact paths and prefixes are looked up as prefixes of the path.
+//! Exact paths, prefixes, and what matches of an expression begin with, are looked up as prefixes of the path; where either case counts, in
+//! lower case.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -55,7 +56,9 @@ pub struct RouteTable {
 pub struct Routes {
     all: Vec<Arc<Route>>,
     texts: Prefixes<PathRoutes>,
-    /// Those that may match any path, by position: regular expressions, and those without regard to case.
+    /// Those without regard to case, by texts in lower case.
+    folded: Prefixes<PathRoutes>,
+    /// Those that may match any path, by position: regular expressions without a text that matches begin with.
     any: Vec<usize>,
 }
 
@@ -74,9 +77,10 @@ impl Routes {
         // Sorted positions; they rarely are more than two lists.
         let mut lists: SmallVec<[&[usize]; 4]> = SmallVec::new();
         lists.extend(Some(&*self.any).filter(|list| !list.is_empty()));
-        for (length, routes) in self.texts.of(path.as_bytes()) {
-            let exact = if length == path.len() { &*routes.exact } else { &[] };
-            lists.extend([exact, &*routes.prefix].into_iter().filter(|list| !list.is_empty()));
+        lists.extend(self.texts.of(path.as_bytes()).flat_map(|known| lists_of(known, path)));
+        if !self.folded.is_empty() {
+            let lower: SmallVec<[u8; 256]> = path.bytes().map(|byte| byte.to_ascii_lowercase()).collect();
+            lists.extend(self.folded.of(&lower).flat_map(|known| lists_of(known, path)));
         }
         std::iter::from_fn(move || {
             let next = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
@@ -87,25 +91,38 @@ impl Routes {
     }
 }
 
+/// The lists of a text of this length, which a path begins with or is.
+fn lists_of<'a>((length, routes): (usize, &'a PathRoutes), path: &str) -> impl Iterator<Item = &'a [usize]> {
+    let exact = if length == path.len() { &*routes.exact } else { &[] };
+    [exact, &*routes.prefix].into_iter().filter(|list| !list.is_empty())
+}
+
 impl From<Vec<Arc<Route>>> for Routes {
     fn from(all: Vec<Arc<Route>>) -> Self {
         if all.len() <= TRIED_ONE_BY_ONE {
-            return Self { any: (0..all.len()).collect(), all, texts: Prefixes::default() };
+            return Self { any: (0..all.len()).collect(), all, ..Self::default() };
         }
         let mut any = Vec::new();
         let mut texts: BTreeMap<Box<[u8]>, PathRoutes> = BTreeMap::new();
+        let mut folded = texts.clone();
         for (position, route) in all.iter().enumerate() {
-            let (PathMatcher::Prefix(text) | PathMatcher::SeparatedPrefix(text) | PathMatcher::Exact(text), true) =
-                (&route.matches.path, route.matches.case_sensitive)
-            else {
+            let (text, is_folded) = match &route.matches.path {
+                PathMatcher::Prefix(text) | PathMatcher::SeparatedPrefix(text) | PathMatcher::Exact(text) => {
+                    (text.as_bytes().to_vec(), !route.matches.case_sensitive)
+                }
+                // Expressions say themselves which case counts.
+                PathMatcher::Regex(expression) => (expression.beginning(), false),
+            };
+            if text.is_empty() {
                 any.push(position);
                 continue;
-            };
-            let routes = texts.entry(text.as_bytes().into()).or_default();
+            }
+            let (text, known) = if is_folded { (text.to_ascii_lowercase(), &mut folded) } else { (text, &mut texts) };
+            let routes = known.entry(text.into()).or_default();
             let list = if matches!(route.matches.path, PathMatcher::Exact(_)) { &mut routes.exact } else { &mut routes.prefix };
             list.push(position);
         }
-        Self { all, texts: Prefixes::new(texts), any }
+        Self { all, texts: Prefixes::new(texts), folded: Prefixes::new(folded), any }
     }
 }
 

@@ -3,6 +3,8 @@
 //! Not for: other expressions; [`Globs::of`] says none and they are compiled.
 //! Invariant: equal to the expression as RE2 reads it, for every text: gaps take no newline and only whole characters.
 
+use super::beginning::shared;
+
 /// Alternatives that one expression may have: each of istiod's two optional groups doubles them.
 const ALTERNATIVES_MAX: usize = 4;
 
@@ -105,6 +107,13 @@ impl Globs {
     #[must_use]
     pub fn identities(&self) -> Option<&Identities> {
         self.identities.as_ref()
+    }
+
+    /// What all alternatives begin with.
+    pub(super) fn beginning(&self) -> Vec<u8> {
+        let mut firsts = self.alternatives.iter().map(|glob| &glob.first);
+        let first = firsts.next().cloned().unwrap_or_default();
+        firsts.fold(first, shared)
     }
 
     /// Whether the whole text matches.
