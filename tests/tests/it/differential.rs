@@ -212,8 +212,11 @@ fn time_limits(scenario: &mut Scenario) -> Result<()> {
             route("/delay/1000/own", &json!({"idle_timeout": "0s"})),
             route("/delay/1000/stream", &json!({"idle_timeout": "0s", "max_stream_duration": {"max_stream_duration": "0.2s"}})),
             route("/delay/1000/route", &json!({"timeout": "0.2s"})),
-            route("/stream/20", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
-            route("/messages/20", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
+            route("/stream/20/lasts", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
+            route("/messages/20/lasts", &json!({"max_stream_duration": {"max_stream_duration": "0.35s"}})),
+            route("/stream/20/route", &json!({"timeout": "0.35s"})),
+            route("/messages/20/route", &json!({"timeout": "0.35s"})),
+            route("/stream/6/try", &json!({"retry_policy": {"retry_on": "5xx", "per_try_timeout": "0.35s"}})),
             route("/echo", &json!({"timeout": "5s", "max_grpc_timeout": "4s"})),
         ],
     )
@@ -271,17 +274,27 @@ async fn an_answer_that_takes_too_long_is_cut_and_a_grpc_upstream_is_told_its_ti
     let peer = mesh.peer("frontend-0")?;
     for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
         let connection = peer.connect(proxy).await?;
-        let grpc = ("content-type", "application/grpc");
-        for (protocol, path, header) in
-            [("http1", "/stream/20", ("x-a", "b")), ("http2", "/stream/20", ("x-a", "b")), ("http2", "/messages/20", grpc)]
-        {
+        let rows = [
+            ("http1", "/stream/20/lasts", false, "-", "max_duration_timeout"),
+            ("http2", "/stream/20/lasts", false, "-", "max_duration_timeout"),
+            ("grpc", "/messages/20/lasts", false, "-", "max_duration_timeout"),
+            ("http1", "/stream/20/route", false, "UT", "response_timeout"),
+            ("http2", "/stream/20/route", false, "UT", "response_timeout"),
+            ("grpc", "/messages/20/route", false, "UT", "response_timeout"),
+            // A try has its time until it is answered.
+            ("http1", "/stream/6/try", true, "-", "via_upstream"),
+        ];
+        for (protocol, path, is_whole, ..) in rows {
             let mut http = if protocol == "http1" { connection.http1(WEB).await? } else { connection.http2(WEB).await? };
             let path = format!("{path}/{protocol}");
-            let request = http.request(Method::GET, &path).header(header.0, header.1).body(empty())?;
+            let kind = if protocol == "grpc" { "application/grpc" } else { "text/plain" };
+            let request = http.request(Method::GET, &path).header("content-type", kind).body(empty())?;
             let answer = http.start(request).await?;
-            assert_eq!(answer.status(), 200);
-            assert!(Answer::read(answer).await.is_err(), "{path}: it must not end as if it were whole");
-            assert_eq!(line_of(output, &path).await?, (json!("-"), json!("max_duration_timeout")));
+            assert_eq!(answer.status(), 200, "{path}");
+            assert_eq!(Answer::read(answer).await.is_ok(), is_whole, "{path}: it must not end as if it were whole");
+        }
+        for (protocol, path, _, flags, details) in rows {
+            assert_eq!(line_of(output, &format!("{path}/{protocol}")).await?, (json!(flags), json!(details)), "{proxy}: {path}");
         }
         let mut http = connection.http1(WEB).await?;
         for (asked, told) in [("9S", "4000m"), ("2000000u", "2000m"), ("x", "4000m")] {
