@@ -116,6 +116,34 @@ pub enum ConnectionEnd {
     /// The socket or TLS failed.
     #[error("{0}")]
     Failed(TlsFailure),
+    /// Nobody drives it any more: its task panicked, or went with its worker.
+    #[error("no longer driven")]
+    Dropped,
+}
+
+/// An open connection, that tells of its end however that comes, so that what is counted as open is.
+struct Open<F: FnOnce(&ConnectionEnd)> {
+    closed: Option<F>,
+    end: ConnectionEnd,
+}
+
+impl<F: FnOnce(&ConnectionEnd)> Open<F> {
+    /// `closed` is told once.
+    fn new(closed: F) -> Self {
+        Self { closed: Some(closed), end: ConnectionEnd::Dropped }
+    }
+
+    fn ends(mut self, end: ConnectionEnd) {
+        self.end = end;
+    }
+}
+
+impl<F: FnOnce(&ConnectionEnd)> Drop for Open<F> {
+    fn drop(&mut self) {
+        if let Some(closed) = self.closed.take() {
+            closed(&self.end);
+        }
+    }
 }
 
 impl ConnectionEnd {

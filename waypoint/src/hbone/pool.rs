@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::client::{ClientOptions, ConnectError, Dialled, Driver, Io, OpenFailure, Place, Tunnel, dial, open};
 use super::coalesce::Failure;
 use super::stream::{HboneStream, StreamCount, StreamLease};
-use super::{ConnectionEnd, Upstream};
+use super::{ConnectionEnd, Open, Upstream};
 use crate::tls::verify::PeerMatcher;
 use crate::tls::{ClientTls, TlsFailure, rustls_cause};
 
@@ -63,7 +63,7 @@ pub trait PoolObserver: Send + Sync + 'static {
     fn tls_established(&self, _took: Duration) {}
     /// A dial failed.
     fn dial_failed(&self, _address: SocketAddr, _error: &ConnectError) {}
-    /// A connection is over.
+    /// A connection is over; told of each that was opened, whatever becomes of who drives it.
     fn connection_closed(&self, _connection: &Upstream, _end: &ConnectionEnd) {}
     /// A CONNECT is sent again because its connection was stale.
     fn stale_retried(&self, _address: SocketAddr) {}
@@ -307,11 +307,13 @@ impl Pool {
                         used: AtomicBool::new(true),
                     });
                     shared.observer.connection_opened(&pooled.facts);
+                    let living = Open::new(|end| {
+                        shared.forget(address, pooled.number);
+                        shared.observer.connection_closed(&pooled.facts, end);
+                    });
                     shared.dialled(address, &tls, Some(&pooled));
                     sender.send_replace(Some(Ok(())));
-                    let end = shared.drive(address, &pooled, driver).await;
-                    shared.forget(address, pooled.number);
-                    shared.observer.connection_closed(&pooled.facts, &end);
+                    living.ends(shared.drive(address, &pooled, driver).await);
                 }
             }
         });

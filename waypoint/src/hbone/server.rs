@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::coalesce::{Coalesce, Outlet, coalesce};
 use super::stream::HboneStream;
-use super::{ConnectionEnd, ConnectionFacts, Downstream, Keepalive, KeepaliveOptions, WindowOptions};
+use super::{ConnectionEnd, ConnectionFacts, Downstream, Keepalive, KeepaliveOptions, Open, WindowOptions};
 use super::{FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, SEND_QUEUE_BYTES_MAX};
 use crate::drain::{DrainWatch, Phase};
 use crate::tls::{MeshTls, TlsFailure};
@@ -140,7 +140,7 @@ pub trait ServerObserver: Send + Sync + 'static {
     fn tls_established(&self, _took: Duration) {}
     /// A connection is established.
     fn connection_opened(&self, _connection: &Downstream) {}
-    /// A connection is over.
+    /// A connection is over; told of each that was opened, whatever becomes of who drives it.
     fn connection_closed(&self, _connection: &Downstream, _end: &ConnectionEnd) {}
     /// A CONNECT was answered without its handler; `authority` as it came.
     fn connect_refused(&self, _connection: &Downstream, _authority: &str, _reason: &ConnectRefusal) {}
@@ -318,8 +318,8 @@ impl<H: ConnectHandler> Server<H> {
             Ok(established) => {
                 let facts = Arc::clone(&established.facts);
                 self.observer.connection_opened(&facts);
-                let end = Driver::new(self, established).drive().await;
-                self.observer.connection_closed(&facts, &end);
+                let living = Open::new(|end| self.observer.connection_closed(&facts, end));
+                living.ends(Driver::new(self, established).drive().await);
             }
         }
     }

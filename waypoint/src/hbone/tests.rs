@@ -208,6 +208,39 @@ async fn a_tunnel_carries_bytes_both_ways_with_the_facts_of_its_connection() {
     hear(&mut near, b"answer").await;
 }
 
+#[test]
+fn a_connection_whose_driver_is_gone_is_told_to_be_closed_on_both_sides() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (waypoint, client) = runtime.block_on(async {
+        let pki = Pki::new("mesh");
+        let mut waypoint = Waypoint::start(pki.identity(SERVER_ID, 1), ServerOptions::default()).await;
+        let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
+        pair(&mut waypoint, &client).await;
+        (waypoint, client)
+    });
+    let counts = |seen: &Seen| (seen.count("opened"), seen.count("closed"), seen.count("closed Dropped"));
+    assert_eq!((counts(&waypoint.seen), counts(&client.seen)), ((1, 0, 0), (1, 0, 0)));
+    drop(runtime);
+    assert_eq!((counts(&waypoint.seen), counts(&client.seen)), ((1, 1, 1), (1, 1, 1)));
+}
+
+#[tokio::test]
+async fn a_connection_whose_driver_panics_is_told_to_be_closed() {
+    let pki = Pki::new("mesh");
+    let (tls, seen) = (Arc::new(MeshTls::new()), Arc::new(Seen::default()));
+    tls.publish(pki.identity(SERVER_ID, 1), mesh()).unwrap();
+    let (_drain, watch) = drain();
+    let handler = |_: Connect| -> std::future::Ready<()> { panic!("as a mistake would") };
+    let server = Server::new(tls, handler, Arc::clone(&seen) as _, ServerOptions::default(), watch.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(accept(listener, Arc::new(server), watch));
+    let client = Client::new(&pki.identity(CLIENT_ID, 1), PoolOptions::default());
+    assert!(client.open(address).await.is_err());
+    seen.wait("closed Dropped", 1).await;
+    assert_eq!((seen.count("opened"), seen.count("closed")), (1, 1));
+}
+
 /// A raw HTTP/2 client on a tunnel port, for what our own client never sends.
 async fn raw_client(waypoint: &Waypoint, tls: &ClientTls) -> h2::client::SendRequest<Bytes> {
     let tcp = TcpStream::connect(waypoint.address).await.unwrap();
