@@ -233,6 +233,41 @@ pub enum OnRefusedPolicy {
     Deny,
 }
 
+/// Names of filters that are left out where they are not known, instead of what has them being refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SkippedFilters(Vec<String>);
+
+/// Parts of the names of filters, and of the types of their configurations, that decide who may do what.
+const POLICY_FILTERS: [&str; 9] =
+    ["rbac", "jwt_authn", "jwt_auth", "ext_authz", "authn", "istio_authn", "oauth2", "basic_auth", "api_key_auth"];
+
+impl SkippedFilters {
+    /// Reads names joined by commas. None: one of them is empty, or of a policy.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        let is_wrong = |name: &String| name.is_empty() || Self::is_policy(name);
+        (!names.iter().any(is_wrong)).then_some(Self(names))
+    }
+
+    /// Whether a filter of this name, or with a configuration of this type, decides who may do what, as far as that is known.
+    #[must_use]
+    pub fn is_policy(name: &str) -> bool {
+        name.split(['.', '/']).any(|part| POLICY_FILTERS.contains(&part))
+    }
+
+    /// Whether this one is named.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.iter().any(|one| one == name)
+    }
+
+    /// All names.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
 /// A chain.
 #[derive(Clone, Debug)]
 pub struct Chain {

@@ -151,6 +151,7 @@ impl Process {
             secrets,
             resolver: Arc::new(Resolver::new(&settings.dns)),
             on_refused_policy: settings.on_refused_policy,
+            skipped_filters: settings.skipped_filters.clone(),
             key_sets,
         };
         let discovery = Discovery::new(start);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use args::ProxyArgs;
-use model::chain::OnRefusedPolicy;
+use model::chain::{OnRefusedPolicy, SkippedFilters};
 use proxy_config::ProxyConfig;
 use telemetry::{Bounds, HISTOGRAM_BOUNDS_MAX};
 
@@ -133,6 +133,8 @@ pub struct Settings {
     pub local: LocalAddresses,
     /// What a chain does with a policy that cannot be read.
     pub on_refused_policy: OnRefusedPolicy,
+    /// Filters that are left out where they are not known.
+    pub skipped_filters: SkippedFilters,
     /// Whether JSON log lines say why a request was refused although their format does not.
     pub log_refusals: bool,
     /// Whether each try of a traced request has a span.
@@ -210,6 +212,17 @@ impl fmt::Debug for Sources<'_> {
     }
 }
 
+/// Filters that are left out where they are not known, for who has no other settings.
+///
+/// # Errors
+/// The setting is wrong.
+pub fn skipped_filters(env: BTreeMap<String, String>) -> Result<SkippedFilters, Vec<SettingError>> {
+    let read_file = |_: &Path| Err(std::io::ErrorKind::Unsupported.into());
+    let mut reader = Reader { env, read_file: &read_file, errors: Vec::new() };
+    let filters = reader.skipped_filters();
+    if reader.errors.is_empty() { Ok(filters) } else { Err(reader.errors) }
+}
+
 impl Settings {
     /// Reads everything.
     ///
@@ -235,6 +248,7 @@ impl Settings {
             drain_duration_minimum: reader.duration("MINIMUM_DRAIN_DURATION").unwrap_or(TERMINATION_DRAIN_DEFAULT),
             local: reader.local_addresses(node.instance_ip),
             on_refused_policy: reader.on_refused_policy(),
+            skipped_filters: reader.skipped_filters(),
             spans_of_tries: reader.flag("WAYPOINT_SPANS_OF_TRIES"),
             semantic_names: reader.flag("WAYPOINT_SEMANTIC_CONVENTIONS"),
             log_refusals: reader.switch("WAYPOINT_LOG_REFUSALS").unwrap_or(true),
@@ -309,6 +323,12 @@ impl Reader<'_> {
             _ => None,
         };
         self.parsed("WAYPOINT_ON_REFUSED_POLICY", "keep or deny", parse).unwrap_or_default()
+    }
+
+    fn skipped_filters(&mut self) -> SkippedFilters {
+        let expected =
+            "names of filters, joined by commas, and none that decides who may do what (rbac, jwt_authn, ext_authz and the like)";
+        self.parsed("WAYPOINT_SKIP_FILTERS", expected, SkippedFilters::parse).unwrap_or_default()
     }
 
     fn flag(&mut self, name: &str) -> bool {

@@ -7,7 +7,7 @@ use tikv_jemallocator::Jemalloc;
 use waypoint::app;
 use waypoint::app::parity::Question;
 use waypoint::config::args::{self, Command, ExplainArgs, ParityArgs, ProxyArgs};
-use waypoint::config::{SettingError, Settings, Sources, interface_addresses};
+use waypoint::config::{SettingError, Settings, Sources, interface_addresses, skipped_filters};
 
 /// What a configuration push needs goes back to the system soon after it.
 #[global_allocator]
@@ -56,7 +56,10 @@ fn settings(args: &ProxyArgs) -> Result<Settings, Vec<SettingError>> {
 const NO_ANSWER: u8 = 2;
 
 fn parity(asked: &ParityArgs) -> ExitCode {
-    let question = Question { as_json: asked.as_json };
+    let question = match skipped_filters(std::env::vars().collect()) {
+        Ok(skipped_filters) => Question { as_json: asked.as_json, skipped_filters },
+        Err(errors) => return no_answer(&errors),
+    };
     let answer = match &asked.dump {
         Some(path) => app::parity::of_dump(std::path::Path::new(path), &question),
         None => match settings(&asked.proxy) {
@@ -120,6 +123,10 @@ fn run(settings: Settings) -> ExitCode {
     }
     for flag in &settings.unknown_flags {
         tracing::warn!(flag, "flag not known here; ignored");
+    }
+    let skipped: Vec<_> = settings.skipped_filters.iter().collect();
+    if !skipped.is_empty() {
+        tracing::warn!(?skipped, "filters of these names are left out where they are not obeyed");
     }
     tracing::info!(pod = settings.node.pod_name, namespace = settings.node.namespace, istiod = settings.discovery.host, "starting");
     match app::run(settings) {

@@ -11,6 +11,7 @@ mod policies;
 mod report;
 mod secrets;
 mod shared;
+mod skipped;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster_proto;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint_proto;
-use model::chain::OnRefusedPolicy;
+use model::chain::{OnRefusedPolicy, SkippedFilters};
 use model::cluster::Cluster;
 use model::endpoint::EndpointSet;
 use model::invalid::Invalid;
@@ -86,6 +87,13 @@ impl Applier {
         Self { listening: Listening::new(on_refused_policy), ..Self::default() }
     }
 
+    /// Leaves out filters of these names that are not known, and lists them.
+    #[must_use]
+    pub fn skipping(mut self, filters: SkippedFilters) -> Self {
+        self.listening.skipped = filters;
+        self
+    }
+
     /// Applies one response of istiod.
     pub fn apply(&mut self, update: Update) -> Outcome {
         match update.of {
@@ -122,7 +130,7 @@ impl Applier {
     /// Where the fields of a resource are that are accepted without effect; the report only counts them.
     #[must_use]
     pub fn places(&self, of: ResourceType, resource: &Resource) -> Vec<Place> {
-        places::places(of, resource)
+        places::places(of, resource, &self.listening.skipped)
     }
 
     fn apply_clusters(&mut self, update: Update) -> Outcome {

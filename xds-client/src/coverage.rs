@@ -84,10 +84,21 @@ pub enum CoverageError {
     },
 }
 
+/// What stands for the field where a filter is left out because an operator has named it; the type is the filter's own.
+pub const SKIPPED_FIELD: &str = "skipped";
+/// What is missing then.
+const SKIPPED: &str = "the filter is left out, as WAYPOINT_SKIP_FILTERS says";
+
 /// What is missing where a field is listed, or an extension of this type; none if it is not.
 #[must_use]
 pub fn missing(type_name: &str, field: &str) -> Option<&'static str> {
-    table::missing(type_name, field)
+    table::missing(type_name, field).or_else(|| (field == SKIPPED_FIELD).then_some(SKIPPED))
+}
+
+/// Whether filters with configurations of this type are known, and obeyed or without effect as the table says.
+#[must_use]
+pub fn is_obeyed_filter(type_name: &str) -> bool {
+    table::is_obeyed_filter(type_name)
 }
 
 /// Walks a resource, or any message that the table has: a filter chain, an endpoint.

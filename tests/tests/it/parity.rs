@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
+use http::StatusCode;
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::plain_get;
-use tests::scenario::{Mesh, Scenario, WEB_CHAIN};
+use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
+use tests::workload::App;
 
 /// Objects that are refused, by their names in Envoy's configuration.
 fn refused(answer: &Value) -> BTreeSet<String> {
@@ -161,6 +163,44 @@ async fn what_is_listed_is_told_with_the_objects_it_came_from() -> Result<()> {
     ] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
     }
+    Ok(())
+}
+
+/// What istiod sent where EnvoyFilters inject Lua and a local rate limit everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_that_the_operator_names_are_left_out_and_listed() -> Result<()> {
+    const NAMED: &str = "envoy.filters.http.lua, envoy.filters.http.local_ratelimit";
+    let edit = |scenario: &mut Scenario| {
+        // The recording has no extensions; this one lets pass what it does not see.
+        let name = "extensions.istio.io/trafficextension/shop.wasm~istio-translated-wasmplugin";
+        let wasm = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+        let config = json!({"@type": wasm, "config": {"failure_policy": "FAIL_OPEN"}});
+        scenario.insert(Kind::Extension, name, json!({"name": name, "typed_config": config}));
+        scenario.keep_endpoints(WEB_CHAIN, 1)
+    };
+    let builder = Mesh::builder("10-unsupported")?.environment("WAYPOINT_SKIP_FILTERS", Some(NAMED));
+    let mesh = builder.edit(edit)?.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let answer = mesh.connect("frontend-0").await?.get(WEB, "/").await?;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+
+    let served = plain_get(mesh.waypoint.port(15000), "/unsupported").await?.json();
+    assert_eq!(served["refused"], json!([]));
+    let lua = |answer: &Value| {
+        let mut listed = answer["listed"].as_array().cloned().unwrap_or_default().into_iter();
+        listed.find(|one| one["type"] == "envoy.extensions.filters.http.lua.v3.Lua").context("it is not listed")
+    };
+    // Seven chains and the tunnel; the rate limit is obeyed in chains.
+    assert_eq!((&lua(&served)?["field"], &lua(&served)?["count"]), (&json!("skipped"), &json!(8)));
+    let metrics = plain_get(mesh.waypoint.port(15020), "/stats/prometheus").await?.text();
+    let counted = r#"waypoint_unsupported_fields{field="skipped",type="envoy.extensions.filters.http.lua.v3.Lua"} 8"#;
+    assert!(metrics.lines().any(|line| line == counted), "no {counted} in {metrics}");
+
+    let told = mesh.waypoint.run_beside(&["parity", "--json"]).await?;
+    assert_eq!(told.status.code(), Some(0));
+    let told = lua(&serde_json::from_slice(&told.stdout)?)?;
+    assert_eq!(told["missing"], "the filter is left out, as WAYPOINT_SKIP_FILTERS says");
+    assert_eq!((&told["count"], told["objects"].as_array().map(Vec::len)), (&json!(8), Some(8)));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use model::chain::{ChainKind, OnRefusedPolicy};
+use model::chain::{ChainKind, OnRefusedPolicy, SkippedFilters};
 use model::dns::Named;
 use model::endpoint::{EndpointSet, Health};
 use model::jwt::{JwtAuthn, RemoteKeys};
@@ -52,6 +52,7 @@ pub(super) struct DiscoveryStart {
     pub(super) secrets: Arc<Secrets>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) on_refused_policy: OnRefusedPolicy,
+    pub(super) skipped_filters: SkippedFilters,
     pub(super) key_sets: JwksKeeper,
 }
 
@@ -123,7 +124,7 @@ impl Discovery {
         let vitals = Vitals::new(registry, Arc::clone(&start.published), Arc::clone(&start.identities));
         let gauges = Arc::new(Gauges::new(registry, vitals));
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&start.secrets))));
-        let applier = Applier::new(start.on_refused_policy);
+        let applier = Applier::new(start.on_refused_policy).skipping(start.skipped_filters.clone());
         Self { start, applier, store, names, keeper, report: Arc::default(), applied: Arc::default(), gauges }
     }
 

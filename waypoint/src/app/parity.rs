@@ -12,6 +12,7 @@ mod print;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use model::chain::SkippedFilters;
 use serde_json::Value;
 use xds_client::ads::{ResourceType, Update, Wanted};
 use xds_client::apply::Applier;
@@ -34,6 +35,8 @@ pub struct Answer {
 pub struct Question {
     /// JSON instead of text.
     pub as_json: bool,
+    /// Filters that are left out where they are not known.
+    pub skipped_filters: SkippedFilters,
 }
 
 /// Looks at an Envoy's configuration dump: `istioctl proxy-config all POD -o json`, or `/config_dump?include_eds` of its admin port.
@@ -97,14 +100,14 @@ struct Judged {
 }
 
 fn answer(snapshot: Snapshot, question: &Question) -> Answer {
-    let judged = judge(snapshot);
+    let judged = judge(snapshot, &question.skipped_filters);
     let text = if question.as_json { print::json(&judged) } else { print::text(&judged) };
     Answer { text, is_served: judged.refused.is_empty() }
 }
 
-fn judge(snapshot: Snapshot) -> Judged {
+fn judge(snapshot: Snapshot, skipped: &SkippedFilters) -> Judged {
     let Snapshot { updates, parts, unreadable } = snapshot;
-    let mut applier = Applier::default();
+    let mut applier = Applier::default().skipping(skipped.clone());
     let (mut wanted, mut served, mut held) = (Vec::new(), Served::default(), BTreeMap::new());
     for mut update in updates {
         // A dump has the endpoints of clusters too that find theirs otherwise, which nobody would have sent.

@@ -67,6 +67,19 @@ fn spans_of_tries_and_semantic_conventions_are_there_only_if_asked_for() {
 }
 
 #[test]
+fn filters_to_be_left_out_are_no_policies() {
+    let with = |value: &str| read(environment().into_iter().chain([("WAYPOINT_SKIP_FILTERS".to_owned(), value.to_owned())]).collect());
+    assert_eq!(read(environment()).unwrap().skipped_filters.iter().count(), 0);
+    let named = with("envoy.filters.http.lua, mine").unwrap().skipped_filters;
+    assert_eq!(named.iter().collect::<Vec<_>>(), ["envoy.filters.http.lua", "mine"]);
+    for policy in ["envoy.filters.http.rbac", "mine,envoy.filters.http.jwt_authn", "envoy.filters.http.ext_authz", "mine,"] {
+        let error = with(policy).unwrap_err().remove(0);
+        assert_eq!((error.name.as_str(), error.value.as_str()), ("WAYPOINT_SKIP_FILTERS", policy));
+        assert!(error.to_string().contains("decides who may do what"), "{error}");
+    }
+}
+
+#[test]
 fn lines_say_why_they_were_refused_unless_that_is_switched_off() {
     let with = |value: &str| read(environment().into_iter().chain([("WAYPOINT_LOG_REFUSALS".to_owned(), value.to_owned())]).collect());
     assert!(read(environment()).unwrap().log_refusals && with("true").unwrap().log_refusals);

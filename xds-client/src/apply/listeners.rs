@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::listener::v3 as proto;
 use model::access_log::AccessLog;
-use model::chain::{Chain, ChainKind, OnRefusedPolicy};
+use model::chain::{Chain, ChainKind, OnRefusedPolicy, SkippedFilters};
 use model::dispatch::Dispatch;
 use model::endpoint::HBONE_PORT;
 use model::invalid::Invalid;
@@ -22,6 +22,7 @@ use super::extensions::Held;
 use super::meaning::Meanings;
 use super::report::{Checked, check};
 use super::shared::Shared;
+use super::skipped::{Rest, without};
 use super::{hash, policies};
 use crate::ads::Resource;
 use crate::observer::Report;
@@ -74,6 +75,7 @@ pub(super) struct Listening {
     extensions_wanted: BTreeSet<String>,
     shared: Shared,
     on_refused_policy: OnRefusedPolicy,
+    pub(super) skipped: SkippedFilters,
 }
 
 impl Listening {
@@ -112,8 +114,12 @@ impl Listening {
     }
 
     fn hold_other(&mut self, name: &str, body: &Bytes) -> Result<(), Problem> {
+        let rest = without(&self.skipped, LISTENER, body);
+        let body = rest.as_ref().map_or(body, |rest| &rest.bytes);
         let parts = take_apart(body)?.decode()?;
-        self.shells.insert(name.to_owned(), check(LISTENER, body, name, &[]));
+        let mut checked = check(LISTENER, body, name, &[]);
+        checked.listed.extend(rest.iter().flat_map(Rest::listed));
+        self.shells.insert(name.to_owned(), checked);
         self.parts.insert(name.to_owned(), parts);
         Ok(())
     }
@@ -292,9 +298,12 @@ impl Listening {
         let (bytes_hash, meaning) = previous.as_ref().map_or((0, None), |held| (held.bytes_hash, held.meaning));
         let denied_before = previous.as_ref().is_some_and(|held| held.denies);
         let previous = previous.and_then(|held| held.good);
-        let mut checked = check(FILTER_CHAIN, bytes, name, &[]);
+        let rest = without(&self.skipped, FILTER_CHAIN, bytes);
+        let obeyed = rest.as_ref().map_or(bytes, |rest| &rest.bytes);
+        let mut checked = check(FILTER_CHAIN, obeyed, name, &[]);
+        checked.listed.extend(rest.iter().flat_map(Rest::listed));
         let shared: Arc<str> = name.into();
-        let decoded = proto::FilterChain::decode(&bytes[..]);
+        let decoded = proto::FilterChain::decode(&obeyed[..]);
         let lookup = Lookup::new(&self.extensions.configs);
         let translated = match &decoded {
             Ok(value) => chain(value, &shared, &lookup).map_err(|refusal| (refusal.is_http, refusal.problem.of(name))),

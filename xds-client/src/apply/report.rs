@@ -39,8 +39,8 @@ impl Checked {
     }
 }
 
-/// Decodes a message for walking it.
-fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
+/// Decodes a message for walking or editing it.
+pub(super) fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
     let descriptor = descriptors().get_message_by_name(type_name).ok_or_else(|| format!("the type {type_name} is not known"))?;
     DynamicMessage::decode(descriptor, bytes).map_err(|error| format!("is not a {type_name}: {error}"))
 }

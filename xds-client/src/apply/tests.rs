@@ -26,6 +26,7 @@ use super::*;
 
 mod extensions;
 mod policies;
+mod skipped;
 
 const TYPES: [(ResourceType, &str); 4] = [
     (ResourceType::Cluster, "Cluster"),

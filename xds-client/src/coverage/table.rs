@@ -63,6 +63,12 @@ pub(super) fn missing(message: &str, field: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether a filter of this type does not refuse what has it.
+pub(super) fn is_obeyed_filter(type_name: &str) -> bool {
+    let lists = [http::HTTP_FILTERS, listener::NETWORK_FILTERS];
+    lists.into_iter().flatten().any(|one| one.type_name == type_name && !matches!(one.rule, Rule::Refused(_)))
+}
+
 impl Entry {
     /// The rule of a field; none if the table does not name it.
     pub(super) fn rule(&self, field: &str) -> Option<&'static Rule> {

@@ -173,11 +173,16 @@ pub fn check_tunnel_filters(parts: &Parts) -> Translated<()> {
             Some(hcm::http_filter::ConfigType::TypedConfig(config)) => extension_type(config)?,
             _ => return Err(Problem::new(path, format!("the filter {:?} comes by discovery", filter.name))),
         };
-        if kind != ROUTER && !PLUMBING.contains(&kind.as_str()) {
+        if !is_obeyed_on_tunnels(&kind) {
             return Err(Problem::new(path, format!("the filter {:?} ({kind}) is not supported on tunnels", filter.name)));
         }
     }
     Ok(())
+}
+
+/// Whether tunnels may have HTTP filters with configurations of this type.
+pub(crate) fn is_obeyed_on_tunnels(type_name: &str) -> bool {
+    type_name == ROUTER || PLUMBING.contains(&type_name)
 }
 
 fn only_chain(parts: &Parts) -> Translated<proto::FilterChain> {

@@ -25,7 +25,7 @@ pub(super) fn ask(settings: &Settings) -> Result<Snapshot, String> {
     let call = ads_settings(settings, node).map_err(|error| error.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let heard = Arc::new(Heard::default());
-    let observer = Listener { heard: Arc::clone(&heard), applier: Applier::default() };
+    let observer = Listener { heard: Arc::clone(&heard), applier: Applier::default().skipping(settings.skipped_filters.clone()) };
     runtime.block_on(async {
         tokio::select! {
             never = xds_client::ads::stream::run(call, observer) => match never {},

@@ -177,7 +177,7 @@ const INPUTS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.matching.common_inputs.network.v3.FilterStateInput"),
 ];
 
-const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
+pub(super) const NETWORK_FILTERS: &[super::super::rule::Extension] = &[
     walked("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
     walked("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
     walked("envoy.extensions.filters.network.rbac.v3.RBAC"),
