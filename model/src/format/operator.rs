@@ -21,6 +21,9 @@ use crate::workload::Workload;
 /// Longest operator read from a format; anything longer is literal text.
 const OPERATOR_BYTES_MAX: usize = 1024;
 
+/// What `…_LOCAL` prints unless it says something else. The zone of a waypoint's container is UTC.
+const LOCAL_TIME: Option<&str> = Some("%Y-%m-%dT%H:%M:%S.%3f%z");
+
 /// A header, or one of the pseudo-headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderRef {
@@ -159,6 +162,8 @@ pub enum Operator {
     FlagsLong,
     /// `GRPC_STATUS(form)`.
     GrpcStatus(GrpcForm),
+    /// `UPSTREAM_HOST_NAME_WITHOUT_PORT`.
+    BeforePort(Field),
     /// `DOWNSTREAM_REMOTE_PORT` and its like.
     Port(Field),
     /// `UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID` and its like.
@@ -227,9 +232,10 @@ impl Operator {
             ("REQ" | "REQUEST_HEADER", Some(argument)) => request(argument, bytes_max),
             ("RESP" | "RESPONSE_HEADER", Some(argument)) => Some(Self::Response(names(argument)?, bytes_max)),
             ("TRAILER" | "RESPONSE_TRAILER", Some(argument)) => Some(Self::Trailer(names(argument)?, bytes_max)),
-            // The zone of a waypoint's container is UTC.
-            ("START_TIME" | "START_TIME_LOCAL", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
-            ("EMIT_TIME" | "EMIT_TIME_LOCAL", argument) => Some(Self::EmitTime(TimeFormat::parse(argument)?)),
+            ("START_TIME", argument) => Some(Self::StartTime(TimeFormat::parse(argument)?)),
+            ("START_TIME_LOCAL", argument) => Some(Self::StartTime(TimeFormat::parse(argument.or(LOCAL_TIME))?)),
+            ("EMIT_TIME", argument) => Some(Self::EmitTime(TimeFormat::parse(argument)?)),
+            ("EMIT_TIME_LOCAL", argument) => Some(Self::EmitTime(TimeFormat::parse(argument.or(LOCAL_TIME))?)),
             ("REQ_WITHOUT_QUERY", Some(argument)) => {
                 Some(Self::WithoutQuery(argument.split('?').map(HeaderRef::parse).collect::<Option<_>>()?, bytes_max))
             }
@@ -287,6 +293,7 @@ impl Operator {
             Self::GrpcStatus(form) => parts::grpc_status(view, *form),
             Self::Field(field) => view.field(*field),
             Self::AddressOnly(field) => parts::address_only(view.field(*field)),
+            Self::BeforePort(field) => parts::before_port(view.field(*field)),
             Self::Port(field) => parts::port(&view.field(*field)),
             Self::EndpointId(field) => parts::endpoint_id(view.field(*field)),
             Self::ClusterMetadata(which) => parts::metadata(view.service(), *which),

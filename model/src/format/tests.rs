@@ -141,6 +141,14 @@ fn a_variable_of_the_environment_prints_and_one_that_is_not_set_is_a_dash() {
 }
 
 #[test]
+fn local_times_name_their_zone_and_what_nothing_sets_is_empty() {
+    let view = Request::default();
+    assert_eq!(text("%START_TIME_LOCAL% %START_TIME_LOCAL(%Y)%", &view), "2026-11-23T20:31:46.500+0000 2026");
+    let labels = [("a", string("%CUSTOM_FLAGS%")), ("b", string("%DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID%"))];
+    assert_eq!(line(&labels, false, &view), "{\"a\":\"\",\"b\":\"\"}\n");
+}
+
+#[test]
 fn what_is_said_of_a_peer_is_cut_where_the_format_says_so() {
     let identity = crate::identity::SpiffeId::new("cluster.local", "shop", "web").unwrap();
     let peer = Workload {

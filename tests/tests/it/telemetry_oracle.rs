@@ -7,6 +7,7 @@
 mod cases;
 mod exceptions;
 mod masks;
+mod operators;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

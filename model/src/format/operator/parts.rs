@@ -185,6 +185,14 @@ pub(super) fn port(value: &Value<'_>) -> Value<'static> {
     address.map_or(Value::Missing, |address: std::net::SocketAddr| Value::Number(address.port().into()))
 }
 
+/// A name without its port, whatever it is a name of: `envoy://connect_originate/10.42.0.74`.
+pub(super) fn before_port(value: Value<'_>) -> Value<'_> {
+    match value {
+        Value::Text(text) => Value::Text(text.rsplit_once(':').map_or(text, |(name, _)| name)),
+        other => other,
+    }
+}
+
 /// An address without its port; one of another kind stays whole.
 pub(super) fn address_only(value: Value<'_>) -> Value<'_> {
     match value {

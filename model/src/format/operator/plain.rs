@@ -45,7 +45,7 @@ const TLS: [&str; 35] = [
 ];
 
 /// Others that Envoy knows and that say nothing here, most of them nothing behind an internal listener of Envoy's either.
-const ABSENT: [&str; 21] = [
+const ABSENT: [&str; 20] = [
     "CONNECTION_ID",
     "UPSTREAM_WIRE_BYTES_SENT",
     "UPSTREAM_WIRE_BYTES_RECEIVED",
@@ -62,7 +62,6 @@ const ABSENT: [&str; 21] = [
     "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
     "UNIQUE_ID",
     "VIRTUAL_CLUSTER_NAME",
-    "CUSTOM_FLAGS",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
     "STREAM_INFO_REQ",
@@ -80,8 +79,12 @@ pub(super) fn parse(name: &str) -> Option<Operator> {
         "RESPONSE_DURATION" => Operator::Elapsed(Moment::Start, Moment::ResponseStart, super::Unit::Milliseconds),
         "RESPONSE_TX_DURATION" => Operator::Elapsed(Moment::ResponseStart, Moment::End, super::Unit::Milliseconds),
         "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Operator::Zero,
-        // It has a value only while Envoy makes the body of an answer of its own.
-        "LOCAL_REPLY_BODY" => Operator::Empty,
+        // It has a value only while Envoy makes the body of an answer of its own; nothing sets flags of one's own; and an address that
+        // is no internal one has no endpoint, which Envoy says of its own internal ones too.
+        "LOCAL_REPLY_BODY" | "CUSTOM_FLAGS" | "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
+            Operator::Empty
+        }
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Operator::BeforePort(Field::UpstreamHost),
         _ => return address(name).or_else(|| is_absent(name).then_some(Operator::Absent)),
     })
 }

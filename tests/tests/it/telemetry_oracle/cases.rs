@@ -13,6 +13,7 @@ use tests::wait::{Look, until};
 use tests::workload::Record;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::operators;
 use crate::golden_metrics::LEGACY_CHAIN;
 use crate::policy::rbac;
 
@@ -191,11 +192,13 @@ impl Case {
                 self.seen(side, web).await?;
             }
             Ask::Cancel => {
-                let http = Http::two(tunnel).await?;
+                let Http::Two(requests) = Http::two(tunnel).await? else { bail!("not HTTP/2") };
                 tokio::select! {
-                    asked = self.whole(http, side, connection.local) => bail!("it was answered: {asked:?}"),
+                    asked = self.whole(Http::Two(requests.clone()), side, connection.local) => bail!("it was answered: {asked:?}"),
                     seen = self.seen(side, web) => seen?,
                 }
+                // Answered when the cancel has come; until then the connection must not end.
+                Self { path: "/hello", ..*self }.whole(Http::Two(requests), side, connection.local).await?;
             }
             Ask::LeaveLater => hear(&mut self.begun(tunnel, side).await?, "chunk 0").await?,
         }
@@ -411,6 +414,7 @@ fn report_all(scenario: &mut Scenario) -> Result<()> {
     let (logs, tracing) = (web["access_log"].clone(), web["tracing"].clone());
     let mut format = logs[0]["typed_config"]["log_format"]["json_format"].clone();
     OPERATORS.iter().for_each(|(key, operator)| format[*key] = (*operator).into());
+    operators::OPERATORS.iter().for_each(|operator| format[format!("op {operator}")] = format!("%{operator}%").into());
     for chain in [RATINGS_CHAIN, REVIEWS_CHAIN, LEGACY_CHAIN, EMPTY_CHAIN] {
         let http = scenario.http(chain)?;
         (http["access_log"], http["tracing"]) = (logs.clone(), tracing.clone());

@@ -11,6 +11,7 @@ use tests::otlp::Span;
 static DRAWN: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3,9}Z", "TIME"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+0000", "LOCAL TIME"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]([0-9a-f]{3})-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
         // Ports that the kernel chose.
         (r"(127\.\d+\.\d+\.\d+):[3-6]\d{4}", "$1:PORT"),
@@ -31,6 +32,9 @@ static DRAWN: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
 const MEASURED: [&str; 7] =
     ["duration_ms", "service_time", "request_duration", "response_duration", "response_tx_duration", "roundtrip", "request_tx_duration"];
 
+/// What the names of members begin with that are durations, or ports that the kernel chose.
+const MEASURED_OPERATORS: [&str; 2] = ["op COMMON_DURATION(DS_", "op DOWNSTREAM_REMOTE_PORT"];
+
 fn masked(text: &str, side: &str) -> String {
     let text = text.replace(side, "SIDE");
     DRAWN.iter().fold(text, |text, (pattern, instead)| pattern.replace_all(&text, *instead).into_owned())
@@ -40,7 +44,9 @@ pub(super) fn masked_line(line: &Value, side: &str) -> Value {
     let mut line = line.clone();
     for (key, value) in line.as_object_mut().into_iter().flatten() {
         match value {
-            Value::Number(_) if MEASURED.contains(&key.as_str()) => *value = "MS".into(),
+            Value::Number(_) if MEASURED.contains(&key.as_str()) || MEASURED_OPERATORS.iter().any(|start| key.starts_with(start)) => {
+                *value = "MS".into()
+            }
             Value::String(text) if key == "service_time" => *value = if text.parse::<u64>().is_ok() { "MS".into() } else { json!(text) },
             Value::String(text) => *value = masked(text, side).into(),
             _ => {}
