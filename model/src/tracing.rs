@@ -65,6 +65,8 @@ pub enum Dialect {
     Otlp {
         /// The resource's `service.name`.
         service_name: Arc<str>,
+        /// Whether the variable `OTEL_RESOURCE_ATTRIBUTES` adds to the resource.
+        reads_environment: bool,
     },
     /// Zipkin's JSON, and B3's headers.
     Zipkin(Zipkin),

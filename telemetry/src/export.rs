@@ -30,8 +30,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use self::call::Caller;
 pub(crate) use self::exporters::{Counters, Exporters, Outbox};
 pub use self::exporters::{EXPORTERS_MAX, RETIRED_EXPORTERS_MAX};
-pub(crate) use self::payload::Origin;
 use self::payload::{Entries, Envelope, Payload};
+pub(crate) use self::payload::{Origin, resource_of};
 use self::post::Poster;
 pub(crate) use self::queue::ExportCounters;
 pub use self::queue::{BATCH_BYTES, BATCH_ITEMS, QUEUE_BYTES_MAX, QUEUE_ITEMS_MAX};
@@ -104,8 +104,8 @@ impl ExportError {
 pub(crate) enum Signal {
     /// Spans of OTLP.
     Spans {
-        /// The resource's `service.name`.
-        service_name: Arc<str>,
+        /// The resource's attributes, `service.name` first.
+        resource: Vec<(Arc<str>, Arc<str>)>,
     },
     /// Spans of Zipkin's.
     Zipkin,

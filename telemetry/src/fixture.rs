@@ -115,7 +115,7 @@ pub(crate) fn tracing() -> Tracing {
         .into(),
         provider: Some(Arc::new(SpanProvider {
             collector: collector(),
-            dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into() },
+            dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into(), reads_environment: false },
         })),
         path_bytes_max: 256,
     }

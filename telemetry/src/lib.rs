@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 
 use crate::access_log::{LogCounters, WorkerLogs, Writers};
 use crate::costs::{Costs, WorkerCosts};
-use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin};
+use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin, resource_of};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
 use crate::policies::{Policies, WorkerPolicies};
 use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
@@ -145,12 +145,16 @@ pub struct MirrorCounters {
     pub overflow: IntCounter,
 }
 
+/// The variable that OpenTelemetry names for attributes of the resource.
+const RESOURCE_ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
+
 fn origin(settings: &TelemetrySettings) -> Origin {
     Origin {
         node_id: Arc::clone(&settings.node_id),
         node_cluster: Arc::clone(&settings.node_cluster),
         zone: Arc::clone(&settings.zone),
         node: Arc::clone(&settings.node),
+        resource: settings.environment.get(RESOURCE_ATTRIBUTES).map_or_else(Vec::new, |variable| resource_of(variable)),
     }
 }
 

@@ -164,10 +164,30 @@ impl Exporters {
     /// The outbox of a provider of spans.
     pub(crate) fn spans(self: &Arc<Self>, provider: &SpanProvider) -> Arc<Outbox> {
         let signal = match &provider.dialect {
-            Dialect::Otlp { service_name } => Signal::Spans { service_name: Arc::clone(service_name) },
+            Dialect::Otlp { service_name, reads_environment } => {
+                Signal::Spans { resource: self.resource(service_name, *reads_environment) }
+            }
             Dialect::Zipkin(_) => Signal::Zipkin,
         };
         self.outbox(Outgoing { collector: provider.collector.clone(), signal })
+    }
+
+    /// What spans are said to be of.
+    fn resource(&self, service_name: &Arc<str>, reads_environment: bool) -> Vec<(Arc<str>, Arc<str>)> {
+        let told = |key: &str, value: &str| (Arc::from(key), Arc::from(value));
+        let mut resource = vec![
+            ("service.name".into(), Arc::clone(service_name)),
+            told("telemetry.sdk.language", "rust"),
+            told("telemetry.sdk.name", "waypoint"),
+            told("telemetry.sdk.version", env!("CARGO_PKG_VERSION")),
+        ];
+        for (key, value) in self.origin.resource.iter().filter(|_| reads_environment) {
+            match resource.iter_mut().find(|(known, _)| known == key) {
+                Some((_, known)) => known.clone_from(value),
+                None => resource.push((Arc::clone(key), Arc::clone(value))),
+            }
+        }
+        resource
     }
 
     /// The outbox of a collector of logs.

@@ -52,13 +52,8 @@ impl Envelope {
     pub(super) fn new(signal: &Signal) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let (attributes, scope) = match signal {
-            Signal::Spans { service_name } => {
-                let attributes = vec![
-                    attribute("service.name", service_name),
-                    attribute("telemetry.sdk.language", "rust"),
-                    attribute("telemetry.sdk.name", "waypoint"),
-                    attribute("telemetry.sdk.version", version),
-                ];
+            Signal::Spans { resource } => {
+                let attributes = resource.iter().map(|(key, value)| attribute(key, value)).collect();
                 let scope =
                     InstrumentationScope { name: "waypoint".to_owned(), version: version.to_owned(), ..InstrumentationScope::default() };
                 (attributes, Some(scope))
@@ -142,4 +137,18 @@ pub(crate) struct Origin {
     pub(crate) zone: Arc<str>,
     /// All of it: an encoded `Node`.
     pub(crate) node: Arc<[u8]>,
+    /// What the environment says of the resource of spans, by key.
+    pub(crate) resource: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// Reads `OTEL_RESOURCE_ATTRIBUTES`, `team=shop,zone=a`, as Envoy does: nothing in it is encoded. What is no pair is left out, and told of.
+pub(crate) fn resource_of(variable: &str) -> Vec<(Arc<str>, Arc<str>)> {
+    let mut resource = Vec::new();
+    for pair in variable.split(',').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() && !value.contains('=') => resource.push((key.into(), value.into())),
+            _ => tracing::warn!(pair, "OTEL_RESOURCE_ATTRIBUTES has what is no pair"),
+        }
+    }
+    resource
 }

@@ -24,7 +24,7 @@ use tests::scenario::Mesh;
 use tests::wait::{Look, until};
 use tests::workload::{App, Record};
 
-use cases::{CASES, Case, VARIABLE, configuration};
+use cases::{CASES, Case, VARIABLES, configuration};
 use exceptions::{EXCEPTIONS, Exception, RACES};
 use masks::{masked_line, masked_span};
 
@@ -122,10 +122,10 @@ async fn spans(mesh: &Mesh, last: [&Value; 2]) -> Result<Vec<Span>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e04_lines_and_spans_are_those_of_a_real_envoy() -> Result<()> {
-    let (variable, value) = VARIABLE;
-    let builder = Mesh::builder("07-telemetry")?.edit(configuration)?.environment(variable, Some(value));
-    let mesh = builder.proxy_config("concurrency", 1.into()).quiet().start().await?;
-    let envoy = Envoy::beside(&mesh).runner(vec!["env".to_owned(), format!("{variable}={value}")]).start().await?;
+    let builder = Mesh::builder("07-telemetry")?.edit(configuration)?.proxy_config("concurrency", 1.into()).quiet();
+    let mesh = VARIABLES.iter().fold(builder, |builder, (name, value)| builder.environment(name, Some(value))).start().await?;
+    let variables = VARIABLES.iter().map(|(name, value)| format!("{name}={value}"));
+    let envoy = Envoy::beside(&mesh).runner(std::iter::once("env".to_owned()).chain(variables).collect()).start().await?;
     let (web, refusing) = (mesh.pod("web-v1-1", App::Http).await?, mesh.pod("web-v1-2", App::Http).await?);
     let _http = (mesh.pod("ratings-v1-1", App::Http).await?, mesh.pod("reviews-v1-1", App::Http).await?);
     let _tcp = mesh.pod("db-v1-1", App::Tcp { greets: true }).await?;

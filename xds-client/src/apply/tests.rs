@@ -212,7 +212,7 @@ fn telemetry_is_read_where_it_is_configured() {
     let tracing = chain.tracing.as_ref().unwrap();
     let provider = tracing.provider.as_ref().unwrap();
     assert_eq!(&*provider.collector.cluster, "outbound|4317||tempo.tempo.svc.cluster.local");
-    assert_eq!(provider.dialect, Dialect::Otlp { service_name: "waypoint.shop".into() });
+    assert_eq!(provider.dialect, Dialect::Otlp { service_name: "waypoint.shop".into(), reads_environment: false });
     assert!(tracing.custom_tags.iter().any(|tag| &*tag.tag == "istio.source_workload"));
     assert!(chain.stats.is_some());
     let plain = apply("istiod-1.31/01-plain");

@@ -25,6 +25,7 @@ use super::{Translated, collector, open, type_name};
 const UUID: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
 const ZIPKIN: &str = "envoy.config.trace.v3.ZipkinConfig";
 const OPEN_TELEMETRY: &str = "envoy.config.trace.v3.OpenTelemetryConfig";
+const ENVIRONMENT_DETECTOR: &str = "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig";
 /// Envoy's bound on the path in `http.url`.
 const PATH_BYTES_MAX_DEFAULT: u32 = 256;
 
@@ -73,7 +74,9 @@ fn otlp(config: &OpenTelemetryConfig, path: &str) -> Translated<Option<SpanProvi
         (None, Some(service)) => collector::http(service, &format!("{path}.http_service"))?,
         (None, None) => None,
     };
-    let dialect = Dialect::Otlp { service_name: config.service_name.as_str().into() };
+    let mut detectors = config.resource_detectors.iter().filter_map(|detector| detector.typed_config.as_ref());
+    let reads_environment = detectors.any(|config| type_name(config) == ENVIRONMENT_DETECTOR);
+    let dialect = Dialect::Otlp { service_name: config.service_name.as_str().into(), reads_environment };
     Ok(collector.map(|collector| SpanProvider { collector, dialect }))
 }
 

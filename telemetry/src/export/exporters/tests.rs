@@ -21,7 +21,7 @@ struct Fixture {
 impl Fixture {
     fn provider(number: usize) -> SpanProvider {
         let collector = Collector { cluster: format!("cluster {number}").into(), ..fixture::collector() };
-        SpanProvider { collector, dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into() } }
+        SpanProvider { collector, dialect: Dialect::Otlp { service_name: "waypoint.emojivoto".into(), reads_environment: false } }
     }
 
     fn outboxes(&self, numbers: std::ops::Range<usize>) -> Vec<Arc<Outbox>> {

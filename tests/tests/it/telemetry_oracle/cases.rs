@@ -73,8 +73,9 @@ const OPERATORS: &[(&str, &str)] = &[
     ("xff", "%REQ(X-FORWARDED-FOR)%"),
 ];
 
-/// A variable of both processes' environment.
-pub(super) const VARIABLE: (&str, &str) = ("CASES_ZONE", "eu-west-1a");
+/// Variables of both processes' environment.
+pub(super) const VARIABLES: [(&str, &str); 2] =
+    [("CASES_ZONE", "eu-west-1a"), ("OTEL_RESOURCE_ATTRIBUTES", "team=shop,encoded=a%20b,service.instance.id=i-1")];
 
 /// Istio's default format.
 const TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
@@ -101,6 +102,8 @@ const UPGRADE: &str = "GET /upgrade HTTP/1.1\r\nhost: web.shop\r\nuser-agent: SI
 
 /// How long an exchange may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+const ENVIRONMENT_DETECTOR: &str =
+    "type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig";
 const EMPTY_CHAIN: &str = "inbound-vip|80|http|empty.shop.svc.cluster.local";
 /// A TCP service whose only pod is not there.
 const SECURE: &str = "10.96.1.6:8443";
@@ -411,6 +414,8 @@ fn set_formats(value: &mut Value, format: &Value) {
 /// Lines and spans of all chains: as those of `web`, with more in the lines.
 fn report_all(scenario: &mut Scenario) -> Result<()> {
     let web = scenario.http(WEB_CHAIN)?;
+    let detector = json!({"name": "environment", "typed_config": {"@type": ENVIRONMENT_DETECTOR}});
+    web["tracing"]["provider"]["typed_config"]["resource_detectors"] = json!([detector]);
     let (logs, tracing) = (web["access_log"].clone(), web["tracing"].clone());
     let mut format = logs[0]["typed_config"]["log_format"]["json_format"].clone();
     OPERATORS.iter().for_each(|(key, operator)| format[*key] = (*operator).into());

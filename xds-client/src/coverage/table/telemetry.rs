@@ -2,7 +2,7 @@
 use super::super::check;
 use super::super::rule::Kind::{Observability, Part};
 use super::super::rule::Rule::{Extension, Honoured, Listed, Unused, Whole};
-use super::super::rule::{Entry, entry, listed, walked, when, whole_when};
+use super::super::rule::{Entry, entry, listed, walked, when, whole, whole_when};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry(Observability, "envoy.config.accesslog.v3.AccessLog", &[("name", Whole), ("filter", Honoured)]),
@@ -161,7 +161,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("grpc_service", Honoured),
             ("service_name", Honoured),
             ("http_service", Honoured),
-            ("resource_detectors", Listed("the resource has its service name only")),
+            ("resource_detectors", Extension(DETECTORS)),
             ("sampler", Listed("sampling is the chain's")),
             ("max_cache_size", Listed("the queue's bound is our own")),
         ],
@@ -323,6 +323,14 @@ pub(super) const ACCESS_LOGS: &[super::super::rule::Extension] = &[
 
 /// Filters of loggers.
 const LOG_FILTERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter")];
+
+const DETECTORS: &[super::super::rule::Extension] = &[
+    whole("envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig"),
+    listed(
+        "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.DynatraceResourceDetectorConfig",
+        "the resource has nothing of Dynatrace's files",
+    ),
+];
 
 const TRACERS: &[super::super::rule::Extension] = &[
     walked("envoy.config.trace.v3.OpenTelemetryConfig"),
