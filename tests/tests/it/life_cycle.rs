@@ -162,7 +162,6 @@ async fn tools_of_an_envoy_find_the_stream_to_istiod_what_came_of_it_and_the_cer
         count >= 1.0 && count <= f64::from(u32::try_from(n_clusters).unwrap_or(0))
     })
     .await?;
-    series(&mesh, "envoy_workload_discovery_total", |count| count >= 1.0).await?;
     for kind in ["cluster_manager_cds", "listener_manager_lds"] {
         series(&mesh, &format!("envoy_{kind}_update_success"), |count| count >= 1.0).await?;
         series(&mesh, &format!("envoy_{kind}_update_rejected"), |count| count == 0.0).await?;

@@ -31,7 +31,6 @@ pub(super) struct Vitals {
     clusters: Updates,
     listeners: Updates,
     active_clusters: IntGauge,
-    workloads: IntGauge,
     certificate_days: IntGauge,
     certificate_seconds: GaugeVec,
 }
@@ -68,7 +67,6 @@ impl Vitals {
             clusters: updates(registry, ("envoy_cluster_manager_cds_update_success", "envoy_cluster_manager_cds_update_rejected")),
             listeners: updates(registry, ("envoy_listener_manager_lds_update_success", "envoy_listener_manager_lds_update_rejected")),
             active_clusters: gauge(registry, "envoy_cluster_manager_active_clusters", "Clusters that are obeyed."),
-            workloads: gauge(registry, "envoy_workload_discovery_total", "Addresses of workloads that discovery knows."),
             certificate_days: gauge(
                 registry,
                 "envoy_server_days_until_first_cert_expiring",
@@ -100,7 +98,6 @@ impl Vitals {
     pub(super) fn refresh(&self) {
         let n_obeyed = self.published.clusters().values().filter(|entry| matches!(entry, ClusterEntry::Served(_))).count();
         self.active_clusters.set(i64::try_from(n_obeyed).unwrap_or(i64::MAX));
-        self.workloads.set(i64::try_from(self.published.workload_count()).unwrap_or(i64::MAX));
         if let Some(end) = self.identities.expire_at() {
             let left = seconds_until(end, SystemTime::now());
             self.certificate_seconds.with_label_values(&[OWN_CERTIFICATE]).set(left);

@@ -260,12 +260,6 @@ impl Published {
         self.workloads[shard(address)].load().get(&address).cloned()
     }
 
-    /// Addresses at which there is a workload.
-    #[must_use]
-    pub fn workload_count(&self) -> usize {
-        self.workloads.iter().map(|shard| shard.load().len()).sum()
-    }
-
     /// The workload at an endpoint; none behind a gateway, whose own address it has.
     #[must_use]
     pub fn workload_at(&self, endpoint: &EndpointAddress) -> Option<Arc<Workload>> {

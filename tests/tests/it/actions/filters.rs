@@ -98,9 +98,10 @@ async fn a_share_of_requests_meets_a_fault_and_a_delay_ends_with_its_client() ->
         answer = other.get("/long") => panic!("answered before its delay: {answer:?}"),
         answer = http.get("/never") => assert_eq!(answer?.status, StatusCode::OK),
     }
-    drop((http, other, connection));
+    // It was given up, and the connection stays.
     let (_, line) = mesh.waypoint.access_line("the line of /long", |line| line["path"] == "/long").await?;
-    assert_eq!((&line["response_code"], &line["response_flags"]), (&0.into(), &"DI,DC".into()));
+    assert_eq!((&line["response_code"], &line["response_flags"]), (&0.into(), &"DI,DR".into()));
+    drop((http, other, connection));
     assert_eq!(web.record().requests("GET /long"), 0);
     Ok(())
 }
