@@ -56,12 +56,15 @@ struct Served {
 
 impl Served {
     fn new(idle_timeout: Option<Duration>) -> Self {
+        Self::with(ServerOptions { idle_timeout, ..ServerOptions::default() })
+    }
+
+    fn with(options: ServerOptions) -> Self {
         let (forward, upstreams) = Forward::new(Protocol::Http1, ClientEngine::Hyper);
         let (client, ours) = duplex(PIPE_BYTES);
         let (drain, drained) = oneshot::channel::<()>();
         let shares = Arc::new(());
         let exchange = Counted(forward, Arc::clone(&shares));
-        let options = ServerOptions { idle_timeout, ..ServerOptions::default() };
         let ended = tokio::spawn(async move {
             let drain = async {
                 if drained.await.is_err() {
@@ -205,6 +208,45 @@ async fn client_that_sends_a_head_byte_by_byte_is_not_waited_for_without_end() {
     timeout(idle_timeout * 3, slow).await.expect("the client was cut off");
     assert!(matches!(served.ended.await.unwrap(), Err(ServeError::IdleTimeout)));
     assert!(begin.elapsed() < idle_timeout * 2 + LONG * 2, "{:?}", begin.elapsed());
+}
+
+/// One whose heads may take so long.
+fn with_head_timeout(limit: Duration) -> Served {
+    Served::with(ServerOptions { head_timeout: Some(limit), ..ServerOptions::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_that_begins_behind_a_rest_has_its_time_and_is_answered_when_it_is_over() {
+    let limit = Duration::from_secs(10);
+    let mut served = with_head_timeout(limit);
+    let _upstream = served.exchange(None).await;
+    sleep(limit * 3).await;
+    assert!(served.rests(), "between requests there is no such limit");
+    served.send("GET / HT").await;
+    let begin = Instant::now();
+    sleep(LONG).await;
+    assert!(!served.rests(), "a head has begun");
+    served.send("TP/1.1\r\n").await;
+    assert!(served.read_until("request header timeout").await.starts_with("HTTP/1.1 408 "));
+    assert!((limit..limit + SLACK).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    assert!(matches!(served.ended.await.unwrap(), Err(ServeError::Malformed(Malformed::HeadTimeout))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_that_the_client_does_not_read_is_cut_and_not_mixed_with_that_of_a_late_head() {
+    let mut served = with_head_timeout(Duration::from_secs(10));
+    served.send(GET).await;
+    let mut upstream = served.upstreams.recv().await.unwrap();
+    read_until(&mut upstream, "\r\n\r\n").await;
+    let n_bytes = PIPE_BYTES + 10_000;
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {n_bytes}\r\n\r\n{}", "x".repeat(n_bytes));
+    upstream.write_all(answer.as_bytes()).await.unwrap();
+    sleep(LONG).await;
+    served.send("GET / HT").await;
+    sleep(LONG * 6).await;
+    let mut heard = Vec::new();
+    let _end = timeout(LONG, served.client.read_to_end(&mut heard)).await;
+    assert!(!String::from_utf8_lossy(&heard).contains("408"), "the rest of the answer would be made of it");
 }
 
 #[tokio::test(start_paused = true)]

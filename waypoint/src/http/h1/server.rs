@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -65,8 +66,14 @@ enum Stopped {
     /// Nobody uses it.
     Rests,
     /// The head of a request takes too long.
-    HeadIsLate,
+    HeadIsLate {
+        /// All answers before have left, so that one more can be told from them.
+        can_answer: bool,
+    },
 }
+
+/// How long a client may take to read that its head took too long.
+const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
 where
@@ -88,10 +95,12 @@ where
         match served.until_unused(drain.as_mut(), has_rested, head_began.take()).await {
             Stopped::Ended(ended) => break ended,
             Stopped::Rests => has_rested = true,
-            Stopped::HeadIsLate => {
+            Stopped::HeadIsLate { can_answer } => {
                 exchange.malformed(Protocol::Http1, &Malformed::HeadTimeout);
-                write_late(&handle).await;
-                drop(poll_fn(|cx| handle.poll_end(cx)).await);
+                if can_answer {
+                    // Who does not read it is cut.
+                    let _read = tokio::time::timeout(LATE_ANSWER_TIMEOUT, write_late(&handle)).await;
+                }
                 break Err(ServeError::Malformed(Malformed::HeadTimeout));
             }
         }
@@ -158,7 +167,7 @@ where
                 Poll::Pending => {}
             }
             if head_time.poll(cx, || self.progress()).is_ready() {
-                return Poll::Ready(Stopped::HeadIsLate);
+                return Poll::Ready(Stopped::HeadIsLate { can_answer: handle.only_waits() });
             }
             if unused.poll(cx, connection).is_ready() && !is_draining && !head_time.has_begun() && handle.only_waits() {
                 return Poll::Ready(Stopped::Rests);
@@ -175,7 +184,7 @@ where
     }
 }
 
-/// Answers a client whose head takes too long: its codec has none to answer.
+/// Answers a client whose head takes too long, and ends the connection: its codec has no request to answer.
 async fn write_late<I: AsyncWrite + Unpin>(handle: &Handle<I>) {
     const ANSWER: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 22\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nrequest header timeout";
     let mut left = ANSWER;
@@ -186,6 +195,8 @@ async fn write_late<I: AsyncWrite + Unpin>(handle: &Handle<I>) {
             _ => return,
         }
     }
+    // A client that is gone needs no end.
+    drop(poll_fn(|cx| handle.poll_end(cx)).await);
 }
 
 fn builder(options: &ServerOptions) -> Builder {
