@@ -179,9 +179,10 @@ impl ServedCluster {
     #[must_use]
     pub fn hosts(&self) -> Vec<EndpointEntry> {
         let hosts = self.memory.hosts.lock();
-        let known = hosts.set.endpoints.iter().filter_map(|endpoint| {
-            let state = hosts.states.get(&endpoint.address)?;
-            Some(EndpointEntry { endpoint: Arc::clone(endpoint), state: Arc::clone(state) })
+        let known = hosts.set.endpoints.iter().map(|endpoint| {
+            // One of weight 0 has none.
+            let state = hosts.states.get(&endpoint.address).map(Arc::clone).unwrap_or_default();
+            EndpointEntry { endpoint: Arc::clone(endpoint), state }
         });
         known.chain(self.by_host.iter().flat_map(|table| table.entries())).collect()
     }

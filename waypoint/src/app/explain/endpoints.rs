@@ -131,3 +131,53 @@ fn words(labels: &[Label]) -> String {
     let all: Vec<_> = labels.iter().map(|label| format!("{}={}", label.key, label.value.trim_matches('"'))).collect();
     if all.is_empty() { "no labels".to_owned() } else { all.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use model::cluster::{Cluster as Compiled, Discovery};
+    use model::endpoint::{Endpoint as Listed, EndpointAddress, EndpointSet};
+
+    use super::*;
+
+    /// What is said of each of some endpoints, by the last part of their addresses.
+    fn said(listed: impl IntoIterator<Item = Listed>, locality_weights: &[u32]) -> Vec<Option<String>> {
+        let endpoints = listed.into_iter().map(Arc::new).collect();
+        let set = EndpointSet { endpoints, locality_weights: locality_weights.to_vec(), ..EndpointSet::default() };
+        let cluster =
+            Compiled { weighs_localities: true, panic_threshold_percent: 0.0, ..Compiled::named("c", Discovery::Eds("c".into())) };
+        endpoints_of(&ServedCluster::new(Arc::new(cluster), Arc::new(set)))
+    }
+
+    fn endpoints_of(served: &ServedCluster) -> Vec<Option<String>> {
+        let mut all = endpoints(served, &[]);
+        all.sort_by(|one, other| one.host.cmp(&other.host));
+        all.into_iter().map(|endpoint| endpoint.not_chosen).collect()
+    }
+
+    fn listed(last: u8) -> Listed {
+        Listed::at(EndpointAddress::Plain(std::net::SocketAddr::from(([10, 0, 0, last], 80))))
+    }
+
+    #[test]
+    fn each_reason_has_its_words() {
+        let some = |text: &str| Some(text.to_owned());
+        let of_one_priority = [
+            listed(1),
+            Listed { weight: 0, ..listed(2) },
+            Listed { health: Health::Unhealthy, ..listed(3) },
+            Listed { locality: 1, ..listed(4) },
+            listed(5),
+            listed(6),
+        ];
+        let expected = [None, some("its weight is 0"), some("unhealthy, or draining"), some("its locality gets no share"), None, None];
+        assert_eq!(said(of_one_priority, &[1, 0]), expected);
+        let degraded = [listed(1), listed(2), listed(3), Listed { health: Health::Degraded, ..listed(4) }];
+        assert_eq!(said(degraded, &[1])[3], some("degraded, and healthy ones suffice"));
+        let two_priorities = [listed(1), Listed { priority: 1, locality: 1, ..listed(2) }];
+        assert_eq!(said(two_priorities, &[1, 1]), [None, some("priority 1 gets no share while priority 0 suffices")]);
+        let nobody = [Listed { health: Health::Unhealthy, ..listed(1) }];
+        assert_eq!(said(nobody, &[1]), [some("unhealthy, or draining")]);
+    }
+}
