@@ -182,6 +182,18 @@ fn filters_that_are_not_known_leave_a_listening_waypoint_that_explains() {
 }
 
 #[test]
+fn a_filter_that_is_not_known_is_one_reason() {
+    let mut sent = plain_listeners();
+    let lua = "envoy.extensions.filters.http.lua.v3.Lua";
+    edit_manager(&mut sent, "main_internal", &web(), |manager, _| put_first(manager, lua, &json!({"inline_code": ""})));
+    let mut applier = Applier::default();
+    applier.apply(sent);
+    let report = applier.report();
+    let paths: Vec<_> = report.refused[&web()].iter().map(|reason| reason.path.as_str()).collect();
+    assert_eq!(paths, ["filters[0].typed_config.http_filters[0].typed_config"]);
+}
+
+#[test]
 fn policies_are_compiled_in_their_order() {
     let applied = apply("istiod-1.31/05-authz");
     let ChainKind::Tcp(db) = &applied.listeners.chains["inbound-vip|5432|tcp|db.shop.svc.cluster.local"].kind else { panic!("tcp") };
