@@ -100,7 +100,9 @@ async fn what_is_honoured_is_told_by_object_and_ends_with_success() -> Result<()
         ("DestinationRule shop/reviews", [0, 4, 0, 0]),
         ("Service shop/web", [1, 1, 1, 0]),
     ];
-    for (scenario, expected) in [("05-authz", &policies[..]), ("06-jwt", &tokens), ("04-virtualservice", &routing)] {
+    let by_method = [("HTTPRoute or GRPCRoute shop/ratings", [1, 0, 2, 0])];
+    let scenarios = [("05-authz", &policies[..]), ("06-jwt", &tokens), ("04-virtualservice", &routing), ("03-grpcroute", &by_method)];
+    for (scenario, expected) in scenarios {
         let mesh = Mesh::start(scenario).await?;
         let output = mesh.waypoint.run_beside(&["parity", "--json"]).await?;
         let told: Value = serde_json::from_slice(&output.stdout)?;
