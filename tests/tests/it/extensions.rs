@@ -89,7 +89,7 @@ async fn a_chain_waits_for_its_extension_and_the_process_with_it() -> Result<()>
     let _web = mesh.pod("web-v1-1", App::Http).await?;
     until("the wait", DEADLINE, async || {
         let page = mesh.waypoint.readiness().await.map(|answer| answer.text()).unwrap_or_default();
-        Ok(if page.contains("refused") { Look::Done(()) } else { Look::NotYet(page) })
+        Ok(if page.contains("refused") && !page.contains("no certificate") { Look::Done(()) } else { Look::NotYet(page) })
     })
     .await?;
     // istiod sent nothing wrong.
