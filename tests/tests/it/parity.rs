@@ -129,7 +129,7 @@ async fn what_is_listed_is_told_with_the_objects_it_came_from() -> Result<()> {
         let chains: Vec<_> = scenario.resource(Kind::Listener, "main_internal")?["filter_chains"].as_array().context("no chains")?.clone();
         for name in chains.iter().filter_map(|chain| chain["name"].as_str()) {
             if let Ok(manager) = scenario.http(name) {
-                manager["request_headers_timeout"] = json!("5s");
+                manager["drain_timeout"] = json!("5s");
             }
         }
         let cluster = scenario.resource(Kind::Cluster, WEB_CHAIN)?;
@@ -151,7 +151,7 @@ async fn what_is_listed_is_told_with_the_objects_it_came_from() -> Result<()> {
         let objects = all.filter(|one| one["field"] == field).flat_map(|one| one["objects"].as_array().into_iter().flatten());
         objects.filter_map(|one| Some((one["object"].as_str()?.to_owned(), one["count"].as_u64()?))).collect()
     };
-    let of_chains = objects("request_headers_timeout");
+    let of_chains = objects("drain_timeout");
     assert_eq!((of_chains.len(), of_chains.get("Service shop/web, port 80")), (7, Some(&1)), "{of_chains:?}");
     assert_eq!(objects("close_connections_on_host_health_failure"), BTreeMap::from([("DestinationRule shop/web".to_owned(), 1)]));
 
@@ -159,7 +159,7 @@ async fn what_is_listed_is_told_with_the_objects_it_came_from() -> Result<()> {
     let text = String::from_utf8(mesh.waypoint.run_beside(&["parity"]).await?.stdout)?;
     let shown: Vec<_> = of_chains.keys().take(5).map(String::as_str).collect();
     for expected in [
-        "\n       7  HttpConnectionManager.request_headers_timeout: headers have our own time limit\n",
+        "\n       7  HttpConnectionManager.drain_timeout: draining has our own time limit\n",
         &format!("\n          in {} and 2 more\n", shown.join("; ")),
         "\n          in DestinationRule shop/web\n",
     ] {
