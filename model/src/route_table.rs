@@ -74,13 +74,12 @@ struct PathRoutes {
 impl Routes {
     /// The routes whose path may be `path`, which has no query, in match order.
     pub fn candidates(&self, path: &str) -> impl Iterator<Item = &Arc<Route>> {
-        // Sorted positions; they rarely are more than two lists.
-        let mut lists: SmallVec<[&[usize]; 4]> = SmallVec::new();
+        let mut lists = Lists::new();
         lists.extend(Some(&*self.any).filter(|list| !list.is_empty()));
-        lists.extend(self.texts.of(path.as_bytes()).flat_map(|known| lists_of(known, path)));
+        self.texts.of(path.as_bytes()).for_each(|known| add_lists(known, path, &mut lists));
         if !self.folded.is_empty() {
             let lower: SmallVec<[u8; 256]> = path.bytes().map(|byte| byte.to_ascii_lowercase()).collect();
-            lists.extend(self.folded.of(&lower).flat_map(|known| lists_of(known, path)));
+            self.folded.of(&lower).for_each(|known| add_lists(known, path, &mut lists));
         }
         std::iter::from_fn(move || {
             let next = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
@@ -91,10 +90,17 @@ impl Routes {
     }
 }
 
-/// The lists of a text of this length, which a path begins with or is.
-fn lists_of<'a>((length, routes): (usize, &'a PathRoutes), path: &str) -> impl Iterator<Item = &'a [usize]> {
-    let exact = if length == path.len() { &*routes.exact } else { &[] };
-    [exact, &*routes.prefix].into_iter().filter(|list| !list.is_empty())
+/// Sorted positions; they rarely are more than two lists.
+type Lists<'a> = SmallVec<[&'a [usize]; 4]>;
+
+/// Adds the lists of a text of this length, which a path begins with or is.
+fn add_lists<'a>((length, routes): (usize, &'a PathRoutes), path: &str, lists: &mut Lists<'a>) {
+    let exact: &[usize] = if length == path.len() { &routes.exact } else { &[] };
+    for list in [exact, &*routes.prefix] {
+        if !list.is_empty() {
+            lists.push(list);
+        }
+    }
 }
 
 impl From<Vec<Arc<Route>>> for Routes {
