@@ -250,10 +250,11 @@ impl SkippedFilters {
         (!names.iter().any(is_wrong)).then_some(Self(names))
     }
 
-    /// Whether a filter of this name, or with a configuration of this type, decides who may do what, as far as that is known.
+    /// Whether a filter of this name, or with a configuration of this type or with such a type in it, decides who may do what, as far as
+    /// that is known.
     #[must_use]
     pub fn is_policy(name: &str) -> bool {
-        name.split(['.', '/']).any(|part| POLICY_FILTERS.contains(&part))
+        name.split(|one: char| !one.is_ascii_alphanumeric() && one != '_').any(|part| POLICY_FILTERS.contains(&part))
     }
 
     /// Whether this one is named.

@@ -107,8 +107,11 @@ impl Leaving<'_> {
         let name = text(filter, "name");
         // What comes by discovery may be anything.
         let config = filter.has_field_by_name("typed_config").then(|| filter.get_field_by_name("typed_config")).flatten()?;
-        let type_name = type_of(config.as_message()?)?;
-        let may_be = self.names.contains(&name) && !SkippedFilters::is_policy(&type_name) && !is_obeyed(&type_name);
+        let config = config.as_message()?;
+        let type_name = type_of(config)?;
+        // What it holds may be a policy as well, however deep: the names of types are in its bytes.
+        let is_policy = || SkippedFilters::is_policy(&type_name) || SkippedFilters::is_policy(&String::from_utf8_lossy(&bytes_of(config)));
+        let may_be = self.names.contains(&name) && !is_obeyed(&type_name) && !is_policy();
         may_be.then_some((name, type_name))
     }
 }

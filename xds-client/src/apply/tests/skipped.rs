@@ -91,6 +91,11 @@ fn a_policy_is_never_left_out_whatever_it_is_called() {
         struct_of("envoy.extensions.filters.http.rbac.v3.RBAC", &rules),
         struct_of("udpa.type.v1.TypedStruct", &nested),
         struct_of("", &json!({})),
+        named(
+            "mine",
+            "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            json!({"extension_config": named("inner", "envoy.extensions.filters.http.rbac.v3.RBAC", rules.clone())}),
+        ),
     ] {
         let (_, listeners) = applied("mine", &filter, |_| {});
         assert_eq!(refused_chains(&listeners), [web()], "{filter}");
