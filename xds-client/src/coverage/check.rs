@@ -83,6 +83,11 @@ pub(super) fn is_of_inner_manager(value: &Value, site: &Site<'_>) -> bool {
     is_of_connection_manager(value, site) && !is_of_tunnels(value, site)
 }
 
+/// In the connection manager itself, not in that of HBONE connections from callers.
+pub(super) fn is_inside_tunnels(_: &Value, site: &Site<'_>) -> bool {
+    text(site.message, "stat_prefix") != "connect_terminate"
+}
+
 /// Not the options of HBONE connections from callers.
 pub(super) fn is_not_of_tunnels(value: &Value, site: &Site<'_>) -> bool {
     !is_of_tunnels(value, site)
@@ -351,7 +356,8 @@ fn leads_inside(action: &DynamicMessage) -> bool {
     text(action, "cluster") == "main_internal"
 }
 
-/// An escaped slash stays as it came (KEEP_UNCHANGED), or becomes one before anything looks at it (UNESCAPE_AND_FORWARD).
+/// An escaped slash stays as it came (KEEP_UNCHANGED), has its request refused or redirected, or becomes one before anything looks at it
+/// (UNESCAPE_AND_FORWARD).
 pub(super) fn is_known_slash_action(value: &Value, _: &Site<'_>) -> bool {
     is_one_of(value, &[1, 2, 3, 4])
 }

@@ -51,7 +51,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("proxy_100_continue", Honoured),
             ("stream_idle_timeout", Honoured),
             ("request_timeout", Honoured),
-            ("request_headers_timeout", when("inside tunnels", check::is_not_of_tunnels, "headers have our own time limit")),
+            ("request_headers_timeout", when("inside tunnels", check::is_inside_tunnels, "headers have our own time limit")),
             ("drain_timeout", Listed("draining has our own time limit")),
             ("delayed_close_timeout", Listed("closing has our own time limit")),
             ("max_request_headers_kb", Honoured),
