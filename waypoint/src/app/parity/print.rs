@@ -109,8 +109,13 @@ fn write_honoured(objects: &Objects, counts: String, out: &mut String) -> fmt::R
 /// What is used nowhere although nothing is wrong with it itself.
 fn lost_with_others(objects: &Objects, refused: &[Refused]) -> Vec<String> {
     let unused = objects.0.iter().filter(|(object, of)| of.used.is_empty() && !HOLDERS.contains(&object.kind.as_str()));
-    let named = |object: &str| refused.iter().filter_map(|one| one.origin.as_deref()).any(|origin| origin.starts_with(object));
+    let named = |object: &str| refused.iter().filter_map(|one| one.origin.as_deref()).any(|origin| is_of(origin, object));
     unused.map(|(object, _)| object.to_string()).filter(|object| !named(object)).collect()
+}
+
+/// Whether an origin is an object, or a rule of it; the name of one may begin with that of another.
+fn is_of(origin: &str, object: &str) -> bool {
+    origin.strip_prefix(object).is_some_and(|rest| rest.is_empty() || rest.starts_with(", rule "))
 }
 
 fn counts((chains, clusters, routes): (usize, usize, usize)) -> String {
@@ -124,4 +129,16 @@ fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     let shown: Vec<_> = all.take(NAMES_SHOWN_MAX).collect();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{}{more}", shown.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of;
+
+    #[test]
+    fn an_object_whose_name_another_begins_with_is_not_that_other() {
+        let origin = "AuthorizationPolicy shop/web-audit, rule 0";
+        assert!(is_of(origin, "AuthorizationPolicy shop/web-audit") && is_of("VirtualService shop/web", "VirtualService shop/web"));
+        assert!(!is_of(origin, "AuthorizationPolicy shop/web"));
+    }
 }
