@@ -72,8 +72,8 @@ pub struct Admin {
     pub readiness: Arc<Readiness>,
     /// Writes all metrics; fails only where writing does.
     pub metrics: Scrape,
-    /// Whoever makes that page.
-    pub scrapes: Arc<Mutex<()>>,
+    /// Whoever makes that page, with the bytes that the last one had.
+    pub scrapes: Arc<Mutex<usize>>,
     /// What is not obeyed, as JSON.
     pub unsupported: Page,
     /// Clusters and endpoints, as text.
@@ -196,16 +196,16 @@ async fn scrape(headers: &HeaderMap, admin: &Arc<Admin>) -> Response<Full<Bytes>
     let (exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
     let made = tokio::task::spawn_blocking(move || {
         // Kept here: a scraper that goes away does not end the thread.
-        let _turn = turn;
-        page(&of, exposition, compresses)
+        let mut turn = turn;
+        page(&of, exposition, compresses, &mut turn)
     })
     .await;
     made.unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
 }
 
-fn page(admin: &Admin, exposition: Exposition, compresses: bool) -> Response<Full<Bytes>> {
+fn page(admin: &Admin, exposition: Exposition, compresses: bool, plain_bytes: &mut usize) -> Response<Full<Bytes>> {
     let write = |out: &mut dyn Write| (admin.metrics)(exposition, out);
-    let made = if compresses { compressed(write) } else { plain(write) };
+    let made = if compresses { compressed(write) } else { plain(write, plain_bytes) };
     let text = match made {
         Ok(text) => text,
         Err(error) => {
@@ -251,9 +251,11 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     weight(headers, header::ACCEPT_ENCODING, "gzip", &[]).is_some_and(|weight| weight > 0.0)
 }
 
-fn plain(write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+/// In room for what the last page had and a little more: a buffer that doubles leaves as much behind as the page of a large mesh has.
+fn plain(write: impl Fn(&mut dyn Write) -> io::Result<()>, last_bytes: &mut usize) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(*last_bytes + *last_bytes / 16);
     write(&mut text)?;
+    *last_bytes = text.len();
     // It may take a while to be read: what is not used goes back.
     text.shrink_to_fit();
     Ok(text)
