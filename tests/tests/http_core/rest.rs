@@ -233,6 +233,16 @@ async fn head_that_begins_behind_a_rest_has_its_time_and_is_answered_when_it_is_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_empty_line_between_requests_begins_no_head() {
+    let mut served = with_head_timeout(Duration::from_secs(10));
+    let upstream = served.exchange(None).await;
+    served.send("\r\n").await;
+    sleep(LONG * 10).await;
+    assert!(!served.ended.is_finished(), "nobody was told to hurry");
+    let _upstream = served.exchange(Some(upstream)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn answer_that_the_client_does_not_read_is_cut_and_not_mixed_with_that_of_a_late_head() {
     let mut served = with_head_timeout(Duration::from_secs(10));
     served.send(GET).await;

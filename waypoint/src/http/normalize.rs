@@ -161,6 +161,14 @@ pub enum SlashFound {
     Redirected,
 }
 
+impl SlashFound {
+    /// Whether a client may be sent to this path, which it would take for another host's if it began with two slashes (RFC 3986 §4.2).
+    #[must_use]
+    pub fn redirects_to(self, path: &str) -> bool {
+        self == Self::Redirected && !matches!(path.as_bytes().get(1), Some(b'/' | b'\\'))
+    }
+}
+
 /// Fields that `connection` may not remove: what identifies, authorises, frames or traces the request end to end.
 /// A client that could remove them would undo what a proxy before us added.
 const NEVER_NOMINATED: [HeaderName; 12] = [
@@ -457,6 +465,10 @@ fn check_host_value(host: &[u8]) -> Result<(), Malformed> {
 /// Origin form with a normalised path, or `*` for `OPTIONS`.
 fn rewrite_target(parts: &mut request::Parts, options: &HeadOptions) -> Result<(), Malformed> {
     let is_absolute = parts.uri.authority().is_some();
+    // Rules see it, and redirects lead there (Envoy: no other is valid).
+    if parts.version != Version::HTTP_2 && parts.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(Malformed::Syntax);
+    }
     if let Some(scheme) = parts.uri.scheme()
         && (*scheme != Scheme::HTTP || parts.version != Version::HTTP_2)
     {

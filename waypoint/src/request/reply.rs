@@ -164,9 +164,10 @@ impl LocalReply {
         Self::new(413, "Payload Too Large", "request_payload_too_large")
     }
 
-    /// The path had escaped slashes. Clients of gRPC follow no redirects, and are refused instead.
+    /// The path had escaped slashes. Clients of gRPC follow no redirects, and are refused instead; so is a path that would lead a client to
+    /// another host.
     pub(super) fn escaped_slash(found: SlashFound, path: &str, is_grpc: bool) -> Self {
-        let is_redirect = found == SlashFound::Redirected && !is_grpc;
+        let is_redirect = found.redirects_to(path) && !is_grpc;
         let reply = Self::new(if is_redirect { 307 } else { 400 }, "", "path_normalization_failed");
         reply.leading_to(is_redirect.then(|| path.to_owned()))
     }

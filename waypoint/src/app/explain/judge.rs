@@ -383,10 +383,10 @@ fn uniform(question: &Question, http: &HttpChain) -> Result<request::Parts, Verd
     request_in(&mut parts, Protocol::Http1, &head_options(&http.options))
         .map_err(|problem| refused(problem.status().as_u16(), &problem.to_string()))?;
     match parts.extensions.get::<SlashFound>() {
-        Some(SlashFound::Refused) => return Err(refused(400, "its path has an escaped slash")),
-        Some(SlashFound::Redirected) => {
+        Some(found) if found.redirects_to(parts.uri.path()) && !filters::route::is_grpc_content(&parts.headers) => {
             return Err(refused(307, &format!("its path has an escaped slash: it is told to ask for {}", parts.uri)));
         }
+        Some(_) => return Err(refused(400, "its path has an escaped slash")),
         None => {}
     }
     made_safe(&mut parts.headers, &http.options);

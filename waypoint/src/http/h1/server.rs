@@ -259,7 +259,7 @@ fn answer<E: Exchange>(
     let lasting = Lasting::of(&parts);
     if let Err(problem) = normalize::request_in(&mut parts, Protocol::Http1, &options) {
         exchange.malformed(Protocol::Http1, &problem);
-        return Either::Left(ready(Ok(refuse(problem).map(|body| Answer { body, _in_use: None }))));
+        return Either::Left(ready(Ok(refuse(problem, lasting).map(|body| Answer { body, _in_use: None }))));
     }
     let expected = expects_continue(&parts, &incoming).then(|| GateOwner::new(Arc::new(Gate::default())));
     let (body, interim) = match &expected {
@@ -305,9 +305,13 @@ fn conclude(
     Ok(announce_length(response))
 }
 
-fn refuse(problem: Malformed) -> Response<Body> {
+fn refuse(problem: Malformed, lasting: Lasting) -> Response<Body> {
     let text = problem.text();
     let mut response = Response::new(Body::full(Bytes::from_static(text.as_bytes())));
+    if lasting != Lasting::Default {
+        // Of another version the codec would say that the connection is kept.
+        *response.version_mut() = Version::HTTP_10;
+    }
     *response.status_mut() = problem.status();
     if !text.is_empty() {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));

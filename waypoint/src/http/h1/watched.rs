@@ -148,7 +148,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         let shared = &mut *self.0.lock();
         let before = buffer.filled().len();
         let read = shared.read(cx, buffer);
-        shared.read_bytes += u64::try_from(buffer.filled().len() - before).unwrap_or(u64::MAX);
+        // Empty lines before a head are passed over (RFC 9112 §2.2), and begin none.
+        if buffer.filled()[before..].iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
+            shared.read_bytes += u64::try_from(buffer.filled().len() - before).unwrap_or(u64::MAX);
+        }
         read
     }
 }

@@ -158,7 +158,11 @@ async fn stream<E: Exchange>(request: Request<RecvStream>, respond: SendResponse
             None => respond.lock().send_reset(Reason::PROTOCOL_ERROR),
         },
         // Any success would tell the client that the tunnel is there (RFC 9110 §9.3.6): the pod has answered as if nothing had been asked.
-        Some(Ok(response)) if incoming.is_some() && response.status().is_success() => respond.lock().send_reset(Reason::CONNECT_ERROR),
+        Some(Ok(response)) if incoming.is_some() && response.status().is_success() => {
+            // It is over before the stream is reset, which is not its client's doing.
+            drop(response);
+            respond.lock().send_reset(Reason::CONNECT_ERROR);
+        }
         Some(Ok(response)) => send(response, &respond).await,
     }
 }

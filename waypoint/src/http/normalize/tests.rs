@@ -304,6 +304,28 @@ fn escaped_slashes_are_found_in_paths_and_nowhere_else() {
 }
 
 #[test]
+fn a_client_is_not_led_to_another_host_by_a_path() {
+    for (path, leads) in [("/a/b", true), ("/", true), ("//evil.example/x", false), ("/\\evil.example", false)] {
+        assert_eq!(SlashFound::Redirected.redirects_to(path), leads, "{path}");
+        assert!(!SlashFound::Refused.redirects_to(path));
+    }
+}
+
+#[test]
+fn a_target_of_another_scheme_than_that_of_the_web_is_no_target() {
+    for (target, expected) in [
+        ("http://a/", Ok(())),
+        ("https://a/", Ok(())),
+        ("HTTPS://a/", Ok(())),
+        ("ftp://a/", Err(Malformed::Syntax)),
+        ("ws://a/", Err(Malformed::Syntax)),
+    ] {
+        let mut parts = head("GET", target, &[("host", "a")]);
+        assert_eq!(request_in(&mut parts, Protocol::Http1, &DEFAULTS), expected, "{target}");
+    }
+}
+
+#[test]
 fn names_with_underscores_stay_go_or_are_refused() {
     let read = |underscores| {
         let mut parts = head("GET", "/", &[("host", "a"), ("x_a", "1"), ("x-a", "2"), ("_", "3")]);
