@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use model::chain::UnderscoreNames;
 use model::headers::{HeaderChange, Mutations};
@@ -43,6 +44,22 @@ pub(super) fn named(body: Body, underscores: UnderscoreNames) -> Body {
     if underscores == UnderscoreNames::Allowed || body.is_end_stream() { body } else { Body::wrap(Named { inner: body, underscores }) }
 }
 
+/// The next frame of a body, edited if it is its trailers.
+fn poll_edited(
+    inner: &mut Body,
+    context: &mut Context<'_>,
+    edit: impl FnOnce(&mut HeaderMap) -> Result<(), BodyError>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    let frame = ready!(Pin::new(inner).poll_frame(context));
+    Poll::Ready(match frame {
+        Some(Ok(frame)) if frame.is_trailers() => {
+            let mut trailers = frame.into_trailers().unwrap_or_default();
+            Some(edit(&mut trailers).map(|()| Frame::trailers(trailers)))
+        }
+        other => other,
+    })
+}
+
 struct Named {
     inner: Body,
     underscores: UnderscoreNames,
@@ -54,15 +71,8 @@ impl HttpBody for Named {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) if frame.is_trailers() => {
-                let mut trailers = frame.into_trailers().unwrap_or_default();
-                let checked = check_names(&mut trailers, this.underscores);
-                Some(checked.map(|()| Frame::trailers(trailers)).map_err(|_refused| BodyError::Malformed))
-            }
-            other => other,
-        })
+        let underscores = this.underscores;
+        poll_edited(&mut this.inner, context, |trailers| check_names(trailers, underscores).map_err(|_refused| BodyError::Malformed))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -86,16 +96,12 @@ impl HttpBody for Changing {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) if frame.is_trailers() => {
-                let mut trailers = frame.into_trailers().unwrap_or_default();
-                for mutations in &this.mutations {
-                    filters::headers::change((this.which)(mutations), &mut trailers, &|_, _| None);
-                }
-                Some(Ok(Frame::trailers(trailers)))
+        let (mutations, which) = (&this.mutations, this.which);
+        poll_edited(&mut this.inner, context, |trailers| {
+            for mutations in mutations {
+                filters::headers::change(which(mutations), trailers, &|_, _| None);
             }
-            other => other,
+            Ok(())
         })
     }
 
