@@ -218,4 +218,4 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesce<T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -31,6 +31,8 @@ pub struct ClientOptions {
     pub keeps_header_case: bool,
     /// How long an HTTP/2 connection without streams is kept. Who keeps HTTP/1.1 ones sees to it.
     pub idle_timeout: Option<Duration>,
+    /// What an HTTP/2 connection writes in a turn leaves at its end, in one write: for sockets, and TLS on them. A stream of a tunnel gathers by itself.
+    pub gathers_writes: bool,
 }
 
 impl Default for ClientOptions {
@@ -42,6 +44,7 @@ impl Default for ClientOptions {
             keeps_header_case: false,
             keepalive: None,
             idle_timeout: None,
+            gathers_writes: true,
         }
     }
 }
@@ -86,7 +89,7 @@ impl ClientSession {
             }
             Protocol::Http2 => {
                 let (session, driver) = h2::handshake(io, options).await?;
-                Ok((ClientSession(Session::Http2(session)), Box::pin(driver)))
+                Ok((ClientSession(Session::Http2(session)), driver))
             }
         }
     }

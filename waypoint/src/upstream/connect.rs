@@ -73,6 +73,16 @@ impl UpstreamIo {
         }
     }
 
+    /// Whether what is written goes to a socket of ours, through TLS or not, and not into a tunnel.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        match self {
+            Self::Tcp(_) => true,
+            Self::Hbone(_) | Self::Tunnelled(_) => false,
+            Self::Tls(stream) => stream.get_ref().0.is_socket(),
+        }
+    }
+
     /// The tunnel that carries it to the application, if one does.
     fn tunnel(&self) -> Option<&HboneStream> {
         match self {

@@ -457,6 +457,7 @@ impl SessionPool {
             keepalive: rules.ping.map(|ping| KeepaliveOptions { interval: ping.interval, timeout: ping.timeout }),
             idle_timeout: rules.idle_timeout,
             keeps_header_case: rules.keeps_header_case,
+            gathers_writes: io.is_socket(),
             ..self.options.clone()
         };
         let made = ClientSession::handshake(io, wanted.protocol, &options).await;

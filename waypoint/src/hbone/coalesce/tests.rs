@@ -144,9 +144,9 @@ fn what_tls_said_is_kept_for_whoever_asks_why() {
 }
 
 /// Counts the writes that reach the stream below.
-struct Counting {
-    io: tokio::io::DuplexStream,
-    writes: Arc<std::sync::atomic::AtomicUsize>,
+pub(crate) struct Counting {
+    pub(crate) io: tokio::io::DuplexStream,
+    pub(crate) writes: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl AsyncRead for Counting {

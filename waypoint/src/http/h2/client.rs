@@ -1,13 +1,14 @@
 //! One upstream HTTP/2 connection, shared by cloning.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use ::h2::client::{Builder, ResponseFuture, SendRequest};
+use ::h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use ::h2::ext::Protocol;
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
@@ -20,9 +21,10 @@ use tokio::time::{Instant, Sleep};
 use super::pump::{Pump, PumpError};
 use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, StreamInUse, Streams, list_bytes};
 use crate::hbone::Keepalive;
+use crate::hbone::coalesce::coalesce;
 use crate::hbone::stream::ByteStream;
 use crate::http::body::{Body, BodyError};
-use crate::http::client::{ClientOptions, HandshakeError, SendError, SendErrorKind, pass_interim};
+use crate::http::client::{ClientOptions, Driver, HandshakeError, SendError, SendErrorKind, pass_interim};
 use crate::http::normalize::{self, UpgradeRequested};
 use crate::http::session::Interim;
 use crate::http::upgrade::{Half, UpstreamHalf};
@@ -70,13 +72,23 @@ impl Idle {
     }
 }
 
-pub(in crate::http) async fn handshake<I>(
-    io: I,
-    options: &ClientOptions,
-) -> Result<(Http2Session, impl Future<Output = ()> + Send + use<I>), HandshakeError>
+/// Begins HTTP/2 on a stream. Where it is a socket's, what a turn writes leaves in one write ([`ClientOptions::gathers_writes`]).
+pub(in crate::http) async fn handshake<I>(io: I, options: &ClientOptions) -> Result<(Http2Session, Driver), HandshakeError>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let builder = builder(options);
+    if !options.gathers_writes {
+        let (sender, connection) = builder.handshake::<_, Bytes>(io).await.map_err(|error| handshake_error(&error))?;
+        return Ok(session(sender, connection, options, |_| Poll::Ready(Ok(()))));
+    }
+    let (gathered, outlet) = coalesce(io);
+    let handshaken = outlet.drive(builder.handshake::<_, Bytes>(gathered)).await.map_err(|error| HandshakeError::Io(error.kind()))?;
+    let (sender, connection) = handshaken.map_err(|error| handshake_error(&error))?;
+    Ok(session(sender, connection, options, move |cx| outlet.poll_out(cx)))
+}
+
+fn builder(options: &ClientOptions) -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW_BYTES)
@@ -84,21 +96,47 @@ where
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(list_bytes(options.head_bytes_max))
         .enable_push(false);
-    let (sender, mut connection) = builder.handshake::<_, Bytes>(io).await.map_err(|error| match error.get_io() {
+    builder
+}
+
+fn handshake_error(error: &::h2::Error) -> HandshakeError {
+    match error.get_io() {
         Some(io) => HandshakeError::Io(io.kind()),
         None => HandshakeError::Http2(error.reason().unwrap_or(Reason::INTERNAL_ERROR)),
-    })?;
+    }
+}
+
+/// A session, and what runs its connection: `end_turn` sends what a poll of it has written.
+fn session<I, F>(
+    sender: SendRequest<Bytes>,
+    mut connection: Connection<I, Bytes>,
+    options: &ClientOptions,
+    end_turn: F,
+) -> (Http2Session, Driver)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(&mut Context<'_>) -> Poll<io::Result<()>> + Send + 'static,
+{
     let streams = Arc::default();
     let mut keepalive = options.keepalive.and_then(|options| Some(Keepalive::new(connection.ping_pong()?, options)));
     let mut idle = options.idle_timeout.map(|timeout| Idle::new(timeout, &streams));
+    let mut is_over = false;
     let driver = poll_fn(move |cx| {
         let is_dead = keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready());
         let is_idle = idle.as_mut().is_some_and(|idle| idle.poll_over(cx).is_ready());
         // Whatever ends the connection is told to the requests on it, also that this is dropped.
-        if is_dead || is_idle { Poll::Ready(()) } else { Pin::new(&mut connection).poll(cx).map(|_ended| ()) }
+        if is_dead || is_idle {
+            return Poll::Ready(());
+        }
+        is_over = is_over || Pin::new(&mut connection).poll(cx).is_ready();
+        match end_turn(cx) {
+            Poll::Ready(Ok(())) if !is_over => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+        }
     });
     let streams_max = options.streams_max.unwrap_or(usize::MAX);
-    Ok((Http2Session { sender, streams, streams_max }, driver))
+    (Http2Session { sender, streams, streams_max }, Box::pin(driver))
 }
 
 impl Http2Session {
@@ -342,18 +380,19 @@ fn response_error(error: &::h2::Error) -> SendErrorKind {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use std::sync::atomic::AtomicUsize;
+
     use tokio::io::DuplexStream;
     use tokio::time::timeout;
 
     use super::*;
     use crate::hbone::KeepaliveOptions;
+    use crate::hbone::coalesce::tests::Counting;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A session, its driver, and a peer that has said hello.
-    async fn session(
-        options: ClientOptions,
-    ) -> (Http2Session, impl Future<Output = ()> + Send, ::h2::server::Connection<DuplexStream, Bytes>) {
+    async fn session(options: ClientOptions) -> (Http2Session, Driver, ::h2::server::Connection<DuplexStream, Bytes>) {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (made, peer) = tokio::join!(handshake(near, &options), ::h2::server::handshake(far));
         let (session, driver) = made.unwrap();
@@ -408,5 +447,54 @@ mod tests {
         poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_pending())).await;
         assert!(session.is_open() && !session.is_ready());
         assert!(session.ready().await, "the peer would take another");
+    }
+
+    /// Writes that uploads of several requests in one turn need.
+    async fn writes_of_uploads(gathers_writes: bool) -> usize {
+        const REQUESTS: usize = 32;
+        let (near, far) = tokio::io::duplex(1024 * 1024);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let options = ClientOptions { gathers_writes, ..ClientOptions::default() };
+        let near = Counting { io: near, writes: Arc::clone(&writes) };
+        let (made, peer) = tokio::join!(handshake(near, &options), ::h2::server::handshake(far));
+        let ((session, mut driver), mut peer) = (made.unwrap(), peer.unwrap());
+        // What the connection says of itself is out, and what the peer says of itself has been read.
+        for _ in 0..2 {
+            poll_fn(|cx| Poll::Ready(peer.poll_accept(cx).is_pending())).await;
+            poll_fn(|cx| Poll::Ready(driver.as_mut().poll(cx).is_pending())).await;
+        }
+        let before = writes.load(Ordering::Relaxed);
+        let mut sessions = vec![session; REQUESTS];
+        let mut sending: Vec<_> = sessions.iter_mut().map(|session| Box::pin(session.send(upload(), Interim::none()))).collect();
+        // Two turns: a stream gets room for its body when it has been opened.
+        for _ in 0..2 {
+            poll_fn(|cx| {
+                let is_waiting = sending.iter_mut().all(|sending| sending.as_mut().poll(cx).is_pending());
+                Poll::Ready(is_waiting && driver.as_mut().poll(cx).is_pending())
+            })
+            .await;
+        }
+        let mut requests = Vec::new();
+        while requests.len() < REQUESTS {
+            requests.push(peer.accept().await.unwrap().unwrap());
+        }
+        let serving = tokio::spawn(async move { peer.accept().await.is_none() });
+        for (request, _respond) in &mut requests {
+            assert_eq!(request.body_mut().data().await.unwrap().unwrap().len(), 1024);
+        }
+        serving.abort();
+        writes.load(Ordering::Relaxed) - before
+    }
+
+    fn upload() -> Request<Body> {
+        let body = Body::full(Bytes::from_static(&[7; 1024]));
+        Request::post("/").header(header::HOST, "a").body(body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_requests_of_many_streams_write_in_one_turn_leaves_a_socket_in_one_write() {
+        let writes = |gathers_writes| timeout(10 * SECOND, writes_of_uploads(gathers_writes));
+        assert!(writes(true).await.unwrap() <= 2, "one for the heads, one for the bodies");
+        assert!(writes(false).await.unwrap() >= 32, "h2 flushes after each body");
     }
 }
