@@ -8,7 +8,7 @@ use http::StatusCode;
 use tests::fake_istiod::Kind;
 use tests::pki::spiffe;
 use tests::process::STATS_PORT;
-use tests::scale::add_services;
+use tests::scale::{add_services, chain_of, change_route, three_policies};
 use tests::scenario::{Mesh, Scenario, WEB, WEB_CHAIN};
 use tests::workload::{App, Workload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -118,5 +118,39 @@ async fn two_scrapes_of_ten_thousand_series_at_once_add_a_bounded_amount() -> Re
             assert!(scrape.read_to_end(&mut Vec::new()).await? > 10_000, "the whole page comes");
         }
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_of_other_services_dial_nothing_and_leave_connections_as_they_are() -> Result<()> {
+    const SERVICES: u32 = 20;
+    const PUSHES: u32 = 25;
+    let builder = Mesh::builder("07-telemetry")?.edit(|scenario| {
+        scenario.keep_endpoints(WEB_CHAIN, 1)?;
+        let of_web = scenario.http(WEB_CHAIN)?["http_filters"].clone();
+        scenario.add_http_filters(WEB_CHAIN, vec![three_policies()])?;
+        add_services(scenario, SERVICES)?;
+        scenario.http(WEB_CHAIN)?["http_filters"] = of_web;
+        Ok(())
+    })?;
+    let mut mesh = builder.proxy_config("concurrency", 1.into()).quiet().start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http1(WEB).await?;
+    assert_eq!(http.get("/before").await?.status, StatusCode::OK);
+    let before = (web.record().connections(), web.record().connects().len());
+    assert_eq!(before, (1, 1));
+    for push in 0..PUSHES {
+        // Each comes with the policies of all chains in another order; a cluster and endpoints change as well.
+        mesh.push_accepted(|scenario| {
+            scenario.resource(Kind::Cluster, &chain_of(push % SERVICES))?["connect_timeout"] = format!("{}s", push + 1).into();
+            change_route(scenario, push % SERVICES, push + 1)
+        })
+        .await?;
+        assert_eq!(http.get("/while").await?.status, StatusCode::OK, "the client's stream is the same");
+    }
+    let after = (web.record().connections(), web.record().connects().len());
+    assert_eq!(after, before, "neither a connection nor a tunnel was made anew");
+    let accepted = "waypoint_hbone_connections{side=\"accepted\"} 1";
+    mesh.waypoint.metric("the client's connection is the only one", |line| line == accepted).await?;
     Ok(())
 }
