@@ -38,6 +38,8 @@ enum Command {
     Sink(sink::SinkArgs),
     /// Compare CPU per request of our proxy and of a bare Envoy
     Compare(compare::CompareArgs),
+    /// Print as JSON what results carry: the machine, the commit, the date
+    Origin,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -52,5 +54,9 @@ fn main() -> anyhow::Result<()> {
         Command::Tunnel(args) => runtime.block_on(tunnel::run(args)),
         Command::Sink(args) => runtime.block_on(sink::run(args)),
         Command::Compare(args) => runtime.block_on(compare::run(args)),
+        Command::Origin => {
+            println!("{}", serde_json::to_string(&machine::Origin::now()?)?);
+            Ok(())
+        }
     }
 }

@@ -14,6 +14,9 @@ use crate::run::{DRIVER_BOUND_SHARE, RunReport};
 /// A `String` takes every write.
 const TO_STRING: &str = "writing to a String does not fail";
 
+/// Below a rate that may be the driver's own.
+const NO_CEILING: &str = "driver's ceiling  not measured; with --ceiling WORKLOAD it is, and the rate says whose limit it is\n";
+
 /// Writes `value` as indented JSON with a last newline.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
@@ -28,10 +31,14 @@ pub fn run_text(report: &RunReport) -> String {
         Outcome::Idle(outcome) => idle_text(outcome),
         Outcome::Stalled(outcome) => stalled_text(outcome),
     };
-    if let (Outcome::Requests(outcome), Some(ceiling)) = (&report.outcome, report.ceiling_requests_per_second) {
-        let share = outcome.requests_per_second / ceiling;
-        write!(text, "driver's ceiling  {ceiling:.0}/s without the waypoint; this run reached {share:.2} of it").expect(TO_STRING);
-        text.push_str(if report.driver_bound == Some(true) { "  DRIVER-BOUND\n" } else { "\n" });
+    match (&report.outcome, report.ceiling_requests_per_second) {
+        (Outcome::Requests(outcome), Some(ceiling)) => {
+            let share = outcome.requests_per_second / ceiling;
+            write!(text, "driver's ceiling  {ceiling:.0}/s without the waypoint; this run reached {share:.2} of it").expect(TO_STRING);
+            text.push_str(if report.driver_bound == Some(true) { "  DRIVER-BOUND\n" } else { "\n" });
+        }
+        (Outcome::Requests(_), None) => text.push_str(NO_CEILING),
+        _ => {}
     }
     text
 }

@@ -62,6 +62,16 @@ impl Loadtest {
         Ok(Self { binary, certificates, out: out.to_owned(), workload })
     }
 
+    /// The machine, the commit and the date, as the results of `loadtest` carry them.
+    ///
+    /// # Errors
+    /// `loadtest` cannot tell.
+    pub fn origin(&self) -> Result<Value> {
+        let output = Command::new(&self.binary).arg("origin").output().context("running loadtest")?;
+        ensure!(output.status.success(), "loadtest origin failed, {}", output.status);
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     /// A load of its own, on a proxy at this address.
     pub fn run_command(&self, waypoint: SocketAddr, destination: &str) -> Command {
         let file = |name: &str| self.certificates.join(name);

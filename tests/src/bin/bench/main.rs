@@ -40,11 +40,12 @@ pub struct Effort {
     rounds: usize,
     memory_rounds: usize,
     window: &'static str,
+    bulk_window: &'static str,
     latency_window: &'static str,
 }
 
-const QUICK: Effort = Effort { rounds: 5, memory_rounds: 1, window: "2s", latency_window: "3s" };
-const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", latency_window: "10s" };
+const QUICK: Effort = Effort { rounds: 5, memory_rounds: 1, window: "2s", bulk_window: "1s", latency_window: "3s" };
+const FULL: Effort = Effort { rounds: 11, memory_rounds: 3, window: "5s", bulk_window: "5s", latency_window: "10s" };
 
 /// What is measured by default, in less than six minutes.
 const QUICK_PARTS: [&str; 6] = ["start", "request", "latency", "bulk", "memory", "scale"];
@@ -102,6 +103,7 @@ async fn main() -> Result<()> {
     let begin = Instant::now();
     for part in PARTS.into_iter().filter(|part| wants(part)) {
         bar.set_message(part);
+        let part_begin = Instant::now();
         let result = match part {
             "start" => bench.start(&mut summary).await,
             "request" => bench.request(&mut summary, wants("latency")).await,
@@ -116,12 +118,15 @@ async fn main() -> Result<()> {
             _ => Ok(()),
         };
         result.with_context(|| format!("measuring {part}"))?;
+        bar.suspend(|| println!("bench: {part} took {:.0} s", part_begin.elapsed().as_secs_f64()));
         bar.inc(1);
     }
     bar.finish_and_clear();
     print!("{}", summary.table());
     let path = arguments.out.join("summary.json");
     summary.write(&path).with_context(|| format!("writing {}", path.display()))?;
+    let rounds = arguments.out.join("rounds.json");
+    summary.write_rounds(&loadtest.origin()?, &rounds).with_context(|| format!("writing {}", rounds.display()))?;
     println!("bench: {:.1} min; {}", begin.elapsed().as_secs_f64() / 60.0, path.display());
     summary.judge()
 }
@@ -200,7 +205,7 @@ impl Bench<'_> {
     async fn bulk(&self, summary: &mut Summary) -> Result<()> {
         let pair = Pair::start("bare", self.core, self.loadtest)?;
         let rounds = self.effort.rounds.to_string();
-        let options = ["--rounds", &rounds, "--duration", self.effort.window, "--warmup", "500ms"];
+        let options = ["--rounds", &rounds, "--duration", self.effort.bulk_window, "--warmup", "500ms"];
         for (scenario, name) in [("upload", "bulk_up_cpu_ratio"), ("download", "bulk_down_cpu_ratio")] {
             let moved = self.loadtest.compare(scenario, &pair, &options)?;
             summary.add(name, &moved.ratios("cpu_seconds_per_gib")?)?;

@@ -60,6 +60,8 @@ struct Spread {
 #[derive(Debug, Default)]
 pub struct Summary {
     found: BTreeMap<&'static str, Spread>,
+    /// The values of all rounds, as they came.
+    rounds: BTreeMap<&'static str, Vec<f64>>,
     notes: Vec<String>,
     /// The rates say what the driver can do.
     is_driver_bound: bool,
@@ -77,6 +79,7 @@ impl Summary {
         let (middle, last) = (sorted.len() / 2, sorted.len() - 1);
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
         self.found.insert(name, Spread { median, min: sorted[0], max: sorted[last] });
+        self.rounds.insert(name, values.to_vec());
         Ok(())
     }
 
@@ -141,6 +144,16 @@ impl Summary {
         Ok(())
     }
 
+    /// Raw: of every number the values of all rounds, with the machine, the commit and the date.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_rounds(&self, origin: &Value, path: &Path) -> Result<()> {
+        let raw = json!({"origin": origin, "rounds": self.rounds});
+        std::fs::write(path, format!("{raw:#}\n"))?;
+        Ok(())
+    }
+
     /// Whether all limits are kept.
     ///
     /// # Errors
@@ -181,6 +194,17 @@ mod tests {
         let read: Value = serde_json::from_str(&text).expect("JSON");
         let expected = json!({"cpu_per_request_ratio": 0.4, "cpu_per_request_ratio_min": 0.3, "cpu_per_request_ratio_max": 0.5});
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn raw_values_stand_in_the_order_of_their_rounds_beside_where_they_come_from() {
+        let mut summary = Summary::default();
+        summary.add("start_to_ready_ms", &[70.0, 90.0, 80.0]).expect("numbers");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rounds.json");
+        summary.write_rounds(&json!({"commit": "abc"}), &path).expect("written");
+        let read: Value = serde_json::from_str(&std::fs::read_to_string(path).expect("read")).expect("JSON");
+        assert_eq!(read, json!({"origin": {"commit": "abc"}, "rounds": {"start_to_ready_ms": [70.0, 90.0, 80.0]}}));
     }
 
     #[test]
