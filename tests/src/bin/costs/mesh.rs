@@ -133,7 +133,7 @@ fn rule(at: usize, matches: bool) -> Value {
         }
         1 => {
             let account = if matches { "frontend".to_owned() } else { format!("account-{at}") };
-            (anything, principal(json!({"exact": format!("spiffe://cluster.local/ns/clients/sa/{account}")})))
+            (anything, principal(json!({"safe_regex": {"regex": format!("spiffe://.+/ns/clients/(.+/|)sa/{account}(/.+)?")}})))
         }
         _ => (path(if matches { "/ok".to_owned() } else { format!("/v1/resource-{at}") }), anyone),
     };

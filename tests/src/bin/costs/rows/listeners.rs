@@ -1,6 +1,6 @@
 //! A push of listeners: istiod sends all chains of all services for any change, its maps in another order each time.
 //!
-//! The chains are the recorded one under a thousand names of equal length, so that one encoding can be renamed in place. Counted is all
+//! The chains are the recorded one with three policies under a thousand names of equal length, so that one encoding can be renamed in place. Counted is all
 //! that the process does with the response but its log and its gauges.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use model::chain::Chain;
 use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
+use tests::scale::three_policies;
 use tests::scenario::{Scenario, WEB_CHAIN};
 use waypoint::state::published::Published;
 use waypoint::state::store::Store;
@@ -45,6 +46,7 @@ struct Encoded {
 impl Encoded {
     fn new() -> Result<Self> {
         let mut scenario = mesh::recorded()?;
+        scenario.add_http_filters(WEB_CHAIN, vec![three_policies()])?;
         let encode = |chain: &Value| -> Result<Vec<u8>> {
             let text = chain.to_string().replace(RECORDED_NAME, FIRST_NAME);
             Ok(xds_proto::message_from_json("envoy.config.listener.v3.FilterChain", &serde_json::from_str(&text)?)?)
