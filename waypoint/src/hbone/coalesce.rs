@@ -14,67 +14,76 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Most bytes that wait for the end of a turn, or for the socket.
 pub const GATHERED_BYTES_MAX: usize = 256 * 1024;
 
-/// What the buffer begins with, and returns to when more is not needed any more.
+/// What the buffer begins with. A larger one, of a burst, goes back when its bytes have left: the next turn may be long in coming.
 const GATHER_BYTES_KEPT: usize = 16 * 1024;
-
-/// Turns in a row that leave most of the buffer unused before it is given back.
-const LAVISH_TURNS_MAX: u32 = 8;
 
 #[derive(Debug)]
 struct Gathered<T> {
     io: T,
-    out: BytesMut,
+    out: Vec<u8>,
+    /// How much of it has left.
+    out_sent: usize,
     failure: Arc<Failure>,
     dirty: bool,
+    /// What this turn and the last one gathered.
     turn_bytes: usize,
-    lavish_turns: u32,
+    last_turn_bytes: usize,
 }
 
 impl<T: AsyncWrite + Unpin> Gathered<T> {
     /// Writes until nothing is left, or the socket takes no more.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let written = match ready!(Pin::new(&mut self.io).poll_write(cx, &self.out)) {
+        while self.out_sent < self.out.len() {
+            let written = match ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.out_sent..])) {
                 Ok(0) => return Poll::Ready(Err(self.failure.keep(io::ErrorKind::WriteZero.into()))),
                 Ok(written) => written,
                 Err(error) => return Poll::Ready(Err(self.failure.keep(error))),
             };
-            self.out.advance(written);
+            self.out_sent += written;
         }
         self.out.clear();
+        self.out_sent = 0;
         Poll::Ready(Ok(()))
     }
 
     /// Waits for room, then says how much there is.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.out.len() >= GATHERED_BYTES_MAX {
+        if self.waiting_bytes() >= GATHERED_BYTES_MAX {
             ready!(self.poll_drain(cx))?;
         }
-        Poll::Ready(Ok(GATHERED_BYTES_MAX - self.out.len()))
+        Poll::Ready(Ok(GATHERED_BYTES_MAX - self.waiting_bytes()))
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.out.len() - self.out_sent
     }
 
     fn take(&mut self, bytes: &[u8]) {
+        if self.out.capacity() == 0 {
+            // Turns of one connection are alike: one allocation is mostly enough.
+            self.out.reserve_exact(self.last_turn_bytes.clamp(GATHER_BYTES_KEPT, GATHERED_BYTES_MAX));
+        }
+        if self.out_sent > 0 && self.out.len() + bytes.len() > self.out.capacity() {
+            self.out.drain(..self.out_sent);
+            self.out_sent = 0;
+        }
         self.out.extend_from_slice(bytes);
         self.turn_bytes += bytes.len();
         self.dirty = true;
     }
 
-    /// Gives memory back that a burst needed and the present traffic does not.
+    /// All is out: gives memory back that only a burst needed.
     fn end_turn(&mut self) {
-        let lavish = self.out.capacity() > GATHER_BYTES_KEPT && self.turn_bytes < self.out.capacity() / 4;
-        self.lavish_turns = if lavish { self.lavish_turns + 1 } else { 0 };
-        if self.lavish_turns >= LAVISH_TURNS_MAX {
-            self.out = BytesMut::with_capacity(GATHER_BYTES_KEPT);
-            self.lavish_turns = 0;
+        if self.out.capacity() > GATHER_BYTES_KEPT {
+            self.out = Vec::new();
         }
-        self.turn_bytes = 0;
+        self.last_turn_bytes = std::mem::take(&mut self.turn_bytes);
         self.dirty = false;
     }
 }
@@ -109,8 +118,16 @@ pub struct Outlet<T>(Arc<Mutex<Gathered<T>>>);
 
 /// Splits `io` into the stream for the connection and the outlet for whoever polls it.
 pub fn coalesce<T>(io: T) -> (Coalesce<T>, Outlet<T>) {
-    let out = BytesMut::with_capacity(GATHER_BYTES_KEPT);
-    let shared = Arc::new(Mutex::new(Gathered { io, out, failure: Arc::default(), dirty: false, turn_bytes: 0, lavish_turns: 0 }));
+    let gathered = Gathered {
+        io,
+        out: Vec::with_capacity(GATHER_BYTES_KEPT),
+        out_sent: 0,
+        failure: Arc::default(),
+        dirty: false,
+        turn_bytes: 0,
+        last_turn_bytes: 0,
+    };
+    let shared = Arc::new(Mutex::new(gathered));
     (Coalesce(Arc::clone(&shared)), Outlet(shared))
 }
 

@@ -92,20 +92,24 @@ fn no_more_is_gathered_than_the_bound() {
     assert!(Pin::new(&mut stream).poll_write(&mut cx(), b"x").is_pending());
     let slices = [io::IoSlice::new(b"x")];
     assert!(Pin::new(&mut stream).poll_write_vectored(&mut cx(), &slices).is_pending());
-    assert_eq!(outlet.0.lock().out.len(), GATHERED_BYTES_MAX);
+    assert_eq!(outlet.0.lock().waiting_bytes(), GATHERED_BYTES_MAX);
     assert!(matches!(Pin::new(&mut stream).poll_write(&mut cx(), b"x"), Poll::Ready(Ok(1))), "the socket has room again");
 }
 
 #[test]
-fn memory_of_a_burst_is_given_back() {
-    let (mut stream, outlet) = gatherer([]);
+fn memory_of_a_burst_is_given_back_when_it_has_left() {
+    let (mut stream, outlet) = gatherer([Step::Take(1000), Step::Full]);
     assert!(Pin::new(&mut stream).poll_write(&mut cx(), &vec![7; GATHERED_BYTES_MAX]).is_ready());
+    assert!(outlet.poll_out(&mut cx()).is_pending());
+    assert!(Pin::new(&mut stream).poll_write(&mut cx(), &vec![7; 1000]).is_ready(), "as much as has left");
+    assert_eq!(outlet.0.lock().out.capacity(), GATHERED_BYTES_MAX, "what has left takes no room");
     assert!(outlet.poll_out(&mut cx()).is_ready());
-    for _ in 0..=LAVISH_TURNS_MAX {
+    assert_eq!(outlet.0.lock().out.capacity(), 0, "no other turn may come");
+    for _ in 0..2 {
         assert!(Pin::new(&mut stream).poll_write(&mut cx(), b"ping").is_ready());
         assert!(outlet.poll_out(&mut cx()).is_ready());
     }
-    assert!(outlet.0.lock().out.capacity() <= GATHER_BYTES_KEPT);
+    assert_eq!(outlet.0.lock().out.capacity(), GATHER_BYTES_KEPT);
 }
 
 #[test]
