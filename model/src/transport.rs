@@ -58,6 +58,15 @@ pub enum RootsSource {
     Given(Pem),
 }
 
+/// Where lists of revoked certificates come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CrlSource {
+    /// A file of this pod.
+    File(Arc<Path>),
+    /// Given with the cluster.
+    Given(Pem),
+}
+
 /// A secret that istiod sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Secret {
@@ -69,7 +78,14 @@ pub enum Secret {
         key: Pem,
     },
     /// Roots.
-    Roots(Pem),
+    Roots {
+        /// The roots.
+        roots: Pem,
+        /// Lists of revoked certificates, instead of those of the cluster.
+        crl: Option<Pem>,
+        /// As [`TlsOrigination::crl_of_leaf_only`]; one of the two is enough.
+        crl_of_leaf_only: bool,
+    },
 }
 
 /// Which kind of subject alternative name a matcher looks at.
@@ -151,6 +167,10 @@ pub struct TlsOrigination {
     pub verify_server_name: bool,
     /// None: the configuration asks for no verification at all.
     pub roots: Option<RootsSource>,
+    /// Lists of revoked certificates; each authority of a chain must have one then.
+    pub crl: Option<CrlSource>,
+    /// Only the application's own certificate is looked for in lists, not those of its authorities.
+    pub crl_of_leaf_only: bool,
     /// The certificate must have one of these names; empty: any.
     pub names: Box<[NameMatcher]>,
     /// What is shown.

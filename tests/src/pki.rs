@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -27,9 +27,11 @@ const BACKDATE: Duration = Duration::from_secs(60);
 /// Validity of a member's certificate where the test does not care.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// One root and what it signs.
+/// One authority, its root as a rule, and what it signs.
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
+    /// Itself, if it is no root: what it signs comes with its certificate.
+    between: Option<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     root_pem: String,
 }
@@ -101,14 +103,14 @@ impl Pki {
         params.not_before = (SystemTime::now() - BACKDATE).into();
         params.not_after = (SystemTime::now() + LIFETIME).into();
         let root = params.self_signed(&key)?;
-        Ok(Self { issuer: Issuer::new(params, key), root: root.der().clone(), root_pem: root.pem() })
+        Ok(Self { issuer: Issuer::new(params, key), between: None, root: root.der().clone(), root_pem: root.pem() })
     }
 
     /// A root that exists: its certificate and key as PEM.
     pub fn from_pem(root_pem: &str, key_pem: &str) -> Result<Self> {
         let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|error| anyhow!("the root certificate: {error}"))?;
         let issuer = Issuer::from_ca_cert_der(&root, KeyPair::from_pem(key_pem).context("the root's key")?)?;
-        Ok(Self { issuer, root, root_pem: root_pem.to_owned() })
+        Ok(Self { issuer, between: None, root, root_pem: root_pem.to_owned() })
     }
 
     /// The root as PEM, what `istio-ca-root-cert` holds.
@@ -146,7 +148,49 @@ impl Pki {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Ok(Identity { chain: vec![certificate.der().clone()], key })
+        Ok(Identity { chain: std::iter::once(certificate.der().clone()).chain(self.between.clone()).collect(), key })
+    }
+
+    /// An authority below this one.
+    pub fn below(&self) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::OrganizationName, "below cluster.local");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.not_before = (SystemTime::now() - BACKDATE).into();
+        params.not_after = (SystemTime::now() + LIFETIME).into();
+        let between = params.signed_by(&key, &self.issuer)?.der().clone();
+        let (root, root_pem) = (self.root.clone(), self.root_pem.clone());
+        Ok(Self { issuer: Issuer::new(params, key), between: Some(between), root, root_pem })
+    }
+
+    /// What this authority says of the certificates that it signed, until `until`: the first ones of these chains are revoked.
+    pub fn crl(&self, revoked: &[&[CertificateDer<'static>]], until: SystemTime) -> Result<String> {
+        let revoked = revoked.iter().map(|chain| {
+            let certificate = webpki::EndEntityCert::try_from(chain.first().context("no certificate")?).context("a certificate")?;
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.serial()),
+                revocation_time: (SystemTime::now() - BACKDATE).into(),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        });
+        let params = CertificateRevocationListParams {
+            this_update: (until - LIFETIME).into(),
+            next_update: until.into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+
+    /// The certificates of this authority itself, if it is no root.
+    #[must_use]
+    pub fn between(&self) -> Vec<CertificateDer<'static>> {
+        self.between.iter().cloned().collect()
     }
 
     /// Signs a request as Istio's CA does: its key is kept, its names are not, they follow from who asks.

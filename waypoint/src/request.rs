@@ -16,6 +16,7 @@ mod reply;
 mod route_filters;
 mod seen;
 mod size;
+mod time_limits;
 mod token;
 mod trailers;
 mod web;

@@ -7,6 +7,7 @@
 pub mod accept;
 mod names;
 pub mod originate;
+mod revocation;
 pub mod secrets;
 pub mod verify;
 
@@ -301,6 +302,12 @@ pub enum TlsFailure {
     /// A good certificate of a workload that is not ours to speak with.
     #[error("{0}")]
     Identity(SanRefusal),
+    /// It, or an authority's of its chain, was taken back.
+    #[error("the peer's certificate is revoked")]
+    Revoked,
+    /// No list that holds now says whether it is revoked.
+    #[error("no list says whether the peer's certificate is revoked")]
+    RevocationUnknown,
     /// Any other fault of the certificate.
     #[error("the peer's certificate is unusable: {0:?}")]
     BadCertificate(CertificateError),
@@ -337,6 +344,8 @@ impl TlsFailure {
             Self::Identity(SanRefusal::ForeignTrustDomain(_)) => "foreign_trust_domain",
             Self::Identity(SanRefusal::UnexpectedIdentity(_)) => "unexpected_identity",
             Self::Identity(SanRefusal::OtherName) => "other_name",
+            Self::Revoked => "certificate_revoked",
+            Self::RevocationUnknown => "revocation_unknown",
             Self::BadCertificate(_) => "bad_certificate",
             Self::Incompatible(_) => "incompatible",
             Self::Alert(_) => "alert",
@@ -349,10 +358,17 @@ impl TlsFailure {
     /// Whether the peer's certificate is what failed.
     #[must_use]
     pub fn is_of_certificate(&self) -> bool {
-        matches!(
-            self,
-            Self::Expired | Self::NotYetValid | Self::UnknownIssuer | Self::WrongPurpose | Self::Identity(_) | Self::BadCertificate(_)
-        )
+        match self {
+            Self::Expired | Self::NotYetValid | Self::UnknownIssuer | Self::WrongPurpose | Self::Identity(_) => true,
+            Self::Revoked | Self::RevocationUnknown | Self::BadCertificate(_) => true,
+            Self::NotTls
+            | Self::NoCertificate
+            | Self::Incompatible(_)
+            | Self::Alert(_)
+            | Self::Closed
+            | Self::Protocol(_)
+            | Self::Io(_) => false,
+        }
     }
 
     /// Reads the reason out of what tokio-rustls returns.
@@ -388,6 +404,8 @@ impl TlsFailure {
             // A root of the same name with another key fails as a signature: to an operator it is an unknown issuer.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownIssuer,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Self::WrongPurpose,
+            CertificateError::Revoked => Self::Revoked,
+            CertificateError::UnknownRevocationStatus | CertificateError::ExpiredRevocationList => Self::RevocationUnknown,
             CertificateError::Other(other) => match other.0.downcast_ref::<SanRefusal>() {
                 Some(refusal) => Self::Identity(refusal.clone()),
                 None => Self::BadCertificate(reason.clone()),

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Method, Request};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -25,6 +25,10 @@ use crate::wire::{Do, PIPE_BYTES, act, send};
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 /// Virtual time in which anything that will happen has happened.
 const QUIET: Duration = Duration::from_secs(10);
+/// Types of HTTP/2 frames (RFC 9113 §6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
 
 struct Served {
     client: DuplexStream,
@@ -199,6 +203,78 @@ async fn http2_connection_without_a_stream_goes_away_and_one_with_a_stream_stays
     let (_answer, _body) = sender.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
     let _upstream = busy.upstreams.recv().await.unwrap();
     assert!(timeout(QUIET, busy.ended).await.is_err());
+}
+
+/// What begins an HTTP/2 connection: the preface, and SETTINGS without any.
+const HTTP2_START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame of HEADERS that is a whole request: GET http://a/ by HPACK's static table, and a literal authority.
+fn http2_get(stream: u8) -> Vec<u8> {
+    let fields = [0x82, 0x84, 0x86, 0x01, 1, b'a'];
+    [&[0, 0, 6, 1, 0x05, 0, 0, 0, stream][..], &fields[..]].concat()
+}
+
+/// The frames in these bytes: type, stream, and the last four bytes, where GOAWAY and RST_STREAM have their code.
+fn http2_frames(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
+    let mut frames = Vec::new();
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let code = rest[..length].last_chunk().map_or(0, |code| u32::from_be_bytes(*code));
+        frames.push((head[3], head[8], code));
+        bytes = &rest[length..];
+    }
+    frames
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_client_that_never_answers_the_ping_of_a_drain_is_left() {
+    let limits: [fn() -> ServerOptions; 2] = [
+        || ServerOptions { duration_max: Some(QUIET / 2), ..ServerOptions::default() },
+        || ServerOptions { idle_timeout: Some(QUIET / 2), ..ServerOptions::default() },
+    ];
+    for options in limits {
+        let mut served = served(Protocol::Http2, options());
+        served.client.write_all(HTTP2_START).await.unwrap();
+        let mut bytes = Vec::new();
+        timeout(QUIET * 2, served.client.read_to_end(&mut bytes)).await.expect("the connection ends").unwrap();
+        let frames = http2_frames(&bytes);
+        assert_eq!(frames.last(), Some(&(GOAWAY, 0, 0)), "{frames:?}");
+        served.ended.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_client_that_reads_nothing_of_a_drain_is_left() {
+    let (forward, _upstreams) = Forward::new(Protocol::Http2, ClientEngine::Hyper);
+    // So little that the last GOAWAY finds no room.
+    let (mut client, ours) = duplex(64);
+    let options = ServerOptions { duration_max: Some(QUIET / 2), ..ServerOptions::default() };
+    let ended = tokio::spawn(async move { serve(ours, Protocol::Http2, forward, &options, pending()).await });
+    client.write_all(HTTP2_START).await.unwrap();
+    timeout(QUIET * 2, ended).await.expect("the connection ends").unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_client_that_never_answers_the_ping_of_a_drain_finishes_its_streams_and_gets_no_more() {
+    let options = ServerOptions { duration_max: Some(QUIET / 2), ..ServerOptions::default() };
+    let mut served = served(Protocol::Http2, options);
+    served.client.write_all(HTTP2_START).await.unwrap();
+    served.client.write_all(&http2_get(1)).await.unwrap();
+    let mut http = h2::server::handshake(served.upstreams.recv().await.unwrap()).await.unwrap();
+    let (_request, mut respond) = http.accept().await.unwrap().unwrap();
+    tokio::spawn(async move { while matches!(http.accept().await, Some(Ok(_))) {} });
+    tokio::time::sleep(QUIET * 2).await;
+    served.client.write_all(&http2_get(3)).await.unwrap();
+    tokio::time::sleep(QUIET).await;
+    respond.send_response(http::Response::new(()), true).unwrap();
+    let mut bytes = Vec::new();
+    timeout(QUIET, served.client.read_to_end(&mut bytes)).await.expect("the connection ends").unwrap();
+    let frames = http2_frames(&bytes);
+    assert!(frames.contains(&(RST_STREAM, 3, u32::from(h2::Reason::REFUSED_STREAM))), "{frames:?}");
+    assert!(frames.iter().any(|(kind, stream, _)| (*kind, *stream) == (HEADERS, 1)), "{frames:?}");
+    assert_eq!(frames.last(), Some(&(GOAWAY, 0, 0)), "{frames:?}");
+    served.ended.await.unwrap().unwrap();
+    assert!(served.upstreams.try_recv().is_err());
 }
 
 /// Forwards, and tells how an upgrade ended.

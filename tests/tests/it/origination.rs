@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::exchange_raw;
-use tests::pki::Pki;
+use tests::pki::{Identity, Pki};
 use tests::scenario::{DB, DB_CHAIN, LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::{App, SeenHandshake, Workload};
@@ -279,6 +279,24 @@ async fn a_secret_of_istiod_s_is_asked_for_waited_for_and_followed() -> Result<(
     let app = legacy(&mesh, &callees, &[NAME], tomorrow()).await?;
     assert_eq!(mesh.connect("frontend-0").await?.get(LEGACY, "/still").await?.status, StatusCode::OK);
 
+    // What it revokes is refused from the next connection on.
+    let leaf = callees.application(&[NAME], tomorrow())?;
+    let mut given = secret(&callees);
+    given["validation_context"]["crl"] = json!({"inline_bytes": base64(&callees.crl(&[&leaf.parts().0], tomorrow())?)});
+    mesh.push_accepted(|scenario| {
+        scenario.insert(Kind::Secret, name, given);
+        Ok(())
+    })
+    .await?;
+    app.kill().await;
+    let app = legacy(&mesh, &callees, &[NAME], tomorrow()).await?;
+    assert_eq!(mesh.connect("frontend-0").await?.get(LEGACY, "/not-revoked").await?.status, StatusCode::OK);
+    app.kill().await;
+    let app = mesh.tls_pod("legacy-v1-1", LEGACY_PORT, callees.application_config(&leaf, None)?, App::Http).await?;
+    let (status, _, reason) = failure(&mesh, "/revoked").await?;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(reason.contains("CERTIFICATE_VERIFY_FAILED:") && reason.contains("certificate_is_revoked"), "{reason}");
+
     // Another root counts for the next connection.
     let given = secret(&Pki::new()?);
     mesh.push_accepted(|scenario| {
@@ -291,6 +309,90 @@ async fn a_secret_of_istiod_s_is_asked_for_waited_for_and_followed() -> Result<(
     let (status, _, reason) = failure(&mesh, "/replaced").await?;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(reason.contains("unknown_issuer"), "{reason}");
+    Ok(())
+}
+
+/// A chain of two authorities, and what is known of it.
+struct Revocable {
+    /// What the configuration says.
+    crl: String,
+    of_leaf_only: bool,
+    /// Whether requests pass.
+    passes: bool,
+    what: &'static str,
+}
+
+fn revocable(root: &Pki, below: &Pki, leaf: &Identity) -> Result<Vec<Revocable>> {
+    let (chain, _) = leaf.parts();
+    let past = SystemTime::now() - Duration::from_secs(60);
+    let (of_root, of_below) = (root.crl(&[], tomorrow())?, below.crl(&[], tomorrow())?);
+    let revoked = below.crl(&[&chain], tomorrow())?;
+    let rows = [
+        (format!("{of_root}{of_below}"), false, true, "neither is revoked"),
+        (format!("{of_root}{revoked}"), false, false, "the leaf is revoked"),
+        (format!("{of_root}{revoked}"), true, false, "the leaf is revoked, and it alone is looked for"),
+        (of_below.clone(), false, false, "nothing says whether the authority is revoked"),
+        (of_below.clone(), true, true, "nothing says whether the authority is, and nobody asks"),
+        (of_root.clone(), false, false, "nothing says whether the leaf is revoked"),
+        (of_root, true, false, "nothing says whether the leaf is, which alone is looked for"),
+        (format!("{}{of_below}", root.crl(&[&below.between()], tomorrow())?), false, false, "the authority is revoked"),
+        (format!("{}{of_below}", root.crl(&[&below.between()], tomorrow())?), true, true, "the authority is, and nobody asks"),
+        (below.crl(&[], past)?, true, false, "the list has expired"),
+        (Pki::new()?.crl(&[], tomorrow())?, true, false, "the list is another's, though of the same name"),
+    ];
+    Ok(rows.into_iter().map(|(crl, of_leaf_only, passes, what)| Revocable { crl, of_leaf_only, passes, what }).collect())
+}
+
+/// TLS to an application of `below`, with lists of revoked certificates.
+fn with_crl(roots: &str, crl: &str, of_leaf_only: bool) -> Value {
+    json!({"sni": NAME, "common_tls_context": {"validation_context": {
+        "trusted_ca": {"inline_string": roots},
+        "crl": {"inline_string": crl},
+        "only_verify_leaf_cert_crl": of_leaf_only,
+    }}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_looked_for_in_lists_of_revoked_ones_as_in_envoy() -> Result<()> {
+    let root = Pki::new()?;
+    let below = root.below()?;
+    let leaf = below.application(&[NAME], tomorrow())?;
+    let rows = revocable(&root, &below, &leaf)?;
+    // Beside the table: a list among the roots counts as well.
+    let among = format!("{}{}", root.root_pem(), below.crl(&[&leaf.parts().0], tomorrow())?);
+    let mut contexts: Vec<_> = rows.iter().map(|row| with_crl(&root.root_pem(), &row.crl, row.of_leaf_only)).collect();
+    contexts.push(json!({"sni": NAME, "common_tls_context": {"validation_context": {"trusted_ca": {"inline_string": among}}}}));
+    let n_rows = contexts.len();
+    let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| {
+        let mut routes = Vec::new();
+        for (at, context) in contexts.into_iter().enumerate() {
+            let name = format!("row-{at}");
+            let mut cluster = scenario.resource(Kind::Cluster, LEGACY_CHAIN)?.clone();
+            cluster["name"] = name.as_str().into();
+            scenario.insert(Kind::Cluster, &name, cluster);
+            set_tls(scenario, &name, context)?;
+            routes.push(json!({"match": {"path": format!("/{name}")}, "route": {"cluster": name}}));
+        }
+        scenario.add_routes(LEGACY_CHAIN, routes)
+    })?;
+    let mesh = mesh.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let tls = below.application_config(&leaf, None)?;
+    let _app = mesh.tls_pod("legacy-v1-1", LEGACY_PORT, tls, App::Http).await?;
+    let mut seen = Vec::new();
+    for proxy in [mesh.hbone(), envoy.hbone()] {
+        let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+        let mut statuses = Vec::new();
+        for at in 0..n_rows {
+            statuses.push(connection.get(LEGACY, &format!("/row-{at}")).await?.status);
+        }
+        seen.push(statuses);
+    }
+    assert_eq!(seen[0], seen[1], "here, and in Envoy");
+    for (row, status) in rows.iter().zip(&seen[0]) {
+        assert_eq!(*status == StatusCode::OK, row.passes, "{}: {status}", row.what);
+    }
+    assert_eq!(seen[0].last(), Some(&StatusCode::SERVICE_UNAVAILABLE), "revoked by a list among the roots");
     Ok(())
 }
 

@@ -27,7 +27,8 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const HEAD_FIELDS_MAX: usize = 100;
 /// How long a connection may be without a request; Envoy's idle timeout.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// How long an HTTP/1.1 connection that is too old is kept for the request by whose answer its client is told so; Envoy's `drain_timeout`.
+/// How long a connection is kept for its client to learn that it is to go; Envoy's `drain_timeout`. HTTP/1.1: too old, for the request by whose answer
+/// its client is told. HTTP/2: after the first GOAWAY, for the answer to the PING that follows it; then new streams are refused.
 pub const LEAVE_TIME: Duration = Duration::from_secs(5);
 /// Streams that a client may have open on one HTTP/2 connection.
 pub const STREAMS_MAX: u32 = 1024;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use filters::hash::Hashed;
 use filters::retry::{TryResult, back_off, has_header, is_meant, told_back_off, wants_retry};
-use filters::timeout::{self, GrpcRequest, TimeLimits};
+use filters::timeout::TimeLimits;
 use http::header::HeaderValue;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
@@ -32,11 +32,11 @@ use super::recording::{Held, RecordedBody, Recording};
 use super::replay::Replay;
 use super::reply::LocalReply;
 use super::size::upgrade_bytes;
+use super::time_limits::{limits_told, tell_limits};
 use super::trailers;
-use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_EXPECTED_TIMEOUT, X_ENVOY_UPSTREAM_SERVICE_TIME};
+use super::{Run, X_ENVOY_DECORATOR_OPERATION, X_ENVOY_UPSTREAM_SERVICE_TIME};
 use crate::call::{grpc_status, verdict_of};
 use crate::http::body::{Body, BodyError};
-use crate::http::normalize::UpgradeRequested;
 use crate::http::session::{Abort, Protocol};
 use crate::http::upgrade::{self, Bounds};
 use crate::state::breaker::{Permit, Resource};
@@ -49,7 +49,6 @@ use crate::upstream::failure::UpstreamFailure;
 use crate::upstream::pool::{Lease, Wanted};
 
 const X_ENVOY_RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// What the filters decided.
 pub(super) struct Forwarding<'a> {
@@ -154,49 +153,6 @@ fn hashed(run: &Run, parts: &request::Parts, to: &Forwarding<'_>, cluster: &Serv
         return Hashed::default();
     }
     filters::hash::of_request(&to.forward.hash, &super::head_of(parts), run.tunnel.connection.peer_address.ip(), run.worker.draw())
-}
-
-/// The time limits of a request.
-fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> TimeLimits {
-    let grpc = is_grpc.then(|| GrpcRequest { timeout: parts.headers.get(GRPC_TIMEOUT).and_then(timeout::read_grpc_timeout) });
-    let per_try = to.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
-    timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, per_try, grpc)
-}
-
-/// The limits of a request as they are now.
-pub(super) fn limits_left(run: &mut Run, parts: &request::Parts, to: &Forwarding<'_>) -> TimeLimits {
-    let record = run.recording.record();
-    let limits = time_limits(parts, to, record.is_grpc);
-    // They began with the request, whatever was asked of others since.
-    let elapsed = record.stream.start.elapsed();
-    let left = |limit: Option<Duration>| limit.map(|limit| limit.saturating_sub(elapsed));
-    TimeLimits { stream: left(limits.stream), upload: left(limits.upload), ..limits }
-}
-
-/// The limits of a request, of which the upstream is told what concerns it.
-fn limits_told(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>) -> TimeLimits {
-    let is_grpc = run.recording.record().is_grpc;
-    let mut limits = limits_left(run, parts, to);
-    tell_limits(&mut parts.headers, &limits, (Duration::ZERO, !to.http.options.suppresses_envoy_headers));
-    if is_grpc && parts.headers.contains_key(GRPC_TIMEOUT) {
-        // Lines and spans have what the upstream is told.
-        run.recording.record().capture_request(&parts.headers);
-    }
-    if parts.extensions.get::<UpgradeRequested>().is_some() {
-        // Its client says no end, after which they would count (Envoy).
-        limits = TimeLimits { request: None, per_try: None, upload: None, ..limits };
-    }
-    limits
-}
-
-/// Tells the upstream how long it has.
-fn tell_limits(headers: &mut HeaderMap, limits: &TimeLimits, (elapsed, tells): (Duration, bool)) {
-    if tells && let Some(milliseconds) = limits.expected(elapsed).and_then(|expected| u64::try_from(expected.as_millis()).ok()) {
-        headers.insert(X_ENVOY_EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
-    }
-    if let Some(timeout) = limits.grpc_header(elapsed) {
-        headers.insert(GRPC_TIMEOUT, timeout);
-    }
 }
 
 /// What the tries of one request obey.

@@ -9,9 +9,10 @@ use filters::timeout::TimeLimits;
 use http::request;
 
 use super::Run;
-use super::attempt::{Forwarding, limits_left};
+use super::attempt::Forwarding;
 use super::limits;
 use super::recording::Upload;
+use super::time_limits::limits_left;
 use crate::http::normalize::UpgradeRequested;
 use crate::state::by_host::KnownHost;
 use crate::state::published::ServedCluster;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use model::transport::{CertificateSource, CipherSuite, Group, NameMatcher, RootsSource, TlsOrigination, TlsVersions};
+use model::transport::{CertificateSource, CipherSuite, CrlSource, Group, NameMatcher, RootsSource, TlsOrigination, TlsVersions};
 use parking_lot::RwLock;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
@@ -18,7 +18,8 @@ use thiserror::Error;
 
 use super::MeshTls;
 use super::names::names;
-use super::secrets::Secrets;
+use super::revocation::Revocation;
+use super::secrets::{Read, Roots, Secrets};
 use super::verify::{AcceptsNames, SanRefusal, ServerVerifier};
 
 /// Configurations kept; beyond, all are made anew.
@@ -81,6 +82,7 @@ impl std::hash::Hash for Key {
 #[derive(Clone, Debug, Default)]
 struct Parts {
     roots: Option<Arc<RootCertStore>>,
+    revocation: Revocation,
     certificate: Option<Shown>,
 }
 
@@ -104,7 +106,7 @@ impl Parts {
             (Some(Shown::Key(one)), Some(Shown::Key(other))) => Arc::ptr_eq(one, other),
             _ => false,
         };
-        same_roots && same_certificate
+        same_roots && same_certificate && self.revocation.is(&other.revocation)
     }
 }
 
@@ -147,15 +149,20 @@ impl Originator {
         let missing = |name: String, reason: &Arc<str>| OriginationError::Secret { name, reason: Arc::clone(reason) };
         let not_loaded: Arc<str> = "Secret is not supplied by SDS".into();
         let identity = || self.mesh.identity().ok_or_else(|| missing("default".to_owned(), &not_loaded));
+        let mut loaded: Option<&Roots> = None;
         let roots = match &tls.roots {
             None => None,
             Some(RootsSource::Mesh) => Some(Arc::clone(&identity()?.roots)),
             Some(source) => match read.roots.get(source) {
-                Some(Ok(roots)) => Some(Arc::clone(roots)),
+                Some(Ok(roots)) => {
+                    loaded = Some(roots);
+                    Some(Arc::clone(&roots.store))
+                }
                 Some(Err(reason)) => return Err(missing(roots_name(source), reason)),
                 None => return Err(missing(roots_name(source), &not_loaded)),
             },
         };
+        let revocation = revocation(tls, loaded, &read)?;
         let certificate = match &tls.certificate {
             None => None,
             Some(CertificateSource::Workload) => Some(Shown::Workload(identity()?)),
@@ -165,8 +172,24 @@ impl Originator {
                 None => return Err(missing(certificate_name(source), &not_loaded)),
             },
         };
-        Ok(Parts { roots, certificate })
+        Ok(Parts { roots, revocation, certificate })
     }
+}
+
+/// Which lists count: those of the roots' secret before those of the configuration, and those among the roots anyway.
+fn revocation(tls: &TlsOrigination, roots: Option<&Roots>, read: &Read) -> Result<Revocation, OriginationError> {
+    let of_leaf_only = tls.crl_of_leaf_only || roots.is_some_and(|roots| roots.of_leaf_only);
+    let among = roots.map(|roots| &roots.among).filter(|lists| !lists.is_empty()).cloned();
+    let apart = match (roots.and_then(|roots| roots.instead.as_ref()), &tls.crl) {
+        (Some(instead), _) => Some(Arc::clone(instead)),
+        (None, None) => None,
+        (None, Some(source)) => match read.crls.get(source) {
+            Some(Ok(lists)) => Some(Arc::clone(lists)),
+            Some(Err(reason)) => return Err(OriginationError::Secret { name: crl_name(source), reason: Arc::clone(reason) }),
+            None => return Err(OriginationError::Secret { name: crl_name(source), reason: "the list has not been read".into() }),
+        },
+    };
+    Ok(Revocation { lists: among.into_iter().chain(apart).collect(), of_leaf_only })
 }
 
 fn roots_name(source: &RootsSource) -> String {
@@ -176,6 +199,13 @@ fn roots_name(source: &RootsSource) -> String {
         RootsSource::Discovered(name) => name.to_string(),
         RootsSource::File(path) => format!("file-root:{}", path.display()),
         RootsSource::Given(_) => "trusted_ca".to_owned(),
+    }
+}
+
+fn crl_name(source: &CrlSource) -> String {
+    match source {
+        CrlSource::File(path) => format!("crl:{}", path.display()),
+        CrlSource::Given(_) => "crl".to_owned(),
     }
 }
 
@@ -198,7 +228,7 @@ fn configuration(tls: &Arc<TlsOrigination>, inside: Inside, parts: &Parts) -> Re
     // Bytes have no host; what istiod means for hosts is then about nothing, as it is to Envoy.
     let verifies_asked = tls.verify_server_name || (tls.verify_host && inside != Inside::Tcp);
     let accepted = Accepted { verifies_asked, tls: Arc::clone(tls) };
-    let verifier = ServerVerifier::new(parts.roots.clone(), accepted, Arc::clone(&provider));
+    let verifier = ServerVerifier::new(parts.roots.clone(), accepted, Arc::clone(&provider)).with_revocation(parts.revocation.clone());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .map_err(OriginationError::Unusable)?

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use model::transport::{CertificateSource, Pem, RootsSource, Secret, TlsOrigination};
+use model::transport::{CertificateSource, CrlSource, Pem, RootsSource, Secret, TlsOrigination};
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::provider;
+use super::revocation::Lists;
 
 /// Bytes of a file with certificates or a key; the system's roots are a quarter of a MiB.
 pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -38,10 +39,23 @@ const SYSTEM_ROOTS: [&str; 7] = [
 /// What could be read of a source; or why nothing ever could.
 type Loaded<T> = Result<Arc<T>, Arc<str>>;
 
+/// Roots, and what came with them.
+#[derive(Debug)]
+pub(super) struct Roots {
+    pub(super) store: Arc<RootCertStore>,
+    /// Lists of revoked certificates among the roots, which count as well.
+    pub(super) among: Arc<Lists>,
+    /// Lists of the secret, instead of those of the configuration.
+    pub(super) instead: Option<Arc<Lists>>,
+    /// Only leaves are looked for in lists.
+    pub(super) of_leaf_only: bool,
+}
+
 /// All that was loaded, for workers.
 #[derive(Debug, Default)]
 pub(super) struct Read {
-    pub(super) roots: HashMap<RootsSource, Loaded<RootCertStore>>,
+    pub(super) roots: HashMap<RootsSource, Loaded<Roots>>,
+    pub(super) crls: HashMap<CrlSource, Loaded<Lists>>,
     pub(super) certificates: HashMap<CertificateSource, Loaded<CertifiedKey>>,
 }
 
@@ -65,13 +79,20 @@ impl Stamp {
     }
 }
 
+/// What the configurations in use need.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    roots: HashSet<RootsSource>,
+    crls: HashSet<CrlSource>,
+    certificates: HashSet<CertificateSource>,
+}
+
 /// Keeps [`Secrets`] current. Lives on the control thread.
 #[derive(Debug)]
 pub struct Keeper {
     secrets: Arc<Secrets>,
     discovered: HashMap<Arc<str>, Arc<Secret>>,
-    roots: HashSet<RootsSource>,
-    certificates: HashSet<CertificateSource>,
+    wanted: Wanted,
     files: HashMap<PathBuf, Option<Stamp>>,
     system_roots: Vec<PathBuf>,
 }
@@ -83,8 +104,7 @@ impl Keeper {
         Self {
             secrets,
             discovered: HashMap::new(),
-            roots: HashSet::new(),
-            certificates: HashSet::new(),
+            wanted: Wanted::default(),
             files: HashMap::new(),
             system_roots: SYSTEM_ROOTS.map(PathBuf::from).to_vec(),
         }
@@ -92,13 +112,14 @@ impl Keeper {
 
     /// These configurations are in use now, and no others.
     pub fn want<'a>(&mut self, configurations: impl Iterator<Item = &'a Arc<TlsOrigination>>) {
-        let (mut roots, mut certificates) = (HashSet::new(), HashSet::new());
+        let mut wanted = Wanted::default();
         for tls in configurations {
-            roots.extend(tls.roots.clone());
-            certificates.extend(tls.certificate.clone());
+            wanted.roots.extend(tls.roots.clone());
+            wanted.crls.extend(tls.crl.clone());
+            wanted.certificates.extend(tls.certificate.clone());
         }
-        if roots != self.roots || certificates != self.certificates {
-            (self.roots, self.certificates) = (roots, certificates);
+        if wanted != self.wanted {
+            self.wanted = wanted;
             self.load(|_| false);
         }
     }
@@ -128,7 +149,7 @@ impl Keeper {
         let stamps: HashMap<PathBuf, Option<Stamp>> = self.paths().into_iter().map(|path| (path.clone(), stamp_of(&path))).collect();
         let is_same = |path: &Path| stamps.get(path).is_some_and(|stamp| stamp.is_some() && self.files.get(path) == Some(stamp));
         let mut read = Read::default();
-        for source in &self.roots {
+        for source in &self.wanted.roots {
             let known = before.roots.get(source);
             let same = match source {
                 RootsSource::Mesh => continue,
@@ -141,7 +162,16 @@ impl Keeper {
                 known.filter(|known| same && known.is_ok()).cloned().unwrap_or_else(|| kept(known, self.read_roots(source), source));
             read.roots.insert(source.clone(), loaded);
         }
-        for source in &self.certificates {
+        for source in &self.wanted.crls {
+            let known = before.crls.get(source);
+            let (same, again): (_, &dyn Fn() -> _) = match source {
+                CrlSource::Given(pem) => (true, &|| Lists::read(&pem.0)),
+                CrlSource::File(path) => (is_same(path), &|| Lists::read(&read_file(path)?)),
+            };
+            let loaded = known.filter(|known| same && known.is_ok()).cloned().unwrap_or_else(|| kept(known, again(), source));
+            read.crls.insert(source.clone(), loaded);
+        }
+        for source in &self.wanted.certificates {
             let known = before.certificates.get(source);
             let same = match source {
                 CertificateSource::Workload => continue,
@@ -160,14 +190,19 @@ impl Keeper {
     /// The files that are wanted.
     fn paths(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
-        for source in &self.roots {
+        for source in &self.wanted.roots {
             match source {
                 RootsSource::File(path) => paths.push(path.to_path_buf()),
                 RootsSource::System => paths.extend(self.system_file()),
                 _ => {}
             }
         }
-        for source in &self.certificates {
+        for source in &self.wanted.crls {
+            if let CrlSource::File(path) = source {
+                paths.push(path.to_path_buf());
+            }
+        }
+        for source in &self.wanted.certificates {
             if let CertificateSource::Files { chain, key } = source {
                 paths.extend([chain.to_path_buf(), key.to_path_buf()]);
             }
@@ -179,13 +214,16 @@ impl Keeper {
         self.system_roots.iter().find(|path| path.exists()).cloned()
     }
 
-    fn read_roots(&self, source: &RootsSource) -> Result<RootCertStore, String> {
+    fn read_roots(&self, source: &RootsSource) -> Result<Roots, String> {
         match source {
             RootsSource::Given(pem) => roots(&pem.0),
             RootsSource::File(path) => roots(&read_file(path)?),
             RootsSource::System => roots(&read_file(&self.system_file().ok_or("the system has no file with roots")?)?),
             RootsSource::Discovered(name) => match self.discovered.get(name).map(|secret| &**secret) {
-                Some(Secret::Roots(pem)) => roots(&pem.0),
+                Some(Secret::Roots { roots: pem, crl, crl_of_leaf_only }) => {
+                    let instead = crl.as_ref().map(|crl| Lists::read(&crl.0)).transpose()?.map(Arc::new);
+                    Ok(Roots { instead, of_leaf_only: *crl_of_leaf_only, ..roots(&pem.0)? })
+                }
                 Some(Secret::Certificate { .. }) => Err("the secret has no roots".to_owned()),
                 None => Err(NOT_SUPPLIED.to_owned()),
             },
@@ -199,7 +237,7 @@ impl Keeper {
             CertificateSource::Files { chain, key } => certificate(&read_file(chain)?, &read_file(key)?),
             CertificateSource::Discovered(name) => match self.discovered.get(name).map(|secret| &**secret) {
                 Some(Secret::Certificate { chain: Pem(chain), key: Pem(key) }) => certificate(chain, key),
-                Some(Secret::Roots(_)) => Err("the secret has no certificate".to_owned()),
+                Some(Secret::Roots { .. }) => Err("the secret has no certificate".to_owned()),
                 None => Err(NOT_SUPPLIED.to_owned()),
             },
             CertificateSource::Workload => Err("the workload's certificate is not kept here".to_owned()),
@@ -241,7 +279,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// Roots, of which at least one can be used: bundles of systems have some that cannot.
-fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+fn roots(pem: &[u8]) -> Result<Roots, String> {
     let mut store = RootCertStore::empty();
     for one in CertificateDer::pem_slice_iter(pem) {
         let one = one.map_err(|error| format!("a certificate is not in PEM form: {error}"))?;
@@ -249,7 +287,10 @@ fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
             tracing::debug!(%error, "left out a root that cannot be used");
         }
     }
-    if store.is_empty() { Err("there is no root that can be used".to_owned()) } else { Ok(store) }
+    if store.is_empty() {
+        return Err("there is no root that can be used".to_owned());
+    }
+    Ok(Roots { store: Arc::new(store), among: Arc::new(Lists::among(pem)?), instead: None, of_leaf_only: false })
 }
 
 fn certificate(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {

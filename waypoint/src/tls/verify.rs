@@ -19,6 +19,7 @@ use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 
 use super::names::{Unreadable, alternative_names};
+use super::revocation::Revocation;
 
 /// Why a certificate that chains to our roots is refused for its names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -215,6 +216,7 @@ impl AcceptsNames for Arc<PeerMatcher> {
 #[derive(Debug)]
 pub(super) struct ServerVerifier<N> {
     roots: Option<Arc<RootCertStore>>,
+    revocation: Revocation,
     names: N,
     provider: Arc<CryptoProvider>,
 }
@@ -222,7 +224,12 @@ pub(super) struct ServerVerifier<N> {
 impl<N> ServerVerifier<N> {
     /// Without roots nothing is verified, names included: for configurations that ask for just that.
     pub(super) fn new(roots: Option<Arc<RootCertStore>>, names: N, provider: Arc<CryptoProvider>) -> Self {
-        Self { roots, names, provider }
+        Self { roots, revocation: Revocation::default(), names, provider }
+    }
+
+    /// Certificates of a chain must not be revoked either.
+    pub(super) fn with_revocation(self, revocation: Revocation) -> Self {
+        Self { revocation, ..self }
     }
 }
 
@@ -239,6 +246,7 @@ impl<N: AcceptsNames> ServerCertVerifier for ServerVerifier<N> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        self.revocation.check((end_entity, intermediates), roots, algorithms, now)?;
         self.names.check(end_entity, server_name)?;
         Ok(ServerCertVerified::assertion())
     }

@@ -303,7 +303,6 @@ fn tls_to_applications_is_walked_and_the_mesh_s_own_is_not_negotiable() {
     assert_eq!(walked(WEB, &socket), [""; 0]);
     assert_eq!(walked("connect_originate", &socket).len(), 4, "{:#?}", walked("connect_originate", &socket));
     for (field, value) in [
-        ("crl", json!({"inline_string": "x"})),
         ("verify_certificate_hash", json!(["0".repeat(64)])),
         ("allow_expired_certificate", json!(true)),
         ("trust_chain_verification", json!("ACCEPT_UNTRUSTED")),

@@ -14,11 +14,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
 use model::transport::{
-    CertificateSource, CipherSuite, Group, NameKind, NameMatcher, Pem, ProxyProtocol, RootsSource, Secret, SocketLabels, Sockets,
-    TlsOrigination, TlsVersions, Transport,
+    CertificateSource, CipherSuite, CrlSource, Group, NameKind, NameMatcher, Pem, ProxyProtocol, RootsSource, Secret, SocketLabels,
+    Sockets, TlsOrigination, TlsVersions, Transport,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 
 use super::{Problem, Translated, matcher, open, required, type_name};
 
@@ -73,8 +73,13 @@ pub fn secret(value: &tls::Secret) -> Translated<Secret> {
             if has_names(context) {
                 return Err(Problem::new("validation_context", "names in a secret are not supported"));
             }
+            let crl = match crl(context, "validation_context")? {
+                None => None,
+                Some(CrlSource::Given(crl)) => Some(crl),
+                Some(CrlSource::File(_)) => return Err(Problem::new("validation_context.crl", "names a file")),
+            };
             match roots(context, "validation_context")? {
-                Some(RootsSource::Given(roots)) => Ok(Secret::Roots(roots)),
+                Some(RootsSource::Given(roots)) => Ok(Secret::Roots { roots, crl, crl_of_leaf_only: context.only_verify_leaf_cert_crl }),
                 _ => Err(Problem::new("validation_context.trusted_ca", "has no certificates")),
             }
         }
@@ -139,7 +144,10 @@ fn proxy_protocol(value: Option<&core::ProxyProtocolConfig>, path: &str) -> Tran
 fn origination(value: &tls::UpstreamTlsContext, by_host: &ByHost, path: &str) -> Translated<TlsOrigination> {
     let path = format!("{path}.common_tls_context");
     let common = value.common_tls_context.clone().unwrap_or_default();
-    let (roots, names) = validation(&common, &path)?;
+    let Validation { roots, crl, crl_of_leaf_only, names } = validation(&common, &path)?;
+    if roots.is_none() && crl.is_some() {
+        return Err(Problem::new(path, "has a list of revoked certificates without roots, which proves nothing"));
+    }
     let verifies_by_name = by_host.verify || value.auto_sni_san_validation || !names.is_empty();
     if roots.is_none() && verifies_by_name {
         return Err(Problem::new(path, "a name would be verified without roots, which proves nothing"));
@@ -157,6 +165,8 @@ fn origination(value: &tls::UpstreamTlsContext, by_host: &ByHost, path: &str) ->
         verify_host: by_host.verify,
         verify_server_name: value.auto_sni_san_validation,
         roots,
+        crl,
+        crl_of_leaf_only,
         names,
         certificate: certificate(&common, &path)?,
         alpn: common.alpn_protocols.iter().map(String::as_bytes).filter(|one| *one != PEER_EXCHANGE).map(Into::into).collect(),
@@ -200,24 +210,37 @@ fn given_certificate(value: &tls::TlsCertificate, path: &str) -> Translated<Cert
     }
 }
 
-fn validation(common: &tls::CommonTlsContext, path: &str) -> Translated<(Option<RootsSource>, Box<[NameMatcher]>)> {
+/// How the application's certificate is verified.
+#[derive(Default)]
+struct Validation {
+    roots: Option<RootsSource>,
+    crl: Option<CrlSource>,
+    crl_of_leaf_only: bool,
+    names: Box<[NameMatcher]>,
+}
+
+impl Validation {
+    fn of(context: &tls::CertificateValidationContext, path: &str) -> Translated<Self> {
+        let crl_of_leaf_only = context.only_verify_leaf_cert_crl;
+        Ok(Self { roots: roots(context, path)?, crl: crl(context, path)?, crl_of_leaf_only, names: names(context, path)? })
+    }
+}
+
+fn validation(common: &tls::CommonTlsContext, path: &str) -> Translated<Validation> {
     use tls::common_tls_context::ValidationContextType;
     match common.validation_context_type.as_ref() {
-        None => Ok((None, Box::default())),
-        Some(ValidationContextType::ValidationContext(context)) => {
-            let path = format!("{path}.validation_context");
-            Ok((roots(context, &path)?, names(context, &path)?))
-        }
+        None => Ok(Validation::default()),
+        Some(ValidationContextType::ValidationContext(context)) => Validation::of(context, &format!("{path}.validation_context")),
         Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
-            Ok((Some(secret_roots(secret, &format!("{path}.validation_context_sds_secret_config"))?), Box::default()))
+            let roots = Some(secret_roots(secret, &format!("{path}.validation_context_sds_secret_config"))?);
+            Ok(Validation { roots, ..Validation::default() })
         }
         Some(ValidationContextType::CombinedValidationContext(both)) => {
             let path = format!("{path}.combined_validation_context");
-            let context = both.default_validation_context.clone().unwrap_or_default();
-            let given = roots(&context, &path)?;
+            let given = Validation::of(&both.default_validation_context.clone().unwrap_or_default(), &path)?;
             let discovered = both.validation_context_sds_secret_config.as_ref().map(|secret| secret_roots(secret, &path)).transpose()?;
             // Merged by Envoy: what the secret says replaces what is given.
-            Ok((discovered.or(given), names(&context, &path)?))
+            Ok(Validation { roots: discovered.or(given.roots), ..given })
         }
         Some(_) => Err(Problem::new(path, "certificates are verified by a provider that is not supported")),
     }
@@ -258,6 +281,30 @@ fn roots(context: &tls::CertificateValidationContext, path: &str) -> Translated<
             }
         },
     }
+}
+
+/// Lists of revoked certificates. An empty one, by which nothing could be verified, is refused.
+fn crl(context: &tls::CertificateValidationContext, path: &str) -> Translated<Option<CrlSource>> {
+    let path = format!("{path}.crl");
+    match context.crl.as_ref().map(|source| data(source, &path)).transpose()? {
+        None => Ok(None),
+        Some(Data::File(file)) => Ok(Some(CrlSource::File(file))),
+        Some(Data::Given(crl)) => {
+            check_crl(&crl, &path)?;
+            Ok(Some(CrlSource::Given(crl)))
+        }
+    }
+}
+
+fn check_crl(pem: &Pem, path: &str) -> Translated<()> {
+    let mut any = false;
+    for one in CertificateRevocationListDer::pem_slice_iter(&pem.0) {
+        let one =
+            one.map_err(|error| Problem::new(path, format!("has a list of revoked certificates that is not in PEM form: {error}")))?;
+        x509_parser::parse_x509_crl(&one).map_err(|error| Problem::new(path, format!("has a list that cannot be read: {error}")))?;
+        any = true;
+    }
+    if any { Ok(()) } else { Err(Problem::new(path, "has no list of revoked certificates")) }
 }
 
 #[expect(deprecated, reason = "istiod uses the form for DestinationRules")]

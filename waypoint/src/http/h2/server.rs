@@ -20,7 +20,7 @@ use super::{CONNECTION_WINDOW_BYTES, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
 use crate::hbone::stream::ByteStream;
 use crate::http::body::Body;
 use crate::http::normalize::{self, HeadOptions, UpgradeRequested};
-use crate::http::session::{Abort, Exchange, Interim, Protocol, ServeError, ServerOptions};
+use crate::http::session::{Abort, Exchange, Interim, LEAVE_TIME, Protocol, ServeError, ServerOptions};
 use crate::http::upgrade::{Half, Pending, Switched};
 
 pub(in crate::http) async fn serve<I, E, D>(io: I, exchange: E, options: &ServerOptions, drain: D) -> Result<(), ServeError>
@@ -43,34 +43,81 @@ where
             () = too_old => {}
         }
     });
-    let mut is_draining = false;
+    let mut leave = Leave::default();
     let mut idle = Idle::new(options.idle_timeout);
     loop {
         let accepted = poll_fn(|cx| {
-            if !is_draining && drain.as_mut().poll(cx).is_ready() {
-                is_draining = true;
+            if !leave.has_begun() && drain.as_mut().poll(cx).is_ready() {
+                leave.begin();
                 http.graceful_shutdown();
             }
-            if let Poll::Ready(accepted) = http.poll_accept(cx) {
-                return Poll::Ready(accepted);
+            loop {
+                if let Poll::Ready(accepted) = http.poll_accept(cx) {
+                    return Poll::Ready(accepted);
+                }
+                if !leave.has_begun() && idle.poll(http.has_streams(), cx).is_ready() {
+                    leave.begin();
+                    http.graceful_shutdown();
+                } else if leave.poll_over(cx).is_ready() && !http.has_streams() {
+                    if leave.is_cut {
+                        return Poll::Ready(None);
+                    }
+                    leave.cut();
+                    http.abrupt_shutdown(Reason::NO_ERROR);
+                } else {
+                    return Poll::Pending;
+                }
             }
-            if !is_draining && idle.poll(http.has_streams(), cx).is_ready() {
-                is_draining = true;
-                http.graceful_shutdown();
-                return http.poll_accept(cx);
-            }
-            Poll::Pending
         })
         .await;
         match accepted {
             None => return Ok(()),
             // A client that was told to go away, and went, before it was told the last of it.
-            Some(Err(error)) if is_draining && error.is_io() && !http.has_streams() => return Ok(()),
+            Some(Err(error)) if leave.has_begun() && error.is_io() && !http.has_streams() => return Ok(()),
             Some(Err(error)) => return Err(serve_error(&error)),
+            // Nothing was done for it, so that it may be sent again elsewhere.
+            Some(Ok((_, mut respond))) if leave.is_over => respond.send_reset(Reason::REFUSED_STREAM),
             Some(Ok((request, respond))) => {
                 tokio::spawn(stream(request, respond, exchange.clone(), options.head));
             }
         }
+    }
+}
+
+/// The end of a connection: its client is told to go away, and has [`LEAVE_TIME`] to say that it has heard. A client that never says so could
+/// go on using it otherwise. One that does not read the last GOAWAY either has as long again.
+#[derive(Default)]
+struct Leave {
+    end: Option<Pin<Box<Sleep>>>,
+    /// New streams are refused.
+    is_over: bool,
+    /// The last GOAWAY is on its way.
+    is_cut: bool,
+}
+
+impl Leave {
+    fn begin(&mut self) {
+        self.end = Some(Box::pin(tokio::time::sleep(LEAVE_TIME)));
+    }
+
+    fn has_begun(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn cut(&mut self) {
+        self.is_cut = true;
+        self.begin();
+    }
+
+    /// Ready once the client has had its time.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_over && !self.is_cut {
+            return Poll::Ready(());
+        }
+        let Some(end) = &mut self.end else { return Poll::Pending };
+        let over = end.as_mut().poll(cx);
+        self.is_over |= over.is_ready();
+        over
     }
 }
 

@@ -15,6 +15,10 @@ fn root() -> Pem {
     Pem(rcgen::generate_simple_self_signed(["app".to_owned()]).unwrap().cert.pem().as_bytes().into())
 }
 
+fn secret() -> model::transport::Secret {
+    model::transport::Secret::Roots { roots: root(), crl: None, crl_of_leaf_only: false }
+}
+
 #[test]
 fn without_its_secrets_there_is_no_configuration() {
     let (originator, mut keeper) = originator();
@@ -38,11 +42,11 @@ fn a_configuration_is_kept_until_what_it_is_made_of_changes() {
     let name: Arc<str> = "kubernetes://a".into();
     let tls = Arc::new(TlsOrigination { roots: Some(RootsSource::Discovered(Arc::clone(&name))), ..TlsOrigination::default() });
     keeper.want([&tls].into_iter());
-    keeper.hold(&name, Arc::new(model::transport::Secret::Roots(root())));
+    keeper.hold(&name, Arc::new(secret()));
     let first = originator.client(&tls, Inside::Http1).unwrap();
     assert!(Arc::ptr_eq(&first, &originator.client(&tls, Inside::Http1).unwrap()));
     assert!(!Arc::ptr_eq(&first, &originator.client(&tls, Inside::Http2).unwrap()));
-    keeper.hold(&name, Arc::new(model::transport::Secret::Roots(root())));
+    keeper.hold(&name, Arc::new(secret()));
     assert!(!Arc::ptr_eq(&first, &originator.client(&tls, Inside::Http1).unwrap()));
 }
 

@@ -20,7 +20,7 @@ fn keeper() -> (Keeper, Arc<Secrets>) {
 }
 
 fn roots_of(secrets: &Secrets, source: &RootsSource) -> Loaded<RootCertStore> {
-    secrets.read.load().roots[source].clone()
+    secrets.read.load().roots[source].clone().map(|roots| Arc::clone(&roots.store))
 }
 
 fn put(folder: &TempDir, name: &str, text: &str) {
@@ -83,7 +83,7 @@ fn a_secret_is_none_until_it_comes_and_of_the_wrong_kind_is_none() {
     let pem = |text: &str| Pem(text.as_bytes().into());
     keeper.hold(&name, Arc::new(Secret::Certificate { chain: pem(&chain), key: pem(&key) }));
     assert_eq!(roots_of(&secrets, &source).unwrap_err().as_ref(), "the secret has no roots");
-    keeper.hold(&name, Arc::new(Secret::Roots(pem(&chain))));
+    keeper.hold(&name, Arc::new(Secret::Roots { roots: pem(&chain), crl: None, crl_of_leaf_only: false }));
     assert_eq!(roots_of(&secrets, &source).unwrap().len(), 1);
     keeper.want(std::iter::empty());
     assert!(secrets.read.load().roots.is_empty());
@@ -101,4 +101,45 @@ fn the_roots_of_the_system_are_the_first_file_there_is() {
     keeper.want(std::iter::empty());
     keeper.want([&tls].into_iter());
     assert_eq!(roots_of(&secrets, &RootsSource::System).unwrap().len(), 2);
+}
+
+#[test]
+fn a_list_of_revoked_certificates_is_followed_and_one_that_cannot_be_read_is_not_no_list() {
+    let folder = TempDir::new().unwrap();
+    let source = CrlSource::File(folder.path().join("crl.pem").as_path().into());
+    let (mut keeper, secrets) = keeper();
+    let of = |secrets: &Secrets| secrets.read.load().crls[&source].clone();
+    let tls = Arc::new(TlsOrigination { crl: Some(source.clone()), ..TlsOrigination::default() });
+    keeper.want([&tls].into_iter());
+    assert!(of(&secrets).is_err(), "there is no file yet");
+    for nothing in ["", "nothing of use", made().0.as_str()] {
+        put(&folder, "crl.pem", nothing);
+        keeper.look_at_files();
+        assert!(of(&secrets).is_err(), "{nothing}");
+    }
+    put(&folder, "crl.pem", &crl(1));
+    keeper.look_at_files();
+    let first = of(&secrets).unwrap();
+    put(&folder, "crl.pem", "");
+    keeper.look_at_files();
+    assert!(Arc::ptr_eq(&first, &of(&secrets).unwrap()), "the one before stays");
+    put(&folder, "crl.pem", &crl(2));
+    keeper.look_at_files();
+    assert!(!Arc::ptr_eq(&first, &of(&secrets).unwrap()));
+}
+
+fn crl(number: u64) -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2036, 1, 1),
+        crl_number: rcgen::SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(&rcgen::Issuer::new(params, key)).unwrap().pem().unwrap()
 }

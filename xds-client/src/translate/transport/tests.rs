@@ -132,7 +132,10 @@ fn a_secret_is_a_certificate_with_its_key_or_roots() {
     let pem = |text: &str| Pem(text.as_bytes().into());
     let certificate = json!({"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}});
     assert_eq!(read(json!({"tls_certificate": certificate})).unwrap(), Secret::Certificate { chain: pem(&chain), key: pem(&key) });
-    assert_eq!(read(json!({"validation_context": {"trusted_ca": {"inline_string": chain}}})).unwrap(), Secret::Roots(pem(&chain)));
+    assert_eq!(
+        read(json!({"validation_context": {"trusted_ca": {"inline_string": chain}}})).unwrap(),
+        Secret::Roots { roots: pem(&chain), crl: None, crl_of_leaf_only: false }
+    );
     for refused in [
         json!({}),
         json!({"generic_secret": {}}),
@@ -142,6 +145,57 @@ fn a_secret_is_a_certificate_with_its_key_or_roots() {
     ] {
         assert!(read(refused.clone()).is_err(), "{refused}");
     }
+}
+
+/// A list in which nothing is revoked.
+fn crl() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2036, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(&rcgen::Issuer::new(params, key)).unwrap().pem().unwrap()
+}
+
+#[test]
+fn lists_of_revoked_certificates_are_read_and_one_that_says_nothing_is_refused_by_name() {
+    let made = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+    let list = crl();
+    let pem = |text: &str| Pem(text.as_bytes().into());
+    let secret_of = |context: Value| {
+        let json = json!({"validation_context": context});
+        let bytes = xds_proto::message_from_json("envoy.extensions.transport_sockets.tls.v3.Secret", &json).unwrap();
+        secret(&tls::Secret::decode(&bytes[..]).unwrap())
+    };
+    let context =
+        |crl: &str| json!({"trusted_ca": {"inline_string": made}, "crl": {"inline_string": crl}, "only_verify_leaf_cert_crl": true});
+    let with_list = Secret::Roots { roots: pem(&made), crl: Some(pem(&list)), crl_of_leaf_only: true };
+    assert_eq!(secret_of(context(&list)).unwrap(), with_list);
+    let given = read_tls(json!({"validation_context": context(&list)})).unwrap();
+    assert_eq!((&given.crl, given.crl_of_leaf_only), (&Some(CrlSource::Given(pem(&list))), true));
+    let both = json!({
+        "default_validation_context": {"crl": {"filename": "/etc/crl.pem"}},
+        "validation_context_sds_secret_config": {"name": "ROOTCA"},
+    });
+    let combined = read_tls(json!({"combined_validation_context": both})).unwrap();
+    assert_eq!((&combined.roots, &combined.crl), (&Some(RootsSource::Mesh), &Some(CrlSource::File(Path::new("/etc/crl.pem").into()))));
+
+    let broken = made.replace("CERTIFICATE", "X509 CRL");
+    for unusable in ["", "nothing", made.as_str(), broken.as_str()] {
+        let refused = secret_of(context(unusable)).unwrap_err();
+        assert_eq!(refused.path, "validation_context.crl", "{unusable}: {refused:?}");
+        let refused = read_tls(json!({"validation_context": context(unusable)})).unwrap_err();
+        assert!(refused.path.ends_with("validation_context.crl"), "{unusable}: {refused:?}");
+    }
+    let without_roots = json!({"crl": {"inline_string": list}});
+    assert!(read_tls(json!({"validation_context": without_roots})).unwrap_err().reason.contains("without roots"));
 }
 
 #[test]
