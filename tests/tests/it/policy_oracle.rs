@@ -134,7 +134,7 @@ async fn answer(connection: &Connection, ask: &Ask) -> Result<Answered> {
     let service = &SERVICES[ask.service];
     let authority = format!("{}:{}", service.address, ask.port);
     if service.paths.is_empty() {
-        return Ok((of_connection(connection, &authority).await?, String::new(), String::new(), Vec::new()));
+        return Ok((heard(connection, &authority, None).await?, String::new(), String::new(), Vec::new()));
     }
     let mut http = connection.http1(&authority).await?;
     let mut request = Request::builder().method(ask.method.clone()).uri(&ask.path);
@@ -159,11 +159,13 @@ async fn answer(connection: &Connection, ask: &Ask) -> Result<Answered> {
 const HELLO: &[u8] = b"\x01\x02 is how no request begins, and no handshake\n";
 
 /// 200 where the server answers, 403 where the connection ends before: of a refusal one proxy opens no tunnel, the other one closes it.
-async fn of_connection(connection: &Connection, authority: &str) -> Result<u16> {
+/// It says `bytes`, or [`HELLO`].
+pub(super) async fn heard(connection: &Connection, authority: &str, bytes: Option<&[u8]>) -> Result<u16> {
+    let bytes = bytes.unwrap_or(HELLO);
     let Ok(mut tunnel) = connection.connect(authority).await? else { return Ok(403) };
     let exchange = async {
         // What a server says first passes by Envoy's policies, which judge the client's first byte (`external-first-byte`).
-        tunnel.write_all(HELLO).await?;
+        tunnel.write_all(bytes).await?;
         tunnel.flush().await?;
         let mut greeting = [0; "ready\n".len()];
         tunnel.read_exact(&mut greeting).await?;
@@ -173,7 +175,7 @@ async fn of_connection(connection: &Connection, authority: &str) -> Result<u16> 
         std::io::Result::Ok(heard)
     };
     let heard = tokio::time::timeout(TCP_DEADLINE, exchange).await.with_context(|| format!("{authority}: neither an echo nor an end"))?;
-    Ok(if heard.is_ok_and(|heard| heard == [b"echo:", HELLO].concat()) { 200 } else { 403 })
+    Ok(if heard.is_ok_and(|heard| heard == [b"echo:", bytes].concat()) { 200 } else { 403 })
 }
 
 /// Both proxies of one mesh, and what all requests were answered.
