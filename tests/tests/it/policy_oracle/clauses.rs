@@ -201,7 +201,7 @@ fn text_matches(test: &Value, value: &str) -> Result<bool> {
         "path_template" => {
             // `*` is one part of a path, `**` what is left of it.
             let parts =
-                text()?.split('/').map(|part| if part == "**" { ".+".to_owned() } else { part.replace('*', "[^/]+") }).collect::<Vec<_>>();
+                text()?.split('/').map(|part| if part == "**" { ".*".to_owned() } else { part.replace('*', "[^/]+") }).collect::<Vec<_>>();
             matches_whole(&parts.join("/"), &value)?
         }
         other => bail!("{other} is not known here"),
