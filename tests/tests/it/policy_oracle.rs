@@ -427,7 +427,7 @@ const EXCEPTED: [(&str, &str); 1] =
     [("Claim([\"scope\"], false)", "a text of it is made a list before policies see it: `space_delimited_claims`")];
 
 /// Gives the recorded providers keys that the test has, and routes one team by its claim.
-fn with_keys(scenario: &mut Scenario, issuer: &Issuer) -> Result<()> {
+pub(super) fn with_keys(scenario: &mut Scenario, issuer: &Issuer) -> Result<()> {
     prepare(scenario)?;
     let filters = scenario.http(REVIEWS_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
     let authn = filters.iter_mut().find(|filter| filter["name"] == "envoy.filters.http.jwt_authn").context("no tokens")?;
