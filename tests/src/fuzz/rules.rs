@@ -381,23 +381,35 @@ fn chosen(data: &[u8]) -> (&'static str, Value, Option<(&'static str, Value)>, A
     (action, enforced, dry_run, asked)
 }
 
+fn compiled(json: &Value) -> Chain {
+    let bytes = xds_proto::message_from_json("envoy.config.listener.v3.FilterChain", json).expect("a message");
+    let value = FilterChain::decode(&bytes[..]).expect("it was just encoded");
+    chain(&value, &"a".into(), &Lookup::new(&Extensions::default())).unwrap_or_else(|refusal| panic!("{refusal:?} of {json:#}"))
+}
+
 /// # Panics
-/// The two differ, or a filter of this form is not taken.
+/// The two differ, a filter of this form is not taken, or without one of its policies a DENY would let less through, or an ALLOW more.
 pub fn rules(data: &[u8]) {
     let (action, policies, dry_run, asked) = chosen(data);
-    let json = filter_chain((action, &policies), dry_run.as_ref().map(|(action, policies)| (*action, policies)), asked.is_tcp);
-    let bytes = xds_proto::message_from_json("envoy.config.listener.v3.FilterChain", &json).expect("a message");
-    let value = FilterChain::decode(&bytes[..]).expect("it was just encoded");
-    let chain =
-        chain(&value, &"a".into(), &Lookup::new(&Extensions::default())).unwrap_or_else(|refusal| panic!("{refusal:?} of {json:#}"));
+    let dry_run = dry_run.as_ref().map(|(action, policies)| (*action, policies));
+    let json = filter_chain((action, &policies), dry_run, asked.is_tcp);
     let expected = passes(action, &policies, &asked);
     let would_refuse: Vec<_> = dry_run.iter().map(|(action, policies)| !passes(action, policies, &asked)).collect();
     let Asked { method, path, roles, caller, forwarded, server_name, claims, .. } = &asked;
     assert_eq!(
-        judged(&chain, &asked),
+        judged(&compiled(&json), &asked),
         (expected, would_refuse),
         "{method} {path} {roles:?} {caller} {forwarded:?} {server_name:?} {claims}: {json:#}"
     );
+    let mut fewer = policies.clone();
+    let Some(name) = policies.as_object().and_then(|policies| policies.keys().next()) else { return };
+    drop(fewer.as_object_mut().map(|policies| policies.remove(name)));
+    let (without, _) = judged(&compiled(&filter_chain((action, &fewer), dry_run, asked.is_tcp)), &asked);
+    match action {
+        "DENY" => assert!(without || !expected, "one more DENY lets more through: {json:#}"),
+        "ALLOW" => assert!(!without || expected, "one more ALLOW lets less through: {json:#}"),
+        _ => assert!(without && expected, "AUDIT refuses: {json:#}"),
+    }
 }
 
 #[cfg(test)]
