@@ -124,6 +124,28 @@ impl Policy {
     pub fn new(name: &str, permissions: Vec<Permission>, principals: Vec<Principal>) -> Self {
         Self { name: name.into(), rule: PolicyRule::of(name), permissions, principals }
     }
+
+    /// Whether some condition is about a header.
+    #[must_use]
+    pub fn reads_headers(&self) -> bool {
+        fn asks(permission: &Permission) -> bool {
+            match permission {
+                Permission::Header(_) => true,
+                Permission::And(all) | Permission::Or(all) => all.iter().any(asks),
+                Permission::Not(one) => asks(one),
+                _ => false,
+            }
+        }
+        fn is_known_by(principal: &Principal) -> bool {
+            match principal {
+                Principal::Header(_) => true,
+                Principal::And(all) | Principal::Or(all) => all.iter().any(is_known_by),
+                Principal::Not(one) => is_known_by(one),
+                _ => false,
+            }
+        }
+        self.permissions.iter().any(asks) || self.principals.iter().any(is_known_by)
+    }
 }
 
 /// One RBAC filter.

@@ -6,10 +6,12 @@
 mod path;
 mod rules;
 mod token;
+mod unreadable;
 
 pub use path::path;
 pub use rules::rules;
 pub use token::token;
+pub use unreadable::unreadable;
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +32,7 @@ pub const TARGETS: &[Target] = &[
         run: path,
         words: &[b"/", b"//", b".", b"..", b"%2e", b"%2F", b"%5c", b"\\", b";", b"%", b"%25", b"%00", b"?", b"#", b"\xc3\xa9"],
     },
+    Target { name: "unreadable", run: unreadable, words: &[b"\x00\x00\x00\x00", b"\xff\xff", b"\x07\x06\x05", b"\x03\x02\x01"] },
     Target { name: "rules", run: rules, words: &[b"\x00\x00\x00\x00", b"\xff\xff", b"\x01\x02\x03\x04\x05\x06\x07"] },
 ];
 

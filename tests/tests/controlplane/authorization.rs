@@ -1,55 +1,31 @@
 //! AuthorizationPolicies and a RequestAuthentication as users write them, on `reviews`: who gets in, and who is told why not.
 
 use anyhow::{Context, Result, ensure};
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tests::authz::{AuthzServer, Says};
+use tests::mesh_ca::Member;
 use tests::peer::{Peer, empty};
 use tests::tokens::{Issuer, seconds_from_now};
 use tests::wait::{Look, until};
+use tests::workload::{App, Workload};
 
-use crate::stage::{EFFECT_DEADLINE, REVIEWS, Stage};
+use crate::stage::{EFFECT_DEADLINE, REVIEWS, Stage, WEB};
 
-const POLICIES: &str = r#"
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: reviews-allow, namespace: shop}
-spec:
-  targetRefs: [{group: "", kind: Service, name: reviews}]
-  action: ALLOW
-  rules:
-  - from: [{source: {principals: [cluster.local/ns/clients/sa/frontend]}}]
-    to: [{operation: {methods: [GET, HEAD], paths: ["/reviews/*", "/health", "*/info"]}}]
-  - from: [{source: {namespaces: [shop], notPrincipals: [cluster.local/ns/shop/sa/legacy]}}]
-    to: [{operation: {notPaths: ["/admin*"], notMethods: [DELETE]}}]
-  - from: [{source: {serviceAccounts: ["clients/batch"], ipBlocks: ["10.244.9.0/24"], notIpBlocks: ["10.244.9.250"]}}]
-    when:
-    - {key: "request.headers[x-token]", values: ["secret-*"], notValues: ["secret-old"]}
-    - {key: destination.port, values: ["9080"]}
-  - to: [{operation: {hosts: ["reviews.shop.svc.cluster.local*"], ports: ["9080"], paths: ["/public/{*}/info/{**}"]}}]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: reviews-deny, namespace: shop}
-spec:
-  targetRefs: [{group: "", kind: Service, name: reviews}]
-  action: DENY
-  rules:
-  - to: [{operation: {paths: ["/internal/*"]}}]
-    from: [{source: {notNamespaces: [shop]}}]
-  - when: [{key: remote.ip, values: ["203.0.113.0/24"]}]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: gateway-wide-deny, namespace: shop}
-spec:
-  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
-  action: DENY
-  rules: [{to: [{operation: {paths: ["/forbidden"]}}]}]
-"#;
+/// As recorded, whole.
+const POLICIES: &str = include_str!("../../controlplane/policies.yaml");
+const TOKENS: &str = include_str!("../../controlplane/tokens.yaml");
+
+const RATINGS: &str = "10.96.1.3:9000";
+const AUTO: &str = "10.96.1.4:7000";
+const DB: &str = "10.96.1.5:5432";
+/// Where the providers of the mesh lead: gRPC, HTTP.
+const AUTHZ: [&str; 2] = ["10.244.8.2:9001", "10.244.8.2:8000"];
 
 /// One request, who makes it, and how it ends: status, and the body of a refusal.
 struct Row<'a> {
     peer: &'a Peer,
+    service: &'a str,
     method: Method,
     path: &'a str,
     headers: &'a [(&'a str, &'a str)],
@@ -62,7 +38,7 @@ const PASSES: (u16, &str) = (200, "");
 
 impl Row<'_> {
     async fn ask(&self, stage: &Stage) -> Result<Option<String>> {
-        let mut http = self.peer.connect(stage.hbone_address()).await?.http1(REVIEWS).await?;
+        let mut http = self.peer.connect(stage.hbone_address()).await?.http1(self.service).await?;
         let mut request = http::Request::builder().method(&self.method).uri(self.path).header("host", "reviews.shop.svc.cluster.local");
         for (name, value) in self.headers {
             request = request.header(*name, *value);
@@ -70,7 +46,7 @@ impl Row<'_> {
         let answer = http.send(request.body(empty())?).await?;
         let text = if answer.status == http::StatusCode::OK { String::new() } else { answer.text() };
         let ended = (answer.status.as_u16(), text.as_str());
-        let differs = || format!("{} {} {:?}: {ended:?}, not {:?}", self.method, self.path, self.headers, self.ends);
+        let differs = || format!("{}: {} {} {:?}: {ended:?}, not {:?}", self.service, self.method, self.path, self.headers, self.ends);
         Ok((ended != self.ends).then(differs))
     }
 }
@@ -88,45 +64,109 @@ async fn all_end(stage: &Stage, what: &str, rows: &[Row<'_>]) -> Result<()> {
     .await
 }
 
+fn by(method: Method, row: Row<'_>) -> Row<'_> {
+    Row { method, ..row }
+}
+
+fn of<'a>(service: &'a str, row: Row<'a>) -> Row<'a> {
+    Row { service, ..row }
+}
+
+async fn member(stage: &Stage, account: &str, address: &str) -> Result<Peer> {
+    let member = Member::of(&stage.plane, "shop", account).await?;
+    Ok(Peer::with_config(member.client_config()?, Some(address.parse()?)))
+}
+
 /// Every attribute of the policies, met and missed.
 pub async fn policies_decide(stage: &mut Stage) -> Result<()> {
     let stage = &*stage;
+    let [grpc, http] = AUTHZ;
+    let denied = json!({"status": {"code": 7}, "denied_response": {"status": {"code": "Unauthorized"}, "body": "not you"}});
+    let authz = AuthzServer::start(grpc.parse()?, http.parse()?, Says::Check(denied)).await?;
+    authz.says_by_http(Says::Http(200, vec![("x-allowed-by", "authz")], String::new()));
+    let auto = Member::of(&stage.plane, "shop", "auto").await?.workload_config()?;
+    let _auto = Workload::hbone("auto-v1-1", "10.244.4.1".parse()?, auto, App::Http).await?;
+    let db = Member::of(&stage.plane, "shop", "db").await?.workload_config()?;
+    let db = Workload::hbone("db-v1-1", "10.244.5.1".parse()?, db, App::Tcp { greets: true }).await?;
+    let (web, legacy) = (member(stage, "web", "10.244.1.1").await?, member(stage, "legacy", "10.244.7.1").await?);
     stage.plane.apply(POLICIES).await?;
     let (frontend, batch) = (&stage.frontend, &stage.batch);
-    let row = |peer, path, headers, ends| Row { peer, method: Method::GET, path, headers, ends };
+    let row = |peer, path, headers, ends| Row { peer, service: REVIEWS, method: Method::GET, path, headers, ends };
+    let secret = &[("x-token", "secret-new")][..];
+    let other_address =
+        Peer::with_config(Member::of(&stage.plane, "clients", "batch").await?.client_config()?, Some("10.244.1.2".parse()?));
     let rows = [
         row(frontend, "/reviews/1", &[], PASSES),
         row(frontend, "/health", &[], PASSES),
         row(frontend, "/a/b/info", &[], PASSES),
-        Row { method: Method::POST, ..row(frontend, "/reviews/1", &[], DENIED) },
+        by(Method::HEAD, row(frontend, "/reviews/1", &[], PASSES)),
+        by(Method::POST, row(frontend, "/reviews/1", &[], DENIED)),
         row(frontend, "/healthy", &[], DENIED),
         row(frontend, "/internal/x/info", &[], DENIED),
         row(frontend, "/a/../internal/x/info", &[], DENIED),
         row(frontend, "/reviews/1", &[("x-forwarded-for", "203.0.113.7")], DENIED),
+        row(frontend, "/reviews/1", &[("x-forwarded-for", "203.0.114.7")], PASSES),
         row(frontend, "/forbidden", &[], DENIED),
+        row(&web, "/internal/x", &[], PASSES),
+        row(&web, "/admin", &[], DENIED),
+        by(Method::DELETE, row(&web, "/any", &[], DENIED)),
+        row(&legacy, "/any", &[], DENIED),
         row(batch, "/reviews/1", &[], DENIED),
-        row(batch, "/any", &[("x-token", "secret-new")], PASSES),
+        row(batch, "/any", secret, PASSES),
+        row(&other_address, "/any", secret, DENIED),
         row(batch, "/any", &[("x-token", "secret-old")], DENIED),
         row(batch, "/any", &[("x-token", "other")], DENIED),
         row(batch, "/any", &[("x-token", "secret-new"), ("x-token", "secret-old")], DENIED),
         row(batch, "/public/a/info/b", &[], PASSES),
         row(batch, "/public/a/b/info/c", &[], DENIED),
+        of(WEB, row(batch, "/any", &[], PASSES)),
+        of(WEB, by(Method::POST, row(batch, "/any", &[], PASSES))),
+        of(WEB, row(batch, "/forbidden", &[], DENIED)),
+        of(WEB, row(batch, "/checked/x", &[], (401, "not you"))),
+        of(AUTO, row(batch, "/any", &[], PASSES)),
+        of(AUTO, row(batch, "/forbidden", &[], DENIED)),
+        of(RATINGS, row(frontend, "/any", &[], DENIED)),
     ];
     all_end(stage, "the policies decide", &rows).await?;
+    // The Gateway's policy is for paths; of connections nothing is left of it but that it denies.
+    for peer in [&web, frontend] {
+        let refused = peer.connect(stage.hbone_address()).await?.connect(DB).await?.err();
+        ensure!(refused == Some(StatusCode::FORBIDDEN), "a connection to db: {refused:?}");
+    }
+    ensure!(db.record().connections() == 0, "db was reached");
+    counts_what_is_only_told(stage).await?;
     names_the_policy(stage).await?;
+    authz.says_by_http(Says::Http(403, Vec::new(), "nor you".to_owned()));
+    all_end(stage, "the provider refuses", &[of(AUTO, row(batch, "/any", &[], (403, "nor you")))]).await?;
     stage.plane.delete_yaml(POLICIES).await?;
-    all_end(stage, "nobody is refused any more", &[row(batch, "/reviews/1", &[], PASSES)]).await
+    let ends =
+        [row(batch, "/reviews/1", &[], PASSES), of(WEB, row(batch, "/checked/x", &[], PASSES)), of(AUTO, row(batch, "/any", &[], PASSES))];
+    all_end(stage, "nobody is refused any more", &ends).await
+}
+
+/// What a dry run would have refused, and what is audited, passed and was counted by the policy's name.
+async fn counts_what_is_only_told(stage: &Stage) -> Result<()> {
+    let metrics = stage.metrics(15020).await?;
+    for series in [
+        "waypoint_authz_shadow_decisions_total{policy=\"shop/reviews-dry-run\",rule=\"0\",action=\"DENY\",decision=\"denied\"}",
+        "waypoint_authz_decisions_total{policy=\"shop/web-audit\",rule=\"0\",action=\"AUDIT\",decision=\"audited\"}",
+    ] {
+        ensure!(metrics.contains(series), "no {series}");
+    }
+    Ok(())
 }
 
 /// Lines of refused requests name the object as `kubectl` shows it, and its rule.
 async fn names_the_policy(stage: &Stage) -> Result<()> {
     stage.turn_logging_on().await?;
-    let row = |peer, path, headers| Row { peer, method: Method::GET, path, headers, ends: DENIED };
+    let row = |peer, path, headers| Row { peer, service: REVIEWS, method: Method::GET, path, headers, ends: DENIED };
     let rows = [
         row(&stage.frontend, "/internal/why/info", &[][..]),
         row(&stage.frontend, "/reviews/why-too", &[("x-forwarded-for", "203.0.113.7")]),
         row(&stage.frontend, "/forbidden", &[]),
         row(&stage.batch, "/reviews/why-not", &[]),
+        Row { service: RATINGS, ..row(&stage.frontend, "/why/ratings", &[]) },
+        Row { service: WEB, ends: (401, "not you"), ..row(&stage.frontend, "/checked/why", &[]) },
     ];
     all_end(stage, "requests are refused", &rows).await?;
     for (path, reason) in [
@@ -137,52 +177,26 @@ async fn names_the_policy(stage: &Stage) -> Result<()> {
         let (_, line) = stage.access_line(path).await?;
         ensure!(line["waypoint_refusal"] == reason, "{path}: {line}");
     }
-    let (_, line) = stage.access_line("/reviews/why-not").await?;
+    for (path, policy) in [("/reviews/why-not", "shop/reviews-allow"), ("/why/ratings", "shop/ratings-allow-nothing")] {
+        let (_, line) = stage.access_line(path).await?;
+        let reason = &line["waypoint_refusal"];
+        ensure!(reason["by"] == "no_allow_policy" && reason["nearest_policy"] == policy, "{line}");
+    }
+    let (_, line) = stage.access_line("/checked/why").await?;
     let reason = &line["waypoint_refusal"];
-    ensure!(reason["by"] == "no_allow_policy" && reason["nearest_policy"] == "shop/reviews-allow", "{line}");
-    Ok(())
+    ensure!(reason["by"] == "external" && reason["policy"] == "shop/web-custom", "{line}");
+    let refused = stage.frontend.connect(stage.hbone_address()).await?.connect(DB).await?.err();
+    ensure!(refused == Some(StatusCode::FORBIDDEN), "a connection to db: {refused:?}");
+    until("a line of the refused connection", EFFECT_DEADLINE, async || {
+        let lines = stage.access_log()?;
+        let told = |line: &Value| line["path"].is_null() && line["waypoint_refusal"]["policy"] == "shop/gateway-wide-deny";
+        Ok(if lines.iter().any(|(_, line)| told(line)) { Look::Done(()) } else { Look::NotYet("there is none".to_owned()) })
+    })
+    .await
 }
 
 fn token_objects(issuer: &Issuer, second: &Issuer) -> String {
-    let (keys, other) = (issuer.jwks(), second.jwks());
-    format!(
-        r#"
-apiVersion: security.istio.io/v1
-kind: RequestAuthentication
-metadata: {{name: reviews-jwt, namespace: shop}}
-spec:
-  targetRefs: [{{group: "", kind: Service, name: reviews}}]
-  jwtRules:
-  - issuer: https://issuer.example
-    audiences: [shop]
-    jwks: '{keys}'
-    fromHeaders: [{{name: authorization, prefix: "Bearer "}}, {{name: x-jwt}}]
-    fromParams: [access_token]
-    outputPayloadToHeader: x-jwt-payload
-    outputClaimToHeaders: [{{header: x-jwt-sub, claim: sub}}]
-    forwardOriginalToken: true
-  - issuer: https://second.example
-    jwks: '{other}'
-    fromCookies: [session]
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: reviews-claims, namespace: shop}}
-spec:
-  targetRefs: [{{group: "", kind: Service, name: reviews}}]
-  action: ALLOW
-  rules:
-  - from: [{{source: {{requestPrincipals: ["https://issuer.example/*"]}}}}]
-    to: [{{operation: {{methods: [GET]}}}}]
-  - from: [{{source: {{requestPrincipals: ["https://issuer.example/alice"]}}}}]
-    when:
-    - {{key: "request.auth.claims[groups]", values: [admin]}}
-    - {{key: "request.auth.claims[nested][team]", values: [blue, green]}}
-    - {{key: request.auth.audiences, values: [shop]}}
-    - {{key: "request.auth.claims[scope]", values: [write]}}
-  - to: [{{operation: {{paths: [/health]}}}}]
-"#
-    )
+    TOKENS.replace("KEYS_ONE", &issuer.jwks()).replace("KEYS_TWO", &second.jwks())
 }
 
 /// Tokens of two issuers, good and bad, and what policies make of their claims.
@@ -210,8 +224,8 @@ pub async fn tokens_decide(stage: &mut Stage) -> Result<()> {
     let unsigned = bearer(&format!("{header}.{}.", alice.split('.').nth(1).context("a payload")?));
     let session = format!("session={}", second.token(&json!({"iss": "https://second.example", "sub": "eve"}))?);
     let path = format!("/reviews/1?access_token={alice}");
-    let post = |headers, ends| Row { peer: &stage.frontend, method: Method::POST, path: "/reviews/1", headers, ends };
-    let get = |path, headers, ends| Row { peer: &stage.frontend, method: Method::GET, path, headers, ends };
+    let post = |headers, ends| Row { peer: &stage.frontend, service: REVIEWS, method: Method::POST, path: "/reviews/1", headers, ends };
+    let get = |path, headers, ends| Row { peer: &stage.frontend, service: REVIEWS, method: Method::GET, path, headers, ends };
     let form = "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections";
     let (good, forged, expired) = ([("authorization", &*good)], [("authorization", &*forged)], [("authorization", &*expired)]);
     let (audience, team, unsigned) =
@@ -233,6 +247,35 @@ pub async fn tokens_decide(stage: &mut Stage) -> Result<()> {
         post(&team, DENIED),
     ];
     all_end(stage, "the tokens decide", &rows).await?;
+    tells_the_pod(stage, &alice).await?;
+    names_the_tokens_problem(stage, &expired).await?;
     stage.plane.delete_yaml(&objects).await?;
     all_end(stage, "nobody is refused any more", &[get("/reviews/1", &[], PASSES)]).await
+}
+
+/// Claims that the objects put into headers, in place of what a client writes there.
+async fn tells_the_pod(stage: &Stage, token: &str) -> Result<()> {
+    let mut http = stage.frontend.connect(stage.hbone_address()).await?.http1(REVIEWS).await?;
+    let request = http::Request::get("/reviews/1").header("host", "reviews").header("authorization", format!("Bearer {token}"));
+    let answer = http.send(request.header("x-jwt-sub", "admin").body(empty())?).await?;
+    let told = answer.json()["headers"].as_array().cloned().unwrap_or_default();
+    let of = |name: &str| told.iter().filter(|pair| pair[0] == name).map(|pair| pair[1].clone()).collect::<Vec<_>>();
+    ensure!((of("x-jwt-sub"), of("x-jwt-team")) == (vec![json!("alice")], vec![json!("blue")]), "{}", answer.text());
+    let payload = of("x-jwt-payload").first().and_then(Value::as_str).map(str::to_owned);
+    ensure!(payload.as_deref() == token.split('.').nth(1), "{payload:?}");
+    Ok(())
+}
+
+/// Of a token that is refused, and of one whose claims no policy permits.
+async fn names_the_tokens_problem(stage: &Stage, expired: &[(&str, &str)]) -> Result<()> {
+    stage.turn_logging_on().await?;
+    let row = |path, headers, ends| Row { peer: &stage.frontend, service: REVIEWS, method: Method::GET, path, headers, ends };
+    let rows = [row("/why/expired", expired, (401, "Jwt is expired")), row("/why/nobody", &[], DENIED)];
+    all_end(stage, "tokens are refused", &rows).await?;
+    let (_, line) = stage.access_line("/why/expired").await?;
+    ensure!(line["waypoint_refusal"]["by"] == "token", "{line}");
+    let (_, line) = stage.access_line("/why/nobody").await?;
+    let reason = &line["waypoint_refusal"];
+    ensure!(reason["by"] == "no_allow_policy" && reason["nearest_policy"] == "shop/reviews-claims", "{line}");
+    Ok(())
 }

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use tests::fake_istiod::Kind;
 use tests::peer::{empty, plain_get};
 use tests::scenario::{DB, Mesh, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::tokens::{Issuer, seconds_from_now};
 use tests::workload::App;
 
+use crate::policy_oracle::with_keys;
 use crate::subsets::{requests, subsets};
 
 const ADMIN: u16 = 15000;
@@ -126,6 +128,92 @@ async fn people_and_tools_are_told_by_the_command() -> Result<()> {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8(unknown.stderr)?.contains("nothing here serves nobody.shop:80"));
     assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/read/1").await?.status, StatusCode::OK);
+    Ok(())
+}
+
+/// Each token, as it is sent and as it is explained: how it ends, and which of the three recorded rules match.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tokens_claims_decide_is_told_condition_by_condition() -> Result<()> {
+    let issuer = Issuer::new("known")?;
+    let mesh = Mesh::builder("06-jwt")?.edit(|scenario| with_keys(scenario, &issuer))?.start().await?;
+    let _pod = mesh.pod("reviews-v1-1", App::Http).await?;
+    let claims = json!({
+        "iss": "https://issuer.example", "sub": "alice", "aud": "shop", "exp": seconds_from_now(600)?,
+        "groups": ["dev", "admin"], "nested": {"team": "blue"}, "scope": "read write",
+    });
+    let with = |name: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        issuer.token(&claims)
+    };
+    let rows = [
+        (Method::GET, Some(issuer.token(&claims)?), 200, Some([true, true, false])),
+        (Method::POST, Some(issuer.token(&claims)?), 200, Some([false, true, false])),
+        (Method::POST, Some(with("scope", json!("read"))?), 403, Some([false, false, false])),
+        (Method::POST, Some(with("groups", json!(["admins"]))?), 403, Some([false, false, false])),
+        (Method::GET, Some(with("nested", json!({"team": "green"}))?), 418, Some([true, true, false])),
+        (Method::GET, Some(with("exp", json!(seconds_from_now(-120)?))?), 401, None),
+        (Method::GET, Some(with("aud", json!("bank"))?), 403, None),
+        (Method::GET, None, 403, Some([false, false, false])),
+    ];
+    for (method, token, status, matches) in rows {
+        let mut http = mesh.connect("frontend-0").await?.http1(REVIEWS).await?;
+        let mut request = http.request(method.clone(), "/");
+        let mut query =
+            format!("/explain?output=json&service={REVIEWS}&identity=spiffe://cluster.local/ns/clients/sa/frontend&method={method}");
+        if let Some(token) = &token {
+            request = request.header("authorization", format!("Bearer {token}"));
+            query.push_str(&format!("&header=authorization:Bearer%20{token}"));
+        }
+        let answer = http.send(request.body(empty())?).await?;
+        assert_eq!(answer.status.as_u16(), status, "{method} {token:?}: {}", answer.text());
+        let told = plain_get(mesh.waypoint.port(ADMIN), &query).await?.json();
+        let refused = (status != 200 && status != 418).then_some(status);
+        assert_eq!((&told["verdict"]["passes"], &told["verdict"]["status"]), (&json!(refused.is_none()), &json!(refused)), "{told:#}");
+        let rules: Vec<_> =
+            told["filters"].as_array().into_iter().flatten().flat_map(|filter| filter["policies"].as_array()).flatten().collect();
+        assert_eq!(
+            rules.iter().map(|rule| rule["matches"] == true).collect::<Vec<_>>(),
+            matches.map_or_else(Vec::new, Vec::from),
+            "{told:#}"
+        );
+        assert_eq!(told["route"]["does"] == "answers it with 418", status == 418, "{told:#}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_are_told_which_claim_was_missed_which_route_a_claim_chose_and_that_a_token_is_old() -> Result<()> {
+    let issuer = Issuer::new("known")?;
+    let mesh = Mesh::builder("06-jwt")?.edit(|scenario| with_keys(scenario, &issuer))?.start().await?;
+    let admin = mesh.waypoint.port(ADMIN).to_string();
+    let explain = async |claims: &Value| -> Result<String> {
+        let token = format!("authorization: Bearer {}", issuer.token(claims)?);
+        let identity = "spiffe://cluster.local/ns/clients/sa/frontend";
+        let args = ["explain", REVIEWS, "--identity", identity, "--admin", &admin, "--method", "POST", "--header", &token];
+        Ok(String::from_utf8(mesh.waypoint.run_beside(&args).await?.stdout)?)
+    };
+    let mut claims = json!({
+        "iss": "https://issuer.example", "sub": "alice", "aud": "shop", "exp": seconds_from_now(600)?,
+        "groups": ["dev", "admin"], "nested": {"team": "green"}, "scope": "read",
+    });
+    let text = explain(&claims).await?;
+    for expected in [
+        "REFUSED with 403: by=no_allow_policy, nearest_policy=shop/reviews-claims, nearest_rule=1, failed_condition=request.auth[scope]",
+        "tokens  accepted\n",
+        "  shop/reviews-claims rule 1: does not match\n",
+        "    + request.auth[iss] is \"https://issuer.example\" and request.auth[sub] is \"alice\"\n",
+        "    - request.auth[scope] has an item that is \"write\" or is \"write\"\n",
+        "answers it with 418, were it not refused\n",
+    ] {
+        assert!(text.contains(expected), "no {expected:?} in\n{text}");
+    }
+    claims["scope"] = json!("write");
+    let text = explain(&claims).await?;
+    assert!(text.starts_with("PASSES") && text.contains("    + request.auth[scope]") && text.contains("answers it with 418\n"), "{text}");
+    claims["exp"] = json!(seconds_from_now(-120)?);
+    let text = explain(&claims).await?;
+    assert!(text.starts_with("REFUSED with 401: by=token, detail=Jwt is expired\n") && text.contains("tokens  Jwt is expired\n"), "{text}");
     Ok(())
 }
 

@@ -36,6 +36,7 @@ mod old_http;
 mod origination;
 mod parity;
 mod policy;
+mod policy_forms;
 mod policy_oracle;
 mod policy_targets;
 mod proxy_protocol;

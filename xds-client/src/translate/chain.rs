@@ -146,7 +146,7 @@ impl Network {
             NETWORK_RBAC => {
                 let value: NetworkRbac = open(config, path)?;
                 let shadow = (value.shadow_rules.as_ref(), value.shadow_rules_stat_prefix.as_str());
-                self.judges.add_rbac(value.rules.as_ref(), shadow, path)?;
+                self.judges.add_network_rbac(value.rules.as_ref(), shadow, path)?;
             }
             NETWORK_EXT_AUTHZ => {
                 self.judges.add_external(ext_authz::network(&open::<NetworkExtAuthz>(config, path)?, &filter.name, path)?);

@@ -30,6 +30,25 @@ impl Judges {
         Ok(())
     }
 
+    /// An RBAC filter of connections, in which Envoy takes no conditions on headers: there are none, so a `not` would always hold.
+    pub(super) fn add_network_rbac(
+        &mut self,
+        enforced: Option<&proto::Rbac>,
+        (shadow, prefix): (Option<&proto::Rbac>, &str),
+        path: &str,
+    ) -> Translated<()> {
+        for part in read(enforced, (shadow, prefix), path)? {
+            if let EarlyFilter::Rbac(rbac) | EarlyFilter::Shadow(rbac) = &part
+                && let Some(policy) = rbac.policies().iter().find(|policy| policy.reads_headers())
+            {
+                let path = format!("{path}.policies[{}]", policy.name);
+                return Err(Problem::new(path, "a condition on headers is not for connections"));
+            }
+            self.pending.push(part);
+        }
+        Ok(())
+    }
+
     /// Policies.
     pub(super) fn add(&mut self, policies: Rbac) {
         self.pending.push(EarlyFilter::Rbac(policies));

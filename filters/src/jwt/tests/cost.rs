@@ -1,6 +1,5 @@
-//! What a token costs: the first time, with its signature verified, and again. Prints both, and what the signature alone takes; in an optimised
-//! build (`make verify`) holds them to what they may take. What a signature takes is AWS-LC's and the machine's, and swings with it: on one where
-//! it leaves no room, the rest has to be small.
+//! What a token costs: the first time, with its signature verified, and again. Prints both, and what the signature alone takes, which is AWS-LC's
+//! and the machine's; in an optimised build (`make verify`) holds both to what they may take.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -10,11 +9,13 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use super::*;
 
 const TOKENS: u64 = 500;
+/// Tokens of one round the first time: a few milliseconds, which pass undisturbed sooner or later.
+const TOKENS_AT_ONCE: u64 = 50;
 /// Rounds, of which the fastest counts: the others were disturbed.
-const ROUNDS: u64 = 9;
+const ROUNDS: u64 = 100;
+/// Rounds over all tokens, likewise.
+const ROUNDS_AGAIN: u64 = 20;
 const FIRST_BUDGET: Duration = Duration::from_micros(60);
-/// Of the first time, what is not the signature.
-const REST_BUDGET: Duration = Duration::from_micros(20);
 const AGAIN_BUDGET: Duration = Duration::from_micros(3);
 
 /// A request with a token of this subject, as an identity provider writes it.
@@ -48,13 +49,20 @@ fn signed(headers: &HeaderMap) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// The time of one of `count`, in the fastest round.
-fn time_of_one(count: u64, mut round: impl FnMut(u64)) -> Duration {
+fn time_of_one(rounds: u64, count: u64, mut round: impl FnMut(u64)) -> Duration {
     let of_round = |number| {
         let began = Instant::now();
         round(number);
         began.elapsed().div_f64(f64::from(u32::try_from(count).unwrap()))
     };
-    (0..ROUNDS).map(of_round).min().unwrap()
+    (0..rounds).map(of_round).min().unwrap()
+}
+
+/// Those of a round: others than in the round before.
+fn of_round<T>(all: &[T], number: u64) -> &[T] {
+    let n_groups = TOKENS / TOKENS_AT_ONCE;
+    let at = usize::try_from(number % n_groups * TOKENS_AT_ONCE).unwrap();
+    &all[at..at + usize::try_from(TOKENS_AT_ONCE).unwrap()]
 }
 
 #[test]
@@ -68,24 +76,25 @@ fn a_token_costs_a_signature_once_and_little_again() {
         assert!(passed.metadata.is_some());
     };
     let mut cache = TokenCache::default();
-    let first = time_of_one(TOKENS, |_| {
-        cache = TokenCache::default();
-        requests.iter().for_each(|headers| judge(headers, &mut cache));
-    });
-    let again = time_of_one(20 * TOKENS, |_| {
-        for _ in 0..20 {
-            requests.iter().for_each(|headers| judge(headers, &mut cache));
+    // The key is ready, as it is for all but the first token that a worker sees.
+    let first = time_of_one(ROUNDS, TOKENS_AT_ONCE, |number| {
+        let next = of_round(&requests, number);
+        if number % (TOKENS / TOKENS_AT_ONCE) == 0 {
+            cache = TokenCache::default();
         }
+        next.iter().for_each(|headers| judge(headers, &mut cache));
     });
+    requests.iter().for_each(|headers| judge(headers, &mut cache));
+    let again = time_of_one(ROUNDS_AGAIN, TOKENS, |_| requests.iter().for_each(|headers| judge(headers, &mut cache)));
     let signed: Vec<_> = requests.iter().map(signed).collect();
     let KeyMaterial::Ec { point, .. } = &signer.key.material else { panic!("another kind of key") };
     let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).unwrap();
-    let signature =
-        time_of_one(TOKENS, |_| signed.iter().for_each(|(text, signature)| key.verify_sig(black_box(text), signature).unwrap()));
+    let signature = time_of_one(ROUNDS, TOKENS_AT_ONCE, |number| {
+        of_round(&signed, number).iter().for_each(|(text, signature)| key.verify_sig(black_box(text), signature).unwrap());
+    });
     println!("token_first {first:?}, its signature alone {signature:?}, token_again {again:?}");
     if !cfg!(debug_assertions) {
-        let rest = first.saturating_sub(signature);
-        assert!(first < FIRST_BUDGET || rest < REST_BUDGET, "{first:?} of {FIRST_BUDGET:?}, of which {signature:?} are the signature's");
+        assert!(first < FIRST_BUDGET, "{first:?} of {FIRST_BUDGET:?}, of which {signature:?} are the signature's");
         assert!(again < AGAIN_BUDGET, "{again:?} of {AGAIN_BUDGET:?}");
     }
 }

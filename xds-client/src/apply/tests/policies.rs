@@ -128,6 +128,22 @@ fn an_unreadable_policy_leaves_what_was_or_refuses_everything() {
     }
 }
 
+/// Envoy takes none there; read as it stands, an ALLOW of what is not a header would let every connection in.
+#[test]
+fn a_condition_on_headers_in_a_policy_of_connections_is_unreadable() {
+    let header = json!({"header": {"name": "x-a", "present_match": true}});
+    let not = json!({"not_id": {"or_ids": {"ids": [header]}}});
+    let of_permission = json!({"permissions": [{"not_rule": header}], "principals": [{"any": true}]});
+    for rules in ["rules", "shadow_rules"] {
+        for bad in [rbac("network", rules, "ALLOW", &not), filter_of("network", rules, "DENY", &of_permission)] {
+            let mut applier = Applier::new(OnRefusedPolicy::Deny);
+            let good = served(&mut applier, with_filter(DB, &rbac("network", "rules", "ALLOW", &json!({"any": true}))), DB);
+            assert!(denying(&good).is_none());
+            assert_eq!(denying(&served(&mut applier, with_filter(DB, &bad), DB)), Some("ns[shop]-policy[new]-rule[0]"), "{bad}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_policy_leaves_what_was_unless_everything_is_refused_already() {
     let unreadable_route = |chain: &mut Value| {
@@ -245,4 +261,156 @@ fn what_a_route_says_of_a_filter_of_policies_counts_as_one_and_of_others_not() {
     assert_eq!(denies("envoy.filters.http.rbac", "rbac.v3.RBACPerRoute").as_deref(), Some("unreadable-policy"));
     assert_eq!(denies("not.in.the.chain", "rbac.v3.RBACPerRoute").as_deref(), Some("unreadable-policy"), "it may be one");
     assert_eq!(denies("envoy.filters.http.cors", "lua.v3.LuaPerRoute"), None);
+}
+
+const JWT: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+const KEYS: &str = r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA", "alg": "HS256"}]}"#;
+
+fn http_filter(name: &str, type_url: &str, config: &Value) -> Value {
+    let mut filter = json!({"name": name, "typed_config": config});
+    filter["typed_config"]["@type"] = type_url.into();
+    filter
+}
+
+/// A filter of tokens with one provider, of which `more` is said.
+fn tokens(provider: &Value, requires: &Value) -> Value {
+    let mut said = json!({"issuer": "https://issuer.example", "local_jwks": {"inline_string": KEYS}});
+    for (name, value) in provider.as_object().unwrap() {
+        match value {
+            Value::Null => drop(said.as_object_mut().unwrap().remove(name)),
+            value => said[name] = value.clone(),
+        }
+    }
+    let rules = json!([{"match": {"prefix": "/"}, "requires": requires}]);
+    http_filter("envoy.filters.http.jwt_authn", JWT, &json!({"providers": {"origins-0": said}, "rules": rules}))
+}
+
+/// Configurations of tokens that cannot be obeyed: each would let more through if a part of it were passed over.
+fn unreadable_tokens() -> Vec<Value> {
+    let by_name = json!({"provider_name": "origins-0"});
+    let no_keys = json!({"local_jwks": null});
+    let remote = |uri: &Value| json!({"local_jwks": null, "remote_jwks": {"http_uri": uri}});
+    vec![
+        tokens(&no_keys, &by_name),
+        tokens(&json!({"local_jwks": {"filename": "/keys"}}), &by_name),
+        tokens(&remote(&json!({"uri": "https://a.example/keys", "timeout": "1s"})), &by_name),
+        tokens(&remote(&json!({"uri": "no uri", "cluster": "a", "timeout": "1s"})), &by_name),
+        tokens(&json!({"subjects": {"exact": "alice"}}), &by_name),
+        tokens(&json!({"require_expiration": true}), &by_name),
+        tokens(&json!({"from_headers": [{"name": ""}]}), &by_name),
+        tokens(&json!({"from_headers": [{"name": "a b"}]}), &by_name),
+        tokens(&json!({"claim_to_headers": [{"header_name": "a b", "claim_name": "sub"}]}), &by_name),
+        tokens(&json!({}), &json!({"provider_name": "another"})),
+        tokens(&json!({}), &json!({})),
+        tokens(&json!({}), &json!({"requires_any": {}})),
+        tokens(&json!({}), &json!({"allow_missing_or_failed": {}})),
+        tokens(&json!({}), &json!({"requires_any": {"requirements": [by_name, {"allow_missing_or_failed": {}}]}})),
+        json!({"name": "envoy.filters.http.jwt_authn", "typed_config": {"@type": JWT, "filter_state_rules": {"name": "a"}}}),
+        json!({"name": "envoy.filters.http.jwt_authn", "typed_config": {"@type": JWT, "requirement_map": {"a": {}}}}),
+    ]
+}
+
+/// Configurations of external services that cannot be obeyed.
+fn unreadable_services(place: &str) -> Vec<Value> {
+    let name = format!("envoy.filters.{place}.ext_authz");
+    let type_url = format!("type.googleapis.com/envoy.extensions.filters.{place}.ext_authz.v3.ExtAuthz");
+    let grpc = json!({"envoy_grpc": {"cluster_name": "authz"}});
+    let filter = |more: &Value| {
+        let mut config = json!({"grpc_service": grpc, "transport_api_version": "V3"});
+        if place == "network" {
+            config["stat_prefix"] = json!("tcp.");
+        }
+        for (name, value) in more.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        http_filter(&name, &type_url, &config)
+    };
+    let key = |key: &str| json!([{"key": key}]);
+    let enabled =
+        |filter: &str, path: Value, value: Value| json!({"filter_enabled_metadata": {"filter": filter, "path": path, "value": value}});
+    let prefix = json!({"string_match": {"prefix": "istio-ext-authz"}});
+    let mut all = vec![
+        filter(&json!({"grpc_service": {"envoy_grpc": {}}})),
+        filter(&json!({"grpc_service": {"google_grpc": {"target_uri": "a", "stat_prefix": "a"}}})),
+        filter(&json!({"transport_api_version": "V2"})),
+        filter(&enabled("another", key("istio_ext_authz_shadow_effective_policy_id"), prefix.clone())),
+        filter(&enabled("envoy.filters.http.rbac", key("another"), prefix)),
+        filter(&enabled("envoy.filters.http.rbac", key("istio_ext_authz_shadow_effective_policy_id"), json!({"present_match": true}))),
+    ];
+    if place == "http" {
+        all.extend([
+            filter(&json!({"status_on_error": {"code": "Continue"}})),
+            filter(&json!({"with_request_body": {"max_request_bytes": 0}})),
+            filter(&json!({"shadow_mode": true})),
+            filter(&json!({"decoder_header_mutation_rules": {}})),
+            filter(&json!({"metadata_context_namespaces": ["a"]})),
+        ]);
+    }
+    all
+}
+
+/// What stays served when `bad` comes after a good version; both settings.
+fn after(chain: &str, good: Update, bad: &impl Fn() -> Update) -> [(bool, Option<String>); 2] {
+    let resources = good.resources;
+    [OnRefusedPolicy::KeepLastGood, OnRefusedPolicy::Deny].map(|mode| {
+        let mut applier = Applier::new(mode);
+        let good = served(&mut applier, Update { of: ResourceType::Listener, resources: resources.clone(), removed: Vec::new() }, chain);
+        assert!(denying(&good).is_none() && !matches!(good.kind, ChainKind::Refused { .. }));
+        let outcome = applier.apply(bad());
+        assert!(matches!(outcome.applied.verdict, Verdict::Nack(_)), "it is not refused");
+        assert_eq!(applier.report().stale_chains, [chain]);
+        let after = Arc::clone(&listeners_of(outcome).chains[chain]);
+        (Arc::ptr_eq(&good, &after), denying(&after).map(str::to_owned))
+    })
+}
+
+#[test]
+fn tokens_and_services_that_cannot_be_read_leave_what_was_or_refuse_everything() {
+    let good_tokens = tokens(&json!({}), &json!({"provider_name": "origins-0"}));
+    let services = |place, chain: &str| unreadable_services(place).into_iter().map(|bad| (chain.to_owned(), bad)).collect::<Vec<_>>();
+    let tokens = unreadable_tokens().into_iter().map(|bad| (web(), bad));
+    for (chain, bad) in tokens.chain(services("http", &web())).chain(services("network", DB)) {
+        // Once before, and once without any policy at all.
+        let readable = if chain == DB { rbac("network", "rules", "ALLOW", &json!({"any": true})) } else { good_tokens.clone() };
+        for good in [with_filter(&chain, &readable), with(&chain, |_| {})] {
+            let [kept, denied] = after(&chain, good, &|| with_filter(&chain, &bad));
+            assert_eq!(kept, (true, None), "{bad}");
+            assert!(denied.1.is_some(), "{bad}: {denied:?}");
+        }
+    }
+}
+
+/// Who a caller is comes by filter state: what would set it otherwise is not obeyed, and nothing is let in by it.
+#[test]
+fn filter_state_that_would_name_callers_otherwise_leaves_what_was() {
+    const STATE: &str = "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config";
+    let state = |key: &str, text: &str| {
+        let format = json!({"text_format_source": {"inline_string": text}});
+        json!({"object_key": key, "factory_key": "istio.hashable_string", "format_string": format, "shared_with_upstream": "ONCE"})
+    };
+    let rows = [
+        state("io.istio.peer_principal", "%REQ(X-WHO)%"),
+        state("io.istio.peer_principal", "spiffe://cluster.local/ns/clients/sa/frontend"),
+        state("io.istio.peer_principal", "%DOWNSTREAM_PEER_URI_SAN%, more"),
+        json!({"object_key": "io.istio.peer_principal"}),
+        state("another", "%DOWNSTREAM_PEER_URI_SAN%"),
+    ];
+    for row in rows {
+        let filter = http_filter("connect_authority", STATE, &json!({"on_request_headers": [row]}));
+        let in_chain = after(&web(), with(&web(), |_| {}), &|| with_filter(&web(), &filter));
+        assert!(in_chain.iter().all(|(is_kept, denying)| *is_kept || denying.is_some()), "{row}: {in_chain:?}");
+        for mode in [OnRefusedPolicy::KeepLastGood, OnRefusedPolicy::Deny] {
+            let mut applier = Applier::new(mode);
+            let good = listeners_of(applier.apply(with(&web(), |_| {})));
+            let mut file = fixture("istiod-1.31/01-plain", "Listener");
+            let terminate = file["resources"].as_array_mut().unwrap().iter_mut().find(|one| one["name"] == "connect_terminate").unwrap();
+            let manager = &mut terminate["resource"]["filter_chains"][0]["filters"][0]["typed_config"];
+            manager["http_filters"].as_array_mut().unwrap().insert(0, filter.clone());
+            let outcome = applier.apply(update(ResourceType::Listener, &file));
+            assert!(matches!(outcome.applied.verdict, Verdict::Nack(_)), "{row}");
+            let kept = listeners_of(outcome);
+            assert_eq!(format!("{:?}", good.terminate), format!("{:?}", kept.terminate), "{row}");
+            assert!(good.chains.iter().all(|(name, chain)| Arc::ptr_eq(chain, &kept.chains[name])), "{row}");
+        }
+    }
 }
