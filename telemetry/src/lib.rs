@@ -34,7 +34,7 @@ use crate::costs::{Costs, WorkerCosts};
 use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin, resource_of};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
 use crate::policies::{Policies, WorkerPolicies};
-use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
+use crate::record::{ChainTelemetry, ConnectionRecord, Node, RequestRecord};
 use crate::trace::{Decision, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
@@ -102,6 +102,7 @@ impl Default for TelemetrySettings {
 #[derive(Debug)]
 pub struct Telemetry {
     settings: TelemetrySettings,
+    node: Arc<Node>,
     started: Instant,
     draining: AtomicBool,
     counts: AtomicBool,
@@ -214,6 +215,11 @@ impl Telemetry {
         let keepers: Vec<costs::Keeper> =
             vec![("access_logs", Box::new(move || logs.bytes())), ("exporters", Box::new(move || queues.bytes()))];
         Arc::new(Self {
+            node: Arc::new(Node {
+                id: Arc::clone(&settings.node_id),
+                cluster: Arc::clone(&settings.node_cluster),
+                zone: Arc::clone(&settings.zone),
+            }),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             counts: AtomicBool::new(false),
@@ -260,6 +266,7 @@ impl Telemetry {
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
         let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.writers, &self.exporters);
         chain.hostname.clone_from(&self.settings.hostname);
+        chain.node = Some(Arc::clone(&self.node));
         chain.environment = Arc::clone(&self.settings.environment);
         Arc::new(chain)
     }

@@ -22,9 +22,9 @@ pub const CUSTOM_NAMES_MAX: usize = 256;
 /// What samples' names end in beside their metric's.
 const ENDINGS: [&str; 6] = ["_total", "_bucket", "_sum", "_count", "_created", "_info"];
 
-/// Names of Istio beside its standard metrics: a gauge, and what those of its agent begin with.
+/// Names of Istio beside its standard metrics: a gauge, and how those of its agent go on behind `istio_`.
 const BUILD: &str = "istio_build";
-const AGENT: &str = "istio_agent";
+const AGENT: &str = "agent_";
 
 /// The latest value of all workers.
 #[derive(Debug, Default)]
@@ -129,13 +129,17 @@ impl Custom {
         if let Some(family) = families.get(&metric.name) {
             return (family.kind() == metric.kind).then(|| Arc::clone(family));
         }
-        if families.len() >= CUSTOM_NAMES_MAX || metric.name.starts_with(AGENT) || is_taken(&metric.name, families.keys()) {
+        if families.len() >= CUSTOM_NAMES_MAX || is_of_agent(&metric.name) || is_taken(&metric.name, families.keys()) {
             return None;
         }
         let family = Arc::new(CustomFamily::new(metric, store));
         families.insert(Arc::clone(&metric.name), Arc::clone(&family));
         Some(family)
     }
+}
+
+fn is_of_agent(name: &str) -> bool {
+    name.strip_prefix("istio_").is_some_and(|rest| rest.starts_with(AGENT))
 }
 
 /// Whether samples of the name could be those of another metric.
