@@ -211,9 +211,13 @@ impl Telemetry {
         let series = IntGauge::new("waypoint_metric_series", "Series of Istio's standard metrics.").expect("a well-formed name");
         let writers = Writers::new(settings.log_flush_interval, lines);
         let exporters = Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters);
-        let (logs, queues) = (Arc::clone(&writers), Arc::clone(&exporters));
-        let keepers: Vec<costs::Keeper> =
-            vec![("access_logs", Box::new(move || logs.bytes())), ("exporters", Box::new(move || queues.bytes()))];
+        let store = Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds));
+        let (logs, queues, kept) = (Arc::clone(&writers), Arc::clone(&exporters), Arc::clone(&store));
+        let keepers: Vec<costs::Keeper> = vec![
+            ("access_logs", Box::new(move || logs.bytes())),
+            ("exporters", Box::new(move || queues.bytes())),
+            ("series", Box::new(move || kept.bytes())),
+        ];
         Arc::new(Self {
             node: Arc::new(Node {
                 id: Arc::clone(&settings.node_id),
@@ -225,7 +229,7 @@ impl Telemetry {
             counts: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             series: register(&registry, series),
-            store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
+            store,
             policies: Arc::default(),
             writers,
             exporters,

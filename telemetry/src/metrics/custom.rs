@@ -54,6 +54,10 @@ impl Cell for GaugeCell {
     fn total(&self) -> u64 {
         self.touched.load(Relaxed)
     }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+    }
 }
 
 /// All series of one name.
@@ -110,6 +114,17 @@ impl Custom {
     /// Those there are, by name.
     pub(crate) fn families(&self) -> Vec<Arc<CustomFamily>> {
         self.families.lock().values().cloned().collect()
+    }
+
+    /// As [`Family::bytes`].
+    pub(crate) fn bytes(&self) -> usize {
+        let families = self.families();
+        let bytes = families.iter().map(|family| match &**family {
+            CustomFamily::Counter(family) => family.bytes(),
+            CustomFamily::Gauge(family) => family.bytes(),
+            CustomFamily::Histogram(family) => family.bytes(),
+        });
+        bytes.sum()
     }
 
     /// As [`Family::expire`].

@@ -81,6 +81,17 @@ impl<C: Cell> Series<C> {
         }
     }
 
+    /// What it takes, with its place in a family, but for what the allocator adds. Of a text that others have, too, its share.
+    fn bytes(&self) -> usize {
+        // The place's key, and its own.
+        const HOLDERS: usize = 2;
+        /// Of an [`Arc`].
+        const COUNTS: usize = 2 * size_of::<usize>();
+        let text = self.labels.len() * HOLDERS / Arc::strong_count(&self.labels).max(HOLDERS);
+        let place = size_of::<(Arc<str>, Arc<Self>)>();
+        self.fold(size_of::<Self>() + COUNTS + place + text, |bytes, cell| *bytes += cell.bytes() + COUNTS)
+    }
+
     /// Whether a worker or a connection still has one of its cells.
     fn is_held(&self) -> bool {
         self.cells.lock().iter().any(|(_, cell)| Arc::strong_count(cell) > 1)
@@ -130,6 +141,11 @@ impl<C: Cell> Family<C> {
             is_held
         });
         (freed, some_held)
+    }
+
+    /// What its series take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.series.lock().values().map(|series| series.bytes()).sum()
     }
 
     /// The series there are, in the order in which they print. The lock is not held while they are printed.
@@ -283,6 +299,13 @@ impl Store {
 
     pub(crate) fn series_count(&self) -> usize {
         self.places.taken.load(Relaxed)
+    }
+
+    /// What all series take, their labels and cells added up. What workers remember them by is not in it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let counters: usize = self.counters.iter().map(Family::bytes).sum();
+        let histograms: usize = self.histograms.iter().map(Family::bytes).sum();
+        u64::try_from(counters + histograms + self.custom.bytes()).expect("a size fits")
     }
 
     /// The bounds of a histogram that is not Istio's own.

@@ -641,6 +641,25 @@ fn series_beyond_the_limit_are_counted_in_one_named_overflow() {
 }
 
 #[test]
+fn what_series_take_is_their_labels_once_and_their_cells() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    assert_eq!(metrics.worker.store.bytes(), 0);
+    let mut one = fixture::request(&chain);
+    metrics.worker.record_request(&mut one);
+    let first = metrics.worker.store.bytes();
+    // 25 labels of which four metrics share the text, and three times twenty buckets of 8 bytes.
+    let text = u64::try_from(metrics.lines("istio_requests_total")[0].len()).unwrap();
+    assert!((text + 480..text + 480 + 2000).contains(&first), "{first} with a text of {text}");
+    metrics.worker.record_request(&mut fixture::request(&chain));
+    assert_eq!(metrics.worker.store.bytes(), first, "the same series");
+    let mut other = fixture::request(&chain);
+    other.response_code = 503;
+    metrics.worker.record_request(&mut other);
+    assert_eq!(metrics.worker.store.bytes(), 2 * first);
+}
+
+#[test]
 fn a_worker_forgets_series_without_losing_counts() {
     let mut metrics = Metrics::new();
     let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
-use tests::peer::{Http, empty};
+use tests::peer::{Http, empty, plain_get};
 use tests::process::{AGENT_PORT, STATS_PORT};
 use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
@@ -20,6 +20,8 @@ use tokio::net::TcpStream;
 use crate::golden_metrics::http_stats;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Envoy's admin port.
+const ADMIN_PORT: u16 = 15000;
 const TYPE: &str = "# TYPE ";
 /// As `SERIES_MAX`.
 const SERIES_MAX: usize = 50_000;
@@ -224,6 +226,33 @@ async fn metrics_that_a_configuration_defines_are_on_the_page_and_change_with_it
     mesh.push_accepted(|scenario| define(scenario, "40")).await?;
     send(&mut http, "a").await?;
     pages_have(&mesh, &["istio_own_total{who=\"frontend-0\"} 42"]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_may_be_asked_for_in_part_and_says_what_memory_is_held() -> Result<()> {
+    let mesh = builder(json!([]), |_| Ok(()))?.start().await?;
+    get(&mesh, "a").await?;
+    let whole = pages_have(&mesh, &["istio_requests_total{"]).await?;
+    let value = |name: &str| -> Result<u64> {
+        let line = whole.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.rsplit_once(' ').context("no value")?.1.parse()?)
+    };
+    let (physical, heap) = (value("envoy_server_memory_physical_size ")?, value("envoy_server_memory_heap_size ")?);
+    assert!(heap > 1 << 20 && physical > heap && physical < 1 << 30, "{heap} of {physical}");
+    assert!(value("waypoint_memory_bytes{owner=\"series\"}")? > 1000);
+    let filter = "filter=%5Eistio_request_bytes%5C%7B.*response_code%3D%22200%22";
+    for (port, path) in [
+        (STATS_PORT, format!("/stats/prometheus?usedonly&{filter}")),
+        (AGENT_PORT, format!("/stats/prometheus?{filter}")),
+        (ADMIN_PORT, format!("/stats/prometheus?{filter}")),
+        (ADMIN_PORT, format!("/stats?format=prometheus&{filter}")),
+    ] {
+        let part = plain_get(mesh.waypoint.port(port), &path).await?.text();
+        let expected = whole.lines().filter(|line| line.contains("istio_request_bytes"));
+        assert_eq!(part.lines().collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{port} {path}");
+    }
+    assert_eq!(plain_get(mesh.waypoint.port(AGENT_PORT), "/stats/prometheus?filter=(").await?.status, StatusCode::BAD_REQUEST);
     Ok(())
 }
 
