@@ -3,12 +3,16 @@
 //! Not for: recording. Source: `docs/contracts.md`, metrics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::format::{Expression, HeaderUse};
 
 /// How often a long TCP connection or gRPC stream reports when nothing else is configured.
 pub const REPORTING_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Metrics that one chain may have beside Istio's own.
+pub const CUSTOM_METRICS_MAX: usize = 64;
 
 /// Istio's standard metrics, by the short names of `PluginConfig.metrics[].name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,6 +211,30 @@ pub struct Tag {
     pub value: Option<Expression>,
 }
 
+/// What a metric that is not Istio's own counts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CustomKind {
+    /// Adds up values.
+    Counter,
+    /// The value of the latest request.
+    Gauge,
+    /// Values by their size.
+    Histogram,
+}
+
+/// A metric that is not Istio's own: `PluginConfig.definitions`. It has the labels that are given to it, and none of Istio's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustomMetric {
+    /// Its name in the exposition, `istio_` included.
+    pub name: Arc<str>,
+    /// What it counts with.
+    pub kind: CustomKind,
+    /// What it counts of a request or connection at its end: a whole number; anything else counts as 0.
+    pub value: Expression,
+    /// Its labels, by name.
+    pub labels: BTreeMap<Box<str>, Expression>,
+}
+
 /// What a chain records. A chain without the filter `istio.stats` has none and records nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -216,6 +244,8 @@ pub struct Stats {
     pub dropped: Vec<Metric>,
     /// Labels that are not Istio's own; of two for the same label the later counts.
     pub tags: Vec<Tag>,
+    /// Metrics beside Istio's own, each name once.
+    pub custom: Vec<CustomMetric>,
     /// How often long connections and streams report.
     pub reporting_interval: Duration,
 }
@@ -244,13 +274,14 @@ impl Stats {
         self.tags.iter().filter(move |tag| tag.metric.is_none_or(|of| of == metric))
     }
 
-    /// The expressions whose values differ from request to request.
+    /// The expressions of labels whose values differ from request to request.
     pub fn varying(&self) -> impl Iterator<Item = &Expression> {
-        self.tags.iter().filter_map(|tag| tag.value.as_ref()).filter(|value| !value.is_constant())
+        let custom = self.custom.iter().flat_map(|metric| metric.labels.values());
+        self.tags.iter().filter_map(|tag| tag.value.as_ref()).chain(custom).filter(|value| !value.is_constant())
     }
 
-    /// Notes the headers that labels read.
+    /// Notes the headers that labels and values read.
     pub fn uses(&self, headers: &mut HeaderUse) {
-        self.varying().for_each(|value| value.uses(headers));
+        self.varying().chain(self.custom.iter().map(|metric| &metric.value)).for_each(|value| value.uses(headers));
     }
 }

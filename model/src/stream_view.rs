@@ -55,8 +55,14 @@ pub enum Field {
     StreamId,
     GrpcStatus,
     GrpcStatusNumber,
+    /// The same of any request: where it was not gRPC, what its status would be there.
+    GrpcStatusDerived,
     FilterChainName,
     Hostname,
+    /// Of the waypoint, as istiod knows it.
+    NodeId,
+    NodeCluster,
+    NodeZone,
     DownstreamWireBytesReceived,
     DownstreamWireBytesSent,
     DownstreamHeaderBytesReceived,
@@ -82,6 +88,8 @@ pub enum Moment {
     Start,
     /// `DS_RX_END`: it has come to its last byte.
     RequestEnd,
+    /// `US_TX_BEG`: the endpoint of the last try begins to be sent it.
+    UpstreamStart,
     /// `US_RX_BEG` and `DS_TX_BEG`: the answer begins.
     ResponseStart,
     /// `US_RX_END` and `DS_TX_END`: the answer has ended.

@@ -48,7 +48,13 @@ pub(crate) fn workload(name: &str, account: &str, canonical: (&str, &str)) -> Ar
 }
 
 pub(crate) fn stats() -> Stats {
-    Stats { reporter: Reporter::Waypoint, dropped: Vec::new(), tags: Vec::new(), reporting_interval: REPORTING_INTERVAL_DEFAULT }
+    Stats {
+        reporter: Reporter::Waypoint,
+        dropped: Vec::new(),
+        tags: Vec::new(),
+        custom: Vec::new(),
+        reporting_interval: REPORTING_INTERVAL_DEFAULT,
+    }
 }
 
 pub(crate) fn chain(stats: Option<Stats>, logs: Vec<AccessLog>, tracing: Option<Tracing>) -> Arc<ChainTelemetry> {

@@ -34,11 +34,11 @@ use crate::costs::{Costs, WorkerCosts};
 use crate::export::{CollectorConnector, Counters, ExportCounters, Exporters, Origin, resource_of};
 use crate::metrics::{Gauge, Store, WorkerMetrics};
 use crate::policies::{Policies, WorkerPolicies};
-use crate::record::{ChainTelemetry, ConnectionRecord, RequestRecord};
+use crate::record::{ChainTelemetry, ConnectionRecord, Node, RequestRecord};
 use crate::trace::{Decision, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::{Bounds, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, NATIVE_BUCKETS_MAX, SERIES_MAX};
+pub use crate::metrics::{Bounds, CUSTOM_NAMES_MAX, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, NATIVE_BUCKETS_MAX, SERIES_MAX};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.
@@ -102,6 +102,7 @@ impl Default for TelemetrySettings {
 #[derive(Debug)]
 pub struct Telemetry {
     settings: TelemetrySettings,
+    node: Arc<Node>,
     started: Instant,
     draining: AtomicBool,
     counts: AtomicBool,
@@ -210,16 +211,25 @@ impl Telemetry {
         let series = IntGauge::new("waypoint_metric_series", "Series of Istio's standard metrics.").expect("a well-formed name");
         let writers = Writers::new(settings.log_flush_interval, lines);
         let exporters = Exporters::new(control, connector, settings.span_flush_interval, origin(&settings), counters);
-        let (logs, queues) = (Arc::clone(&writers), Arc::clone(&exporters));
-        let keepers: Vec<costs::Keeper> =
-            vec![("access_logs", Box::new(move || logs.bytes())), ("exporters", Box::new(move || queues.bytes()))];
+        let store = Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds));
+        let (logs, queues, kept) = (Arc::clone(&writers), Arc::clone(&exporters), Arc::clone(&store));
+        let keepers: Vec<costs::Keeper> = vec![
+            ("access_logs", Box::new(move || logs.bytes())),
+            ("exporters", Box::new(move || queues.bytes())),
+            ("series", Box::new(move || kept.bytes())),
+        ];
         Arc::new(Self {
+            node: Arc::new(Node {
+                id: Arc::clone(&settings.node_id),
+                cluster: Arc::clone(&settings.node_cluster),
+                zone: Arc::clone(&settings.zone),
+            }),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             counts: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
             series: register(&registry, series),
-            store: Arc::new(Store::new(settings.series_max, folded, &settings.histogram_bounds)),
+            store,
             policies: Arc::default(),
             writers,
             exporters,
@@ -260,6 +270,7 @@ impl Telemetry {
         let access_logs = access_logs.into_iter().map(|log| if adds_refusals { log.adding_refusal() } else { log }).collect();
         let mut chain = ChainTelemetry::new(name, stats, access_logs, tracing).reaching(&self.writers, &self.exporters);
         chain.hostname.clone_from(&self.settings.hostname);
+        chain.node = Some(Arc::clone(&self.node));
         chain.environment = Arc::clone(&self.settings.environment);
         Arc::new(chain)
     }

@@ -4,6 +4,7 @@
 //! Invariant: recording a request whose series this worker knows formats no text, and takes no lock but those of its own cells, which
 //! only a scrape contends for, once a scraper wants exemplars or native buckets.
 
+mod custom;
 mod exposition;
 mod histogram;
 mod labels;
@@ -21,6 +22,8 @@ use model::service::ServiceRef;
 use model::stream_view::StreamView;
 use model::workload::Workload;
 
+pub use self::custom::CUSTOM_NAMES_MAX;
+use self::custom::CustomCell;
 pub use self::labels::LABEL_BYTES_MAX;
 use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render, with_label};
 use self::store::Wanted;
@@ -76,7 +79,7 @@ impl SeriesKey {
 
 /// What the varying labels of a chain say of a request, as one text; none if it has none.
 fn varying(stats: &Stats, view: &dyn StreamView) -> Option<Box<str>> {
-    if stats.tags.is_empty() {
+    if stats.tags.is_empty() && stats.custom.is_empty() {
         return None;
     }
     let mut said = String::new();
@@ -135,6 +138,8 @@ struct RequestCells {
     duration: Option<Arc<Histogram>>,
     request_bytes: Option<Arc<Histogram>>,
     response_bytes: Option<Arc<Histogram>>,
+    /// Of the metrics that are not Istio's own, in their order.
+    custom: Vec<CustomCell>,
 }
 
 /// What the messages of a gRPC stream are counted in.
@@ -248,6 +253,7 @@ impl WorkerMetrics {
                 duration: resolver.histogram(Metric::RequestDurationMilliseconds),
                 request_bytes: resolver.histogram(Metric::RequestBytes),
                 response_bytes: resolver.histogram(Metric::ResponseBytes),
+                custom: custom::resolve(store, worker, stats, record),
             }
         });
         count(cells.requests.as_ref(), 1);
@@ -261,6 +267,9 @@ impl WorkerMetrics {
         }
         observe(cells.request_bytes.as_ref(), record.wire_bytes_received, is_native);
         observe(cells.response_bytes.as_ref(), record.wire_bytes_sent, is_native);
+        for (cell, metric) in cells.custom.iter().zip(&stats.custom) {
+            cell.record(metric, record, is_native);
+        }
     }
 
     /// Counts the messages of a gRPC stream since the last report.
@@ -336,6 +345,12 @@ impl WorkerMetrics {
         if let Some((reporter, labels)) = record.cells.take().and_then(|cells| cells.closed) {
             let metric = Metric::TcpConnectionsClosedTotal;
             self.store.counter(Wanted { metric, reporter, labels: &labels, worker: self.worker }).add(1);
+        }
+        if let Some(stats) = &record.stream.chain.stats {
+            let cells = custom::resolve(&self.store, self.worker, stats, record);
+            for (cell, metric) in cells.iter().zip(&stats.custom) {
+                cell.record(metric, record, self.store.wants_native());
+            }
         }
     }
 }

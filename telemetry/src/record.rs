@@ -25,7 +25,7 @@ use crate::grpc::{self, GrpcStatus};
 use crate::metrics::{ConnectionCells, MessageCells};
 use crate::trace::{Told, TraceContext, TrySpan};
 
-pub use self::chain::ChainTelemetry;
+pub use self::chain::{ChainTelemetry, Node};
 pub use self::seeing::Seeing;
 
 /// `x-request-id`.
@@ -63,6 +63,8 @@ pub struct StreamRecord {
     pub start: Instant,
     /// When the request was received to its last byte.
     pub request_end: Option<Instant>,
+    /// When the endpoint of the last try began to be sent it.
+    pub upstream_start: Option<Instant>,
     /// When the first byte of the endpoint's response arrived.
     pub response_start: Option<Instant>,
     /// When the last byte was sent to the client; recording sets it if nobody did.
@@ -120,6 +122,7 @@ impl StreamRecord {
             start_time: SystemTime::now(),
             start: Instant::now(),
             request_end: None,
+            upstream_start: None,
             response_start: None,
             end: None,
             details: None,
@@ -160,6 +163,7 @@ impl StreamRecord {
         let at = match moment {
             Moment::Start => Some(self.start),
             Moment::RequestEnd => self.request_end,
+            Moment::UpstreamStart => self.upstream_start.filter(|_| self.response_start.is_some()),
             Moment::ResponseStart => self.response_start,
             Moment::End => self.end,
         };
@@ -198,6 +202,9 @@ impl StreamRecord {
             Field::RouteName => text(self.route_name.as_deref()),
             Field::FilterChainName => Value::Text(&self.chain.name),
             Field::Hostname => text(self.chain.hostname.as_deref()),
+            Field::NodeId => text(self.chain.node.as_ref().map(|node| &*node.id)),
+            Field::NodeCluster => text(self.chain.node.as_ref().map(|node| &*node.cluster)),
+            Field::NodeZone => text(self.chain.node.as_ref().map(|node| &*node.zone)),
             Field::ResponseCode => Value::Number(0),
             Field::Protocol
             | Field::UpstreamProtocol
@@ -207,6 +214,7 @@ impl StreamRecord {
             | Field::StreamId
             | Field::GrpcStatus
             | Field::GrpcStatusNumber
+            | Field::GrpcStatusDerived
             | Field::DownstreamWireBytesReceived
             | Field::DownstreamWireBytesSent
             | Field::DownstreamHeaderBytesReceived
@@ -408,6 +416,9 @@ impl StreamView for RequestRecord {
             Field::StreamId => self.request_id.as_ref().map_or(Value::Missing, |id| Value::Bytes(id.as_bytes())),
             Field::GrpcStatus if self.came_as_grpc() => text(self.grpc_status_or_derived().map(GrpcStatus::name)),
             Field::GrpcStatusNumber if self.came_as_grpc() => {
+                self.grpc_status_or_derived().map_or(Value::Missing, |status| Value::Number(u64::from(status.number())))
+            }
+            Field::GrpcStatusDerived => {
                 self.grpc_status_or_derived().map_or(Value::Missing, |status| Value::Number(u64::from(status.number())))
             }
             Field::DownstreamRemoteAddress => match self.forwarded_for {

@@ -70,6 +70,18 @@ pub async fn check_metrics(page: String) -> Result<Vec<String>> {
     }
 }
 
+/// Has `promtool check rules` read a file of rules.
+///
+/// # Errors
+/// It does not like it; its words.
+pub async fn check_rules(path: PathBuf) -> Result<()> {
+    let promtool = binary_of("promtool").await?;
+    let output = tokio::task::spawn_blocking(move || Command::new(promtool).args(["check", "rules"]).arg(path).output()).await??;
+    let said = [output.stderr, output.stdout].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    ensure!(output.status.success(), "promtool, {}:\n{said}", output.status);
+    Ok(())
+}
+
 /// A series of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {

@@ -124,6 +124,8 @@ pub struct Launch {
     pub root_pem: String,
     /// More environment; what is `None` is taken away.
     pub environment: BTreeMap<String, Option<String>>,
+    /// More annotations of the pod.
+    pub annotations: BTreeMap<String, String>,
     /// Extra of PROXY_CONFIG, such as `terminationDrainDuration`.
     pub proxy_config: serde_json::Map<String, Value>,
     /// Standard output is counted, not kept.
@@ -220,7 +222,11 @@ impl Launch {
                 }
                 Volume::ConfigMap { .. } => vec![("root-cert.pem".to_owned(), self.root_pem.clone())],
             };
-            for (name, content) in files {
+            for (name, mut content) in files {
+                if mount.path == "/etc/istio/pod" && name == "annotations" {
+                    // One a line, quoted.
+                    content.extend(self.annotations.iter().map(|(name, value)| format!("\n{name}={value:?}")));
+                }
                 fs::write(folder.join(name), content)?;
             }
         }

@@ -297,6 +297,7 @@ pub struct MeshBuilder {
     net: Loopback,
     pki: Arc<Pki>,
     environment: BTreeMap<String, Option<String>>,
+    annotations: BTreeMap<String, String>,
     proxy_config: serde_json::Map<String, Value>,
     istiod_is_up: bool,
     certificate_lifetime: Option<Duration>,
@@ -329,6 +330,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn environment(mut self, name: &str, value: Option<&str>) -> Self {
         self.environment.insert(name.to_owned(), value.map(str::to_owned));
+        self
+    }
+
+    /// Adds an annotation to the waypoint's pod.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        self.annotations.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -397,6 +405,7 @@ impl MeshBuilder {
             discovery: istiod.address(),
             root_pem: pki.root_pem(),
             environment: self.environment,
+            annotations: self.annotations,
             proxy_config: self.proxy_config,
             counts_output: self.counts_output,
             runner: self.runner,
@@ -434,6 +443,7 @@ impl Mesh {
             net,
             pki: Arc::new(Pki::new()?),
             environment: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             proxy_config: serde_json::Map::new(),
             istiod_is_up: true,
             certificate_lifetime: None,

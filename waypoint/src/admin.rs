@@ -3,6 +3,7 @@
 //! Not for: traffic of the mesh. Invariants: nothing here changes state but `/drain` and `/quitquitquit`, which answer only
 //! the pod itself; a slow reader holds one connection and nothing else.
 
+pub(crate) mod query;
 pub mod ready;
 
 use std::convert::Infallible;
@@ -136,8 +137,10 @@ async fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: 
     let read = method == Method::GET || method == Method::HEAD;
     match (request.uri().path(), port) {
         ("/healthz/ready", Port::Status | Port::Agent) | ("/ready", Port::Admin) if read => readiness(admin),
-        ("/stats/prometheus", _) | ("/metrics", Port::Agent | Port::Stats) if read && port != Port::Status => {
-            scrape(request.headers(), admin).await
+        ("/stats/prometheus", _) | ("/metrics", Port::Agent | Port::Stats) if read && port != Port::Status => scrape(request, admin).await,
+        // As Envoy's page of all statistics, asked for this format.
+        ("/stats", Port::Admin) if read && request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == PROMETHEUS)) => {
+            scrape(request, admin).await
         }
         ("/quitquitquit", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.quit),
         ("/drain" | "/drain_listeners", Port::Agent | Port::Admin) => local_post(method, is_local, &admin.drain),
@@ -151,8 +154,11 @@ async fn answer(request: &Request<Incoming>, port: Port, is_local: bool, admin: 
     }
 }
 
+/// The one format of `/stats`.
+const PROMETHEUS: &str = "format=prometheus";
+
 const INDEX: &str = "/ready                whether this waypoint is ready, and why not
-/stats/prometheus     all metrics
+/stats/prometheus     all metrics; ?filter=REGEX: those whose name or labels match
 /clusters             clusters and their endpoints
 /explain?service=…    what would become of a request, and why
 /refusals             what was refused lately and why, and what dry runs would have refused
@@ -191,20 +197,39 @@ fn answered(answer: Answer) -> Response<Full<Bytes>> {
 }
 
 /// Makes the page on a thread of its own, one at a time: those of a large mesh take a while.
-async fn scrape(headers: &HeaderMap, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
+async fn scrape(request: &Request<Incoming>, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
+    let headers = request.headers();
+    let wants = match query::filter(request.uri().query().unwrap_or_default()) {
+        Ok(wants) => wants,
+        Err(why) => return answered(Answer::Refused(why)),
+    };
     let turn = Arc::clone(&admin.scrapes).lock_owned().await;
-    let (exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
+    let (mut exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
+    if wants.is_some() && exposition == Exposition::Protobuf {
+        // What is filtered are lines.
+        exposition = Exposition::OpenMetrics;
+    }
     let made = tokio::task::spawn_blocking(move || {
         // Kept here: a scraper that goes away does not end the thread.
         let mut turn = turn;
-        page(&of, exposition, compresses, &mut turn)
+        // A page of a part says nothing of the room for a whole one.
+        let plain_bytes = if wants.is_some() { &mut 0 } else { &mut *turn };
+        page(&of, (exposition, wants.as_ref()), compresses, plain_bytes)
     })
     .await;
     made.unwrap_or_else(|_| status(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
 }
 
-fn page(admin: &Admin, exposition: Exposition, compresses: bool, plain_bytes: &mut usize) -> Response<Full<Bytes>> {
-    let write = |out: &mut dyn Write| (admin.metrics)(exposition, out);
+fn page(
+    admin: &Admin,
+    (exposition, wants): (Exposition, Option<&query::Wants>),
+    compresses: bool,
+    plain_bytes: &mut usize,
+) -> Response<Full<Bytes>> {
+    let write = |out: &mut dyn Write| match wants {
+        Some(wants) => (admin.metrics)(exposition, &mut query::Filtered::new(wants, out)),
+        None => (admin.metrics)(exposition, out),
+    };
     let made = if compresses { compressed(write) } else { plain(write, plain_bytes) };
     let text = match made {
         Ok(text) => text,

@@ -76,6 +76,16 @@ impl Expression {
         }
     }
 
+    /// The value as a whole number, or what text of it reads as one; 0 for anything else.
+    #[must_use]
+    pub fn whole_number(&self, view: &dyn StreamView) -> u64 {
+        match self.evaluate(view) {
+            Some(Datum::Int(number)) => u64::try_from(number).unwrap_or(0),
+            Some(Datum::Uint(number)) => number,
+            other => other.and_then(|value| value.to_text()?.trim().parse().ok()).unwrap_or(0),
+        }
+    }
+
     /// Notes the headers that it reads.
     pub fn uses(&self, headers: &mut HeaderUse) {
         self.node.attributes(&mut |attribute: &Attribute| attribute.uses(headers));

@@ -4,12 +4,14 @@
 //! Source: `envoy:source/server/admin/prometheus_stats.cc`. Invariant: one `# TYPE` line per name, its series next to each other.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use prometheus::TextEncoder;
 use prometheus::proto::MetricFamily;
 
-use super::histogram::{Bounds, Counter, HistogramTotal};
+use super::custom::CustomFamily;
+use super::histogram::{Bounds, Cell, Counter, HistogramTotal};
 use super::labels::push_pair;
 use super::protobuf;
 use super::store::{Family, Store};
@@ -82,18 +84,13 @@ pub(crate) fn write(store: &Store, gauges: &[Gauge], exposition: Exposition, out
     if exposition == Exposition::Protobuf {
         return protobuf::write(store, gauges, out);
     }
-    for family in &store.counters {
+    let custom = store.custom.families();
+    for family in in_order(&store.counters, custom.iter().filter_map(|family| family.counter())) {
         write_counters(family, exposition, out)?;
     }
-    for gauge in gauges {
-        let mut labels = String::new();
-        for (name, value) in &gauge.labels {
-            push_pair(&mut labels, name, value);
-        }
-        writeln!(out, "# TYPE {} gauge\n{}{{{labels}}} {}", gauge.name, gauge.name, gauge.value)?;
-    }
-    for family in &store.histograms {
-        let name = family.metric.name();
+    write_gauges(gauges, &custom, exposition, out)?;
+    for family in in_order(&store.histograms, custom.iter().filter_map(|family| family.histogram())) {
+        let name = &*family.name;
         for (at, series) in family.snapshot().iter().enumerate() {
             if at == 0 {
                 writeln!(out, "# TYPE {name} histogram")?;
@@ -106,11 +103,55 @@ pub(crate) fn write(store: &Store, gauges: &[Gauge], exposition: Exposition, out
     Ok(())
 }
 
+/// Istio's own families and others, by name.
+pub(super) fn in_order<'a, C: Cell>(own: &'a [Family<C>], others: impl Iterator<Item = &'a Family<C>>) -> Vec<&'a Family<C>> {
+    let mut all: Vec<_> = own.iter().chain(others).collect();
+    all.sort_by(|left, right| left.name.cmp(&right.name));
+    all
+}
+
+/// What is written of a gauge: its name, and labels and values of its series.
+pub(super) type GaugeSeries<'a> = (&'a str, Vec<(String, u64)>);
+
+/// The process's gauges and others, by name; those without a series are left out.
+pub(super) fn gauges_in_order<'a>(gauges: &'a [Gauge], custom: &'a [Arc<CustomFamily>]) -> Vec<GaugeSeries<'a>> {
+    let mut all: Vec<GaugeSeries<'a>> = Vec::new();
+    for gauge in gauges {
+        let mut labels = String::new();
+        for (name, value) in &gauge.labels {
+            push_pair(&mut labels, name, value);
+        }
+        all.push((gauge.name, vec![(labels, gauge.value)]));
+    }
+    for family in custom.iter().filter_map(|family| family.gauge()) {
+        let series = family.snapshot();
+        let values = series.iter().map(|series| (series.labels.to_string(), series.fold(0, |value, cell| *value = cell.value())));
+        all.push((&family.name, values.collect()));
+    }
+    all.retain(|(_, series)| !series.is_empty());
+    all.sort_by_key(|(name, _)| *name);
+    all
+}
+
+fn write_gauges(gauges: &[Gauge], custom: &[Arc<CustomFamily>], exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
+    for (name, series) in gauges_in_order(gauges, custom) {
+        // OpenMetrics knows no gauge with the ending of counters.
+        let is_odd = exposition == Exposition::OpenMetrics && name.ends_with(COUNTER_ENDING);
+        writeln!(out, "# TYPE {name} {}", if is_odd { "unknown" } else { "gauge" })?;
+        for (labels, value) in series {
+            write_line(out, &[name, "{", &labels], value)?;
+        }
+    }
+    Ok(())
+}
+
 fn write_counters(family: &Family<Counter>, exposition: Exposition, out: &mut dyn Write) -> io::Result<()> {
-    let name = family.metric.name();
+    let name = &*family.name;
     for (at, series) in family.snapshot().iter().enumerate() {
         if at == 0 {
-            writeln!(out, "# TYPE {} counter", exposition.family(name))?;
+            // OpenMetrics knows no counter without the ending.
+            let is_odd = exposition == Exposition::OpenMetrics && !name.ends_with(COUNTER_ENDING);
+            writeln!(out, "# TYPE {} {}", exposition.family(name), if is_odd { "unknown" } else { "counter" })?;
         }
         let value = series.fold(0_u64, |sum, cell| *sum = sum.wrapping_add(cell.value()));
         write_line(out, &[name, "{", &series.labels], value)?;

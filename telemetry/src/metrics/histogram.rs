@@ -102,6 +102,8 @@ pub(crate) trait Cell {
     fn new(shape: &Self::Shape) -> Self;
     /// How often it was touched, or how much it counted: different after it was recorded to.
     fn total(&self) -> u64;
+    /// What it takes, but for what the allocator adds.
+    fn bytes(&self) -> usize;
 }
 
 impl Cell for Counter {
@@ -113,6 +115,10 @@ impl Cell for Counter {
 
     fn total(&self) -> u64 {
         self.value()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
     }
 }
 
@@ -126,6 +132,12 @@ impl Cell for Histogram {
 
     fn total(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Relaxed)).fold(0, u64::wrapping_add)
+    }
+
+    fn bytes(&self) -> usize {
+        let exemplars = self.exemplars.lock().capacity() * size_of::<Exemplar>();
+        let native = self.native.lock().as_ref().map_or(0, NativeCounts::bytes);
+        size_of::<Self>() + size_of_val(&*self.buckets) + exemplars + native
     }
 }
 

@@ -16,11 +16,11 @@ use model::workload::Workload;
 use crate::grpc::GrpcStatus;
 use crate::record::{RequestRecord, StreamRecord};
 
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 /// Only a source without a revision is `latest`; the asymmetry is Istio's.
 const SOURCE_REVISION_UNKNOWN: &str = "latest";
 /// Every label of the series that takes what no longer got one of its own.
-const OVERFLOW: &str = "overflow";
+pub(super) const OVERFLOW: &str = "overflow";
 /// Bytes of a label's value that comes from an expression; what is longer is cut, since a header can be as long as its sender likes.
 pub const LABEL_BYTES_MAX: usize = 256;
 /// How many labels, from the first, message counters carry.

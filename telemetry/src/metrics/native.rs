@@ -56,6 +56,11 @@ impl NativeCounts {
         }
     }
 
+    /// What the counts take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<(NativeBucket, u64)>()
+    }
+
     /// Counts what another has counted.
     pub(crate) fn merge(&mut self, other: &Self) {
         other.0.iter().for_each(|(bucket, count)| self.add(*bucket, *count));

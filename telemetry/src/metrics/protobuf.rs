@@ -9,7 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use prometheus::proto;
 
-use super::exposition::Gauge;
+use super::exposition::{Gauge, gauges_in_order, in_order};
 use super::histogram::{Bounds, Counter, Exemplar, HistogramTotal};
 use super::native::NATIVE_SCHEMA;
 use super::store::{Series, Store};
@@ -65,25 +65,26 @@ const ZERO_THRESHOLD: f64 = 0.5;
 
 /// Writes every series of the store and the gauges.
 pub(crate) fn write(store: &Store, gauges: &[Gauge], out: &mut dyn Write) -> io::Result<()> {
-    for family in &store.counters {
-        write_counters((family.metric.name(), ""), &family.snapshot(), out)?;
+    let custom = store.custom.families();
+    for family in in_order(&store.counters, custom.iter().filter_map(|family| family.counter())) {
+        write_counters((&family.name, ""), &family.snapshot(), out)?;
     }
-    for gauge in gauges {
-        write_family((gauge.name, "", GAUGE), out, |message| {
-            wire::nested(message, family::METRIC, |metric| {
-                for (name, value) in &gauge.labels {
-                    write_label(metric, name, value);
-                }
-                single(metric, family::GAUGE, float(gauge.value));
-            });
+    for (name, series) in gauges_in_order(gauges, &custom) {
+        write_family((name, "", GAUGE), out, |message| {
+            for (labels, value) in &series {
+                wire::nested(message, family::METRIC, |metric| {
+                    write_labels(metric, labels);
+                    single(metric, family::GAUGE, float(*value));
+                });
+            }
         })?;
     }
-    for of_metric in &store.histograms {
+    for of_metric in in_order(&store.histograms, custom.iter().filter_map(|family| family.histogram())) {
         let all = of_metric.snapshot();
         if all.is_empty() {
             continue;
         }
-        write_family((of_metric.metric.name(), "", HISTOGRAM), out, |message| {
+        write_family((&of_metric.name, "", HISTOGRAM), out, |message| {
             for series in &all {
                 let total = series.fold(HistogramTotal::default(), |total, cell| cell.add_native_to(total));
                 wire::nested(message, family::METRIC, |metric| {

@@ -3,6 +3,7 @@
 //! Not for: hot paths; a worker comes here once per series and remembers. Invariants: no more than a fixed number of series exist,
 //! whatever peers send; a series lives as long as the process, unless idle ones are to expire, and one that is recorded to never does.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use smallvec::SmallVec;
 
+use super::custom::Custom;
 use super::histogram::{Bounds, Cell, Counter, Histogram};
 use super::labels;
 use super::native::NATIVE_IDLE_MAX;
@@ -79,6 +81,17 @@ impl<C: Cell> Series<C> {
         }
     }
 
+    /// What it takes, with its place in a family, but for what the allocator adds. Of a text that others have, too, its share.
+    fn bytes(&self) -> usize {
+        // The place's key, and its own.
+        const HOLDERS: usize = 2;
+        /// Of an [`Arc`].
+        const COUNTS: usize = 2 * size_of::<usize>();
+        let text = self.labels.len() * HOLDERS / Arc::strong_count(&self.labels).max(HOLDERS);
+        let place = size_of::<(Arc<str>, Arc<Self>)>();
+        self.fold(size_of::<Self>() + COUNTS + place + text, |bytes, cell| *bytes += cell.bytes() + COUNTS)
+    }
+
     /// Whether a worker or a connection still has one of its cells.
     fn is_held(&self) -> bool {
         self.cells.lock().iter().any(|(_, cell)| Arc::strong_count(cell) > 1)
@@ -96,18 +109,25 @@ impl<C: Cell> Series<C> {
 /// All series of one metric, sorted by labels.
 #[derive(Debug)]
 pub(crate) struct Family<C: Cell> {
-    pub(crate) metric: Metric,
+    pub(crate) name: Cow<'static, str>,
+    /// Whether open connections hold its series.
+    is_tcp: bool,
     pub(crate) shape: C::Shape,
     series: Mutex<BTreeMap<Arc<str>, Arc<Series<C>>>>,
 }
 
 impl<C: Cell> Family<C> {
-    fn new(metric: Metric, shape: C::Shape) -> Self {
-        Self { metric, shape, series: Mutex::default() }
+    fn of(metric: Metric, shape: C::Shape) -> Self {
+        Self { name: metric.name().into(), is_tcp: metric.is_tcp(), shape, series: Mutex::default() }
+    }
+
+    /// One that is not Istio's own.
+    pub(crate) fn named(name: String, shape: C::Shape) -> Self {
+        Self { name: name.into(), is_tcp: false, shape, series: Mutex::default() }
     }
 
     /// Takes away series that were idle for so long; how many places that frees, and whether some are still held.
-    fn expire(&self, now: Instant, idle_max: Duration) -> (usize, bool) {
+    pub(crate) fn expire(&self, now: Instant, idle_max: Duration) -> (usize, bool) {
         let (mut freed, mut some_held) = (0, false);
         // Nobody finds a series meanwhile, so that none that is taken away gets a new holder.
         self.series.lock().retain(|_, series| {
@@ -116,11 +136,16 @@ impl<C: Cell> Family<C> {
             }
             let is_held = series.is_held();
             // Those of open connections go when these close, whatever workers remember.
-            some_held |= is_held && !self.metric.is_tcp();
+            some_held |= is_held && !self.is_tcp;
             freed += usize::from(!is_held && series.has_place);
             is_held
         });
         (freed, some_held)
+    }
+
+    /// What its series take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.series.lock().values().map(|series| series.bytes()).sum()
     }
 
     /// The series there are, in the order in which they print. The lock is not held while they are printed.
@@ -138,13 +163,47 @@ pub(crate) struct Wanted<'a> {
     pub(crate) worker: usize,
 }
 
+/// How many series there may be.
+#[derive(Debug)]
+pub(crate) struct Places {
+    taken: AtomicUsize,
+    max: usize,
+    folded: IntCounter,
+}
+
+impl Places {
+    /// The cell of a worker in the series of these labels, or in that of `overflow` if the series would be a new one and there is no
+    /// place for it.
+    pub(crate) fn cell<C: Cell>(&self, family: &Family<C>, labels: &Arc<str>, worker: usize, overflow: impl FnOnce() -> String) -> Arc<C> {
+        let mut all = family.series.lock();
+        if let Some(series) = all.get(labels) {
+            return series.cell(worker, &family.shape);
+        }
+        let has_place = self.claim();
+        let labels = if has_place {
+            Arc::clone(labels)
+        } else {
+            self.folded.inc();
+            overflow().into()
+        };
+        let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels, has_place)));
+        series.cell(worker, &family.shape)
+    }
+
+    /// Takes one of the places, if one is left.
+    fn claim(&self) -> bool {
+        self.taken.fetch_update(Relaxed, Relaxed, |count| (count < self.max).then_some(count + 1)).is_ok()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) counters: [Family<Counter>; 7],
     pub(crate) histograms: [Family<Histogram>; 3],
-    series_count: AtomicUsize,
-    series_max: usize,
-    folded: IntCounter,
+    /// Those that are not Istio's own.
+    pub(crate) custom: Custom,
+    bounds: Vec<(String, Bounds)>,
+    places: Places,
     /// Grows when workers are to forget what they remember, so that idle series can go.
     generation: AtomicU64,
     /// When it last grew.
@@ -161,18 +220,12 @@ impl Store {
     /// A store of at most `series_max` series; `folded` counts how often one found no place. Which bounds histograms have is
     /// said by the beginnings of their names, as [`crate::TelemetrySettings::histogram_bounds`].
     pub(crate) fn new(series_max: usize, folded: IntCounter, bounds: &[(String, Bounds)]) -> Self {
-        let default = Arc::new(Bounds::default());
-        let bounds_of = |metric: Metric| {
-            let name = format!("{STAT_PREFIX}{}", metric.name());
-            let found = bounds.iter().find(|(prefix, _)| name.starts_with(prefix.as_str()));
-            found.map_or_else(|| Arc::clone(&default), |(_, bounds)| Arc::new(bounds.clone()))
-        };
         Self {
-            counters: COUNTERS.map(|metric| Family::new(metric, ())),
-            histograms: HISTOGRAMS.map(|metric| Family::new(metric, bounds_of(metric))),
-            series_count: AtomicUsize::new(0),
-            series_max,
-            folded,
+            counters: COUNTERS.map(|metric| Family::of(metric, ())),
+            histograms: HISTOGRAMS.map(|metric| Family::of(metric, bounds_of(bounds, metric.name()))),
+            custom: Custom::default(),
+            bounds: bounds.to_vec(),
+            places: Places { taken: AtomicUsize::new(0), max: series_max, folded },
             generation: AtomicU64::new(0),
             told: Mutex::default(),
             exemplars: AtomicBool::new(false),
@@ -185,9 +238,10 @@ impl Store {
     /// to forget, so that no count is ever lost.
     pub(crate) fn expire(&self, now: Instant, idle_max: Duration) {
         let counters = self.counters.iter().map(|family| family.expire(now, idle_max));
-        let ended = counters.chain(self.histograms.iter().map(|family| family.expire(now, idle_max)));
+        let histograms = self.histograms.iter().map(|family| family.expire(now, idle_max));
+        let ended = counters.chain(histograms).chain(std::iter::once(self.custom.expire(now, idle_max)));
         let (freed, some_held) = ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also));
-        self.series_count.fetch_sub(freed, Relaxed);
+        self.places.taken.fetch_sub(freed, Relaxed);
         let mut told = self.told.lock();
         // Once per that time: a worker that has nothing to do does not forget, and others are not to forget for it at every scrape.
         if some_held && told.is_none_or(|told| now.saturating_duration_since(told) >= idle_max) {
@@ -222,7 +276,8 @@ impl Store {
         if asked.is_some_and(|asked| now.saturating_duration_since(asked) >= NATIVE_IDLE_MAX) {
             *asked = None;
             self.native.store(false, Relaxed);
-            for series in self.histograms.iter().flat_map(Family::snapshot) {
+            let custom = self.custom.families();
+            for series in self.histograms.iter().chain(custom.iter().filter_map(|family| family.histogram())).flat_map(Family::snapshot) {
                 series.fold((), |(), histogram| histogram.forget_native());
             }
         }
@@ -233,37 +288,44 @@ impl Store {
     }
 
     pub(crate) fn counter(&self, wanted: Wanted<'_>) -> Arc<Counter> {
-        let family = self.counters.iter().find(|family| family.metric == wanted.metric);
-        self.cell(family.expect("asked for a counter"), wanted)
+        let at = COUNTERS.iter().position(|metric| *metric == wanted.metric).expect("asked for a counter");
+        self.cell(&self.counters[at], wanted)
     }
 
     pub(crate) fn histogram(&self, wanted: Wanted<'_>) -> Arc<Histogram> {
-        let family = self.histograms.iter().find(|family| family.metric == wanted.metric);
-        self.cell(family.expect("asked for a histogram"), wanted)
+        let at = HISTOGRAMS.iter().position(|metric| *metric == wanted.metric).expect("asked for a histogram");
+        self.cell(&self.histograms[at], wanted)
     }
 
     pub(crate) fn series_count(&self) -> usize {
-        self.series_count.load(Relaxed)
+        self.places.taken.load(Relaxed)
+    }
+
+    /// What all series take, their labels and cells added up. What workers remember them by is not in it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let counters: usize = self.counters.iter().map(Family::bytes).sum();
+        let histograms: usize = self.histograms.iter().map(Family::bytes).sum();
+        u64::try_from(counters + histograms + self.custom.bytes()).expect("a size fits")
+    }
+
+    /// The bounds of a histogram that is not Istio's own.
+    pub(crate) fn bounds_of(&self, name: &str) -> Arc<Bounds> {
+        bounds_of(&self.bounds, name)
+    }
+
+    /// For series that are not Istio's own.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     fn cell<C: Cell>(&self, family: &Family<C>, wanted: Wanted<'_>) -> Arc<C> {
-        let mut all = family.series.lock();
-        if let Some(series) = all.get(wanted.labels) {
-            return series.cell(wanted.worker, &family.shape);
-        }
-        let has_place = self.claim();
-        let labels = if has_place {
-            Arc::clone(wanted.labels)
-        } else {
-            self.folded.inc();
-            labels::render_overflow(wanted.reporter, family.metric).into()
-        };
-        let series = all.entry(Arc::clone(&labels)).or_insert_with(|| Arc::new(Series::new(labels, has_place)));
-        series.cell(wanted.worker, &family.shape)
+        self.places.cell(family, wanted.labels, wanted.worker, || labels::render_overflow(wanted.reporter, wanted.metric))
     }
+}
 
-    /// Takes one of the places, if one is left.
-    fn claim(&self) -> bool {
-        self.series_count.fetch_update(Relaxed, Relaxed, |count| (count < self.series_max).then_some(count + 1)).is_ok()
-    }
+/// Which bounds were asked for by the beginning of the name, or Envoy's.
+fn bounds_of(asked: &[(String, Bounds)], name: &str) -> Arc<Bounds> {
+    let name = format!("{STAT_PREFIX}{name}");
+    let found = asked.iter().find(|(prefix, _)| name.starts_with(prefix.as_str()));
+    Arc::new(found.map_or_else(Bounds::default, |(_, bounds)| bounds.clone()))
 }

@@ -3,10 +3,11 @@
 mod cost;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use model::flags::ResponseFlag;
 use model::format::Expression;
-use model::metrics::Tag;
+use model::metrics::{CustomKind, CustomMetric, Tag};
 use prometheus::core::Collector as _;
 use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, Opts, TextEncoder};
 
@@ -517,6 +518,111 @@ fn m38_a_new_revision_of_a_workload_is_seen_by_the_next_request() {
     assert_eq!(revisions, ["v11", "v12"]);
 }
 
+fn custom(name: &str, kind: CustomKind, value: &str, labels: &[(&str, &str)]) -> CustomMetric {
+    let labels = labels.iter().map(|(name, text)| ((*name).into(), Expression::parse(text).unwrap())).collect();
+    CustomMetric { name: name.into(), kind, value: Expression::parse(value).unwrap(), labels }
+}
+
+fn counting(metrics: &[CustomMetric]) -> Arc<ChainTelemetry> {
+    fixture::chain(Some(Stats { custom: metrics.to_vec(), ..fixture::stats() }), Vec::new(), None)
+}
+
+#[test]
+fn metrics_of_ones_own_have_their_value_and_only_the_labels_that_they_were_given() {
+    let chain = counting(&[
+        custom("istio_own_total", CustomKind::Counter, "response.size + 1", &[("host", "request.host"), ("none", "request.headers['x']")]),
+        custom("istio_own_code", CustomKind::Gauge, "response.code", &[]),
+        custom("istio_own_size", CustomKind::Histogram, "request.total_size", &[("reporter", "'me'")]),
+        custom("istio_own_nothing", CustomKind::Counter, "request.host", &[]),
+    ]);
+    let mut metrics = Metrics::new();
+    for code in [200, 503] {
+        let mut record = fixture::request(&chain);
+        record.response_code = code;
+        metrics.worker.record_request(&mut record);
+    }
+    let text = metrics.text();
+    for line in [
+        "# TYPE istio_own_total counter\nistio_own_total{host=\"web-svc.emojivoto\",none=\"unknown\"} 12\n",
+        "# TYPE istio_own_code gauge\nistio_own_code{} 503\n",
+        "istio_own_size_bucket{reporter=\"me\",le=\"100\"} 2\n",
+        "istio_own_size_sum{reporter=\"me\"} 132\n",
+        "istio_own_nothing{} 0\n",
+    ] {
+        assert!(text.contains(line), "{line} of {text}");
+    }
+    let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let is_sorted = |kind: &str| names.iter().filter(|(_, of)| *of == kind).is_sorted();
+    assert!(is_sorted("counter") && is_sorted("gauge") && is_sorted("histogram"), "{names:?}");
+}
+
+#[test]
+fn metrics_of_ones_own_count_connections_when_they_close() {
+    let chain = counting(&[custom("istio_own_bytes", CustomKind::Counter, "request.size", &[("port", "string(destination.port)")])]);
+    let mut metrics = Metrics::new();
+    let mut record = fixture::connection(&chain);
+    metrics.worker.report_connection(&mut record);
+    assert!(!metrics.text().contains("istio_own_bytes"));
+    record.stream.bytes_received = 6;
+    metrics.worker.record_connection(&mut record);
+    assert_eq!(metrics.lines("istio_own_bytes"), ["istio_own_bytes{port=\"80\"} 6"]);
+}
+
+#[test]
+fn names_that_could_be_taken_for_others_and_other_kinds_of_a_name_are_not_counted() {
+    let mut metrics = Metrics::new();
+    for (name, kind) in [
+        ("istio_requests", CustomKind::Gauge),
+        ("istio_request_bytes_sum", CustomKind::Counter),
+        ("istio_build", CustomKind::Gauge),
+        ("istio_agent_cert_expiry_seconds", CustomKind::Gauge),
+        ("istio_own", CustomKind::Gauge),
+        ("istio_own", CustomKind::Counter),
+        ("istio_own_total", CustomKind::Counter),
+    ] {
+        metrics.worker.record_request(&mut fixture::request(&counting(&[custom(name, kind, "7", &[])])));
+    }
+    let text = metrics.text();
+    let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    assert_eq!(metrics.lines("istio_own"), ["istio_own{} 7"]);
+}
+
+#[test]
+fn no_more_than_so_many_names_of_ones_own_are_counted() {
+    let mut metrics = Metrics::new();
+    for number in 0..CUSTOM_NAMES_MAX + 10 {
+        let own = custom(&format!("istio_m{number}"), CustomKind::Counter, "1", &[]);
+        metrics.worker.record_request(&mut fixture::request(&counting(&[own])));
+    }
+    assert_eq!(metrics.text().matches("# TYPE istio_m").count(), CUSTOM_NAMES_MAX);
+}
+
+#[test]
+fn series_of_ones_own_are_among_those_that_are_bounded_and_that_expire() {
+    let own = custom("istio_own", CustomKind::Counter, "1", &[("code", "string(response.code)")]);
+    let stats = Stats { custom: vec![own], dropped: Metric::ALL.to_vec(), ..fixture::stats() };
+    let chain = fixture::chain(Some(stats), Vec::new(), None);
+    let mut metrics = Metrics::bounded(3);
+    for code in 200..210 {
+        let mut record = fixture::request(&chain);
+        record.response_code = code;
+        metrics.worker.record_request(&mut record);
+    }
+    let lines = metrics.lines("istio_own");
+    assert_eq!(lines.len(), 4);
+    assert!(lines.iter().any(|line| line == "istio_own{code=\"overflow\"} 7"), "{lines:?}");
+    assert_eq!((metrics.folded.get(), metrics.worker.store.series_count()), (7, 3));
+
+    let (start, idle) = (Instant::now(), Duration::from_secs(60));
+    metrics.worker.store.expire(start, idle);
+    metrics.worker.store.expire(start + idle, idle);
+    assert_eq!(metrics.lines("istio_own").len(), 4, "the worker remembers them");
+    metrics.worker.forget();
+    metrics.worker.store.expire(start + idle + idle, idle);
+    assert_eq!((metrics.text().as_str(), metrics.worker.store.series_count()), ("", 0));
+}
+
 #[test]
 fn series_beyond_the_limit_are_counted_in_one_named_overflow() {
     let mut metrics = Metrics::bounded(4);
@@ -532,6 +638,25 @@ fn series_beyond_the_limit_are_counted_in_one_named_overflow() {
     assert!(overflow.starts_with("istio_requests_total{reporter=\"waypoint\",source_workload=\"overflow\",") && overflow.ends_with(" 99"));
     assert_eq!(labels_of(overflow).len(), 25);
     assert_eq!(metrics.folded.get(), 99 * 4);
+}
+
+#[test]
+fn what_series_take_is_their_labels_once_and_their_cells() {
+    let mut metrics = Metrics::new();
+    let chain = fixture::chain(Some(fixture::stats()), Vec::new(), None);
+    assert_eq!(metrics.worker.store.bytes(), 0);
+    let mut one = fixture::request(&chain);
+    metrics.worker.record_request(&mut one);
+    let first = metrics.worker.store.bytes();
+    // 25 labels of which four metrics share the text, and three times twenty buckets of 8 bytes.
+    let text = u64::try_from(metrics.lines("istio_requests_total")[0].len()).unwrap();
+    assert!((text + 480..text + 480 + 2000).contains(&first), "{first} with a text of {text}");
+    metrics.worker.record_request(&mut fixture::request(&chain));
+    assert_eq!(metrics.worker.store.bytes(), first, "the same series");
+    let mut other = fixture::request(&chain);
+    other.response_code = 503;
+    metrics.worker.record_request(&mut other);
+    assert_eq!(metrics.worker.store.bytes(), 2 * first);
 }
 
 #[test]

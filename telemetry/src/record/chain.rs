@@ -17,6 +17,17 @@ use super::{
 use crate::access_log::{ChainLog, LogFile, Writers};
 use crate::export::{Exporters, Outbox};
 
+/// Who the process is, as istiod knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `waypoint~IP~POD.NAMESPACE~DOMAIN`.
+    pub id: Arc<str>,
+    /// Its service cluster, `waypoint.NAMESPACE`.
+    pub cluster: Arc<str>,
+    /// Where it runs, `REGION/ZONE` or the zone; empty if that is not known.
+    pub zone: Arc<str>,
+}
+
 /// What one filter chain (or hop) measures, logs and traces. Built once from its configuration, shared by all its requests.
 #[derive(Debug)]
 pub struct ChainTelemetry {
@@ -34,6 +45,8 @@ pub struct ChainTelemetry {
     pub headers: HeaderUse,
     /// `%HOSTNAME%`.
     pub hostname: Option<Arc<str>>,
+    /// `xds.node`.
+    pub(crate) node: Option<Arc<Node>>,
     /// `%ENVIRONMENT(NAME)%`.
     pub(crate) environment: Arc<BTreeMap<String, String>>,
     /// Whether its connections have certificates of their own: those that hold the tunnels, not those inside.
@@ -73,7 +86,18 @@ impl ChainTelemetry {
             }
         }
         let logs = access_logs.into_iter().map(|log| ChainLog { log, file: None, outbox: None }).collect();
-        Self { name, stats, logs, tracing, spans: None, headers, hostname: None, environment: Arc::default(), terminates_tls: false }
+        Self {
+            name,
+            stats,
+            logs,
+            tracing,
+            spans: None,
+            headers,
+            hostname: None,
+            node: None,
+            environment: Arc::default(),
+            terminates_tls: false,
+        }
     }
 
     /// Finds the files and collectors of its lines, and the collector of its spans.

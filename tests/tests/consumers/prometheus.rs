@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use regex::Regex;
-use tests::consumers::{Prometheus, check_metrics};
+use tests::consumers::{Prometheus, check_metrics, check_rules};
 use tests::wait::{Look, until};
 
 use crate::kiali::{self, Graph};
@@ -126,6 +126,59 @@ async fn e02_kialis_graph_has_every_edge_once() -> Result<()> {
         Ok(if missing.is_empty() { Look::Done(()) } else { Look::NotYet(format!("missing {missing:?}")) })
     })
     .await
+}
+
+/// A label without a value is on the page, and to Prometheus it is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn m17_the_status_of_what_is_not_grpc_is_written_and_to_prometheus_not_there() -> Result<()> {
+    let (traffic, prometheus) = scraped().await?;
+    let page = traffic.mesh.waypoint.metric("a request over HTTP", |line| is_of(line, "http")).await?;
+    ensure!(page.contains(",grpc_response_status=\"\","), "{page}");
+    for (query, has_status) in [
+        (r#"istio_requests_total{request_protocol="http"}"#, false),
+        (r#"istio_requests_total{request_protocol="http",grpc_response_status=""}"#, false),
+        (r#"istio_requests_total{request_protocol="grpc"}"#, true),
+    ] {
+        answers(&prometheus, query).await?;
+        for series in prometheus.query(query).await? {
+            ensure!(series.labels.contains_key("grpc_response_status") == has_status, "{query}: {:?}", series.labels);
+            ensure!(series.labels.values().all(|value| !value.is_empty()), "{query}: {:?}", series.labels);
+        }
+    }
+    let none = prometheus.query(r#"istio_requests_total{request_protocol="http",grpc_response_status=~".+"}"#).await?;
+    ensure!(none.is_empty(), "{none:?}");
+    Ok(())
+}
+
+fn is_of(line: &str, protocol: &str) -> bool {
+    line.starts_with("istio_requests_total{") && line.contains(&format!("request_protocol=\"{protocol}\""))
+}
+
+/// The rules that are shipped: promtool reads them, and what each compares is there, whatever it compares it with.
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_are_read_and_what_they_compare_is_there() -> Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../k8s/manifests/alerts.yaml");
+    check_rules(path.into()).await?;
+    let (_traffic, prometheus) = scraped().await?;
+    let file: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(path)?)?;
+    let rules = file["groups"].as_array().into_iter().flatten().flat_map(|group| group["rules"].as_array().into_iter().flatten());
+    let (threshold, window) = (Regex::new(r" (>|<|==) [0-9.]+\s*$")?, Regex::new(r"\[[0-9]+[mh]\]")?);
+    let mut n_rules = 0;
+    for rule in rules {
+        let expression = rule["expr"].as_str().unwrap_or_default();
+        ensure!(threshold.is_match(expression), "{expression} compares with nothing");
+        let compared = window.replace_all(expression, "[10s]").into_owned();
+        let compared = threshold.replace(&compared, "").into_owned();
+        // Nothing may be stale, no service without an endpoint, and no gRPC refused.
+        if ["stale_seconds", "UH|NC", "grpc_response_status!~"].iter().any(|seldom| compared.contains(seldom)) {
+            prometheus.query(&compared).await?;
+        } else {
+            answers(&prometheus, &compared).await?;
+        }
+        n_rules += 1;
+    }
+    ensure!(n_rules > 8, "{n_rules} rules");
+    Ok(())
 }
 
 /// What promtool says of names that are Istio's and Envoy's, which are not ours to choose.

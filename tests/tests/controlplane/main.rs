@@ -45,6 +45,9 @@ const STEPS: &[Step] = &[
     ("a service's Telemetry object that is changed counts on open connections", |stage| {
         Box::pin(telemetry::a_services_telemetry_follows_its_object(stage))
     }),
+    ("labels, metrics, interval and log format of a Telemetry object change on open connections", |stage| {
+        Box::pin(telemetry::metrics_and_lines_follow_the_object(stage))
+    }),
     ("a deleted Telemetry object ends the log lines", |stage| Box::pin(telemetry::deleting_telemetry_ends_logging(stage))),
     ("a pod drained under load loses no request", |stage| Box::pin(endpoints::a_drained_pod_loses_nothing(stage))),
     ("a pod killed under load fails only what it had, once", |stage| Box::pin(endpoints::a_killed_pod_fails_only_its_own(stage))),

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use http::{Method, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use regex::Regex;
 use tests::otlp::{KIND_SERVER, Span};
 use tests::peer::{Http, empty};
@@ -216,6 +219,102 @@ pub async fn a_services_telemetry_follows_its_object(stage: &mut Stage) -> Resul
     counted_with(stage, &mut web, 433, None).await?;
     let deleted = reported(stage, &mut web, &mut reviews, "deleted").await?;
     ensure!(deleted == ([true, true], true), "deleted: {deleted:?}");
+    Ok(())
+}
+
+/// Takes a label of one metric away, another metric as a whole, and reports each second; lines have another format.
+const TUNED: &str = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: web, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  accessLogging:
+  - providers: [{name: access-log-other}]
+  metrics:
+  - providers: [{name: prometheus}]
+    reportingInterval: 1s
+    overrides:
+    - match: {metric: REQUEST_COUNT, mode: SERVER}
+      tagOverrides: {source_principal: {operation: REMOVE}}
+    - match: {metric: REQUEST_SIZE, mode: SERVER}
+      disabled: true
+";
+
+/// Shorter than Istio's interval of five seconds, and longer than one second.
+const REPORTED_WITHIN: Duration = Duration::from_secs(4);
+
+/// The series of a metric with a status of its own.
+fn series(page: &str, metric: &str, status: u16) -> Vec<String> {
+    let is_it = |line: &&str| line.starts_with(&format!("{metric}{{")) && line.contains(&format!("response_code=\"{status}\""));
+    page.lines().filter(is_it).map(str::to_owned).collect()
+}
+
+/// Asks until a request with this status is counted by whom it came from, or without.
+async fn counted_by_source(stage: &Stage, http: &mut Http, status: u16, by_source: bool) -> Result<String> {
+    until(&format!("{status} by source: {by_source}"), EFFECT_DEADLINE, async || {
+        http.get(&format!("/status/{status}")).await?;
+        let page = stage.metrics(METRICS_PORTS[1]).await?;
+        let found = series(&page, "istio_requests_total", status).iter().any(|line| line.contains("source_principal=") == by_source);
+        Ok(if found { Look::Done(page) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await
+}
+
+/// Messages of a stream that goes on are counted within less than Istio's interval.
+async fn messages_are_counted_each_second(stage: &Stage, http: &mut Http) -> Result<()> {
+    let (messages, received) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let received = futures_util::stream::unfold(received, async |mut received| Some((Ok(Frame::data(received.recv().await?)), received)));
+    let request = http.request(Method::POST, "/messages/1").header("content-type", "application/grpc").header("te", "trailers");
+    let asked = http.send(request.body(StreamBody::new(received).boxed())?);
+    let counted = async {
+        messages.send(Bytes::from_static(b"\0\0\0\0\x02hi")).await?;
+        until("the message", REPORTED_WITHIN, async || {
+            let page = stage.metrics(METRICS_PORTS[1]).await?;
+            let found = page.lines().any(|line| line.starts_with("istio_request_messages_total{") && line.ends_with("} 1"));
+            Ok(if found { Look::Done(()) } else { Look::NotYet("none is counted".to_owned()) })
+        })
+        .await?;
+        drop(messages);
+        anyhow::Ok(())
+    };
+    let (answer, counted) = tokio::join!(asked, counted);
+    counted?;
+    ensure!(answer?.status == StatusCode::OK, "the stream failed");
+    Ok(())
+}
+
+/// What a Telemetry object says of labels, metrics, intervals and formats counts for the next request on connections that stay open; what
+/// was counted stays, and its deletion brings back what was there before.
+pub async fn metrics_and_lines_follow_the_object(stage: &mut Stage) -> Result<()> {
+    stage.turn_logging_on().await?;
+    let connection = stage.frontend.connect(stage.hbone_address()).await?;
+    let (mut web, mut grpc) = (connection.http1(WEB).await?, connection.http2(WEB).await?);
+    let before = counted_by_source(stage, &mut web, 441, true).await?;
+    let (count, size) = (series(&before, "istio_requests_total", 441), series(&before, "istio_request_bytes_count", 441));
+    ensure!((count.len(), size.len()) == (1, 1), "{count:?} {size:?}");
+
+    stage.plane.apply(TUNED).await?;
+    counted_by_source(stage, &mut web, 442, false).await?;
+    let tuned = counted_by_source(stage, &mut web, 443, false).await?;
+    ensure!(series(&tuned, "istio_requests_total", 443).len() == 1, "counted with its source, too");
+    ensure!(series(&tuned, "istio_request_bytes_count", 443).is_empty(), "a metric that is off has a series");
+    let others = series(&tuned, "istio_response_bytes_count", 443);
+    ensure!(others.len() == 1 && others[0].contains("source_principal="), "another metric changed: {others:?}");
+    ensure!(series(&tuned, "istio_requests_total", 441) == count, "what was counted before changed");
+    let pod = web.get("/status/203?tuned").await?.header("x-pod").to_owned();
+    let (text, _) = stage.access_line("/status/203?tuned").await?;
+    ensure!(text == format!(r#"{{"path":"/status/203?tuned","said":"code 203 of {pod}"}}"#), "{text}");
+    messages_are_counted_each_second(stage, &mut grpc).await?;
+
+    stage.plane.delete_yaml(TUNED).await?;
+    counted_by_source(stage, &mut web, 444, true).await?;
+    let after = counted_by_source(stage, &mut web, 445, true).await?;
+    ensure!(series(&after, "istio_request_bytes_count", 445).len() == 1, "a metric that is on again has no series");
+    web.get("/deleted").await?;
+    let (_, line) = stage.access_line("/deleted").await?;
+    ensure!(line["authority"] == "web.shop" && line.get("said").is_none(), "{line}");
+    ensure!(series(&after, "istio_requests_total", 441) == count, "it began anew");
     Ok(())
 }
 

@@ -16,6 +16,10 @@ use crate::state::published::{ClusterEntry, Published};
 const ISTIOD: &str = "xds-grpc";
 /// What pilot-agent calls the certificate of the workload itself.
 const OWN_CERTIFICATE: &str = "default";
+/// What the kernel says of this process.
+const STATUS: &str = "/proc/self/status";
+/// The kernel's.
+const KILOBYTE: i64 = 1024;
 const DAY_SECONDS: f64 = 86_400.0;
 
 /// Responses of one type, by what became of them.
@@ -31,6 +35,8 @@ pub(super) struct Vitals {
     clusters: Updates,
     listeners: Updates,
     active_clusters: IntGauge,
+    memory_physical: IntGauge,
+    memory_heap: IntGauge,
     certificate_days: IntGauge,
     certificate_seconds: GaugeVec,
 }
@@ -67,6 +73,8 @@ impl Vitals {
             clusters: updates(registry, ("envoy_cluster_manager_cds_update_success", "envoy_cluster_manager_cds_update_rejected")),
             listeners: updates(registry, ("envoy_listener_manager_lds_update_success", "envoy_listener_manager_lds_update_rejected")),
             active_clusters: gauge(registry, "envoy_cluster_manager_active_clusters", "Clusters that are obeyed."),
+            memory_physical: gauge(registry, "envoy_server_memory_physical_size", "Resident memory, in bytes."),
+            memory_heap: gauge(registry, "envoy_server_memory_heap_size", "Resident memory that is of no file, in bytes."),
             certificate_days: gauge(
                 registry,
                 "envoy_server_days_until_first_cert_expiring",
@@ -98,12 +106,25 @@ impl Vitals {
     pub(super) fn refresh(&self) {
         let n_obeyed = self.published.clusters().values().filter(|entry| matches!(entry, ClusterEntry::Served(_))).count();
         self.active_clusters.set(i64::try_from(n_obeyed).unwrap_or(i64::MAX));
+        if let Ok(status) = std::fs::read_to_string(STATUS) {
+            for (gauge, name) in [(&self.memory_physical, "VmRSS:"), (&self.memory_heap, "RssAnon:")] {
+                if let Some(bytes) = bytes_of(&status, name) {
+                    gauge.set(bytes);
+                }
+            }
+        }
         if let Some(end) = self.identities.expire_at() {
             let left = seconds_until(end, SystemTime::now());
             self.certificate_seconds.with_label_values(&[OWN_CERTIFICATE]).set(left);
             self.certificate_days.set(whole_days(left));
         }
     }
+}
+
+/// What the kernel says of the process under this name, in bytes.
+fn bytes_of(status: &str, name: &str) -> Option<i64> {
+    let said = status.lines().find_map(|line| line.strip_prefix(name))?;
+    said.trim().strip_suffix(" kB")?.parse::<i64>().ok()?.checked_mul(KILOBYTE)
 }
 
 /// Less than none if it was before.
@@ -126,6 +147,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn memory_is_what_the_kernel_says() {
+        let status = "Name:\twaypoint\nVmRSS:\t   12345 kB\nRssAnon:\t    2000 kB\nRssFile:\t x kB\n";
+        let said = |name| bytes_of(status, name);
+        assert_eq!([said("VmRSS:"), said("RssAnon:"), said("RssFile:"), said("None:")], [Some(12_641_280), Some(2_048_000), None, None]);
+    }
 
     #[test]
     fn days_of_a_certificate_are_whole_and_none_of_what_has_expired() {

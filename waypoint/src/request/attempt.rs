@@ -379,7 +379,8 @@ impl<'a> Tries<'a> {
             self.run.recording.note_connection(&lease);
             let request = self.request();
             let sending = lease.session.send(request, Some(self.run.interim.clone()));
-            self.waiting = Some(Instant::now());
+            let begins = Instant::now();
+            (self.waiting, self.run.recording.record().stream.upstream_start) = (Some(begins), Some(begins));
             let sent = match self.run.recording.message_reports() {
                 None => sending.await,
                 Some(reports) => counting(&mut self.run.recording, reports, sending).await,

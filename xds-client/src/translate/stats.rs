@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::format::Expression;
-use model::metrics::{Label, Metric, REPORTING_INTERVAL_DEFAULT, Reporter, Stats, Tag};
+use model::metrics::{CUSTOM_METRICS_MAX, CustomKind, CustomMetric, Label, Metric, REPORTING_INTERVAL_DEFAULT, Reporter, Stats, Tag};
 use xds_proto::istio::stats as proto;
 
 use super::{Translated, positive_duration};
@@ -30,7 +30,46 @@ pub(super) fn stats(value: &proto::PluginConfig, path: &str) -> Translated<Stats
         tags.extend(dimensions.into_iter().filter_map(|(name, text)| tag(of, name, text)));
     }
     let interval = positive_duration(value.tcp_reporting_duration.as_ref(), &format!("{path}.tcp_reporting_duration"))?;
-    Ok(Stats { reporter, dropped, tags, reporting_interval: interval.unwrap_or(REPORTING_INTERVAL_DEFAULT) })
+    let custom = custom(value);
+    Ok(Stats { reporter, dropped, tags, custom, reporting_interval: interval.unwrap_or(REPORTING_INTERVAL_DEFAULT) })
+}
+
+/// Metrics beside Istio's own. Of two with the same name the first counts, as in Istio; one of Istio's own is not defined anew.
+fn custom(value: &proto::PluginConfig) -> Vec<CustomMetric> {
+    let mut all: Vec<CustomMetric> = Vec::new();
+    for definition in &value.definitions {
+        let name = metric_name(&definition.name);
+        if Metric::parse(&definition.name).is_some() || all.iter().any(|known| *known.name == *name) {
+            continue;
+        }
+        if all.len() == CUSTOM_METRICS_MAX {
+            ::tracing::warn!(metric = name, max = CUSTOM_METRICS_MAX, "there are too many definitions of metrics, so that it is left out");
+            continue;
+        }
+        let kind = match definition.r#type() {
+            proto::MetricType::Counter => CustomKind::Counter,
+            proto::MetricType::Gauge => CustomKind::Gauge,
+            proto::MetricType::Histogram => CustomKind::Histogram,
+        };
+        match Expression::parse(&definition.value) {
+            Ok(of) => all.push(CustomMetric { labels: custom_labels(value, &definition.name), name: name.into(), kind, value: of }),
+            Err(error) => ::tracing::warn!(metric = name, %error, "the value of a metric cannot be read, so that it is left out"),
+        }
+    }
+    all
+}
+
+/// The labels of such a metric: what names it or every one. None of Istio's are there, so that none are taken away.
+fn custom_labels(value: &proto::PluginConfig, metric: &str) -> BTreeMap<Box<str>, Expression> {
+    let own = value.metrics.iter().filter(|one| !one.drop && (one.name.is_empty() || one.name == metric));
+    let labels = own.flat_map(|one| &one.dimensions).filter_map(|(name, text)| Some((label(name)?.into(), Expression::parse(text).ok()?)));
+    labels.collect()
+}
+
+/// A metric's name with an underscore for what no name has.
+fn metric_name(short: &str) -> String {
+    let letters = short.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' });
+    format!("istio_{}", letters.collect::<String>())
 }
 
 /// A label by expression. One that cannot be read takes a standard label away and adds none of its own, as in Istio.
@@ -91,6 +130,46 @@ mod tests {
         assert_eq!([of("2xx"), of(""), of("a-b.c"), of("é")], ["_2xx", "_", "a_b_c", "_"].map(|name| Some(name.to_owned())));
         assert_eq!([of("le"), of("__name__"), of("--name--")], [None, None, None]);
         assert_eq!(read(vec![metric("", &[("le", "'1'"), ("ok", "'1'")], &[])]).tags.len(), 1);
+    }
+
+    #[test]
+    fn metrics_are_defined_once_and_have_the_labels_that_name_them_or_all() {
+        let define = |name: &str, value: &str, kind: proto::MetricType| proto::MetricDefinition {
+            name: name.to_owned(),
+            value: value.to_owned(),
+            r#type: kind.into(),
+        };
+        let config = proto::PluginConfig {
+            definitions: vec![
+                define("own.count", "1", proto::MetricType::Counter),
+                define("own_count", "2", proto::MetricType::Gauge),
+                define("size", "request.size", proto::MetricType::Histogram),
+                define("requests_total", "7", proto::MetricType::Counter),
+                define("unreadable", "1 +", proto::MetricType::Gauge),
+            ],
+            metrics: vec![
+                metric("", &[("everywhere", "'1'")], &["reporter"]),
+                metric("size", &[("reporter", "'own'"), ("unreadable", "1 +")], &[]),
+                metric("requests_total", &[("elsewhere", "'1'")], &[]),
+                proto::MetricConfig { drop: true, ..metric("own.count", &[], &[]) },
+            ],
+            ..proto::PluginConfig::default()
+        };
+        let stats = stats(&config, "stats").expect("reads");
+        let told: Vec<_> = stats.custom.iter().map(|one| (&*one.name, one.kind, one.labels.keys().map(|name| &**name).collect())).collect();
+        let expected: [(_, _, Vec<&str>); 2] = [
+            ("istio_own_count", CustomKind::Counter, vec!["everywhere"]),
+            ("istio_size", CustomKind::Histogram, vec!["everywhere", "reporter"]),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn definitions_beyond_the_limit_are_left_out() {
+        let definition = |number: usize| proto::MetricDefinition { name: format!("m{number}"), value: "1".to_owned(), r#type: 0 };
+        let definitions = (0..CUSTOM_METRICS_MAX + 2).map(definition).collect();
+        let stats = stats(&proto::PluginConfig { definitions, ..proto::PluginConfig::default() }, "stats").expect("reads");
+        assert_eq!(stats.custom.len(), CUSTOM_METRICS_MAX);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Envoy's attributes: which of them there are here, and where they are read.
 //!
-//! Source: Envoy's documentation of attributes. A name that is not known here has no value, as in Envoy; what does not exist on a
-//! waypoint's main chain (TLS of the connection, say) neither.
+//! Source: Envoy's documentation of attributes; a stock Envoy, asked. A name that is not known here has no value, as in Envoy; what does
+//! not exist on a waypoint's main chain (TLS of the connection, say) neither.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,7 +12,16 @@ use super::super::HeaderUse;
 use super::super::operator::{HeaderRef, PeerField};
 use super::datum::Datum;
 use crate::flags::ResponseFlags;
-use crate::stream_view::{Field, Side, StreamView, Value};
+use crate::refusal::DryRunField;
+use crate::service::ServiceRef;
+use crate::stream_view::{Field, Moment, Side, StreamView, Value};
+
+/// The name of the first item of a list: none that a member could have.
+pub(super) const FIRST: &str = "[0]";
+/// That of another, which nothing has here.
+pub(super) const OTHER: &str = "[]";
+/// Envoy's `INBOUND`: what listeners of a waypoint are.
+const INBOUND: i64 = 1;
 use crate::text::readable;
 
 /// What a name reads.
@@ -34,14 +43,44 @@ pub(super) enum Attribute {
     Flags,
     Port(Field),
     Peer(Side, PeerField),
+    /// The text of the first, an empty one while there is none; without the second, if it is told, there is nothing.
+    TextOf(Field, Option<Field>),
+    /// From one moment to another.
+    Elapsed(Moment, Moment),
+    /// Of the service of the cluster.
+    Service(ServiceField),
+    /// Of a policy that is only tried.
+    DryRun(DryRunField),
+    /// Something with members.
+    Object(Present),
     Bool(bool),
+    Int(i64),
     Unknown,
+}
+
+/// What is known of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServiceField {
+    Host,
+    Name,
+    Namespace,
+}
+
+/// When something with members is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Present {
+    Always,
+    /// If that is there.
+    With(Field),
+    /// If that peer is known.
+    Peer(Side),
 }
 
 impl Attribute {
     /// Reads a name, `["request", "headers", "x-user"]`.
     pub(super) fn resolve(path: &[&str]) -> Self {
         match path {
+            ["request" | "response", "headers"] | ["response", "trailers"] | ["xds", "node"] => Self::Object(Present::Always),
             ["request", name] => request(name),
             ["request", "headers", name] => HeaderRef::parse(name).map_or(Self::Unknown, Self::Request),
             ["response", name] => response(name),
@@ -53,12 +92,23 @@ impl Attribute {
             ["destination", "port"] => Self::Port(Field::DownstreamLocalAddress),
             // The inner connection of a waypoint has no TLS.
             ["connection", "mtls"] => Self::Bool(false),
-            ["connection", "requested_server_name"] => Self::Field(Field::RequestedServerName),
+            ["connection", "requested_server_name"] => Self::TextOf(Field::RequestedServerName, None),
             ["connection", "termination_details"] => Self::Field(Field::ConnectionTerminationDetails),
             ["upstream", name] => upstream(name),
             ["xds", "cluster_name"] => Self::Field(Field::UpstreamClusterRaw),
             ["xds", "route_name"] => Self::Field(Field::RouteName),
             ["xds", "filter_chain_name"] => Self::Field(Field::FilterChainName),
+            ["xds", "listener_direction"] => Self::Int(INBOUND),
+            ["xds", "node", "id"] => Self::TextOf(Field::NodeId, None),
+            ["xds", "node", "cluster"] => Self::TextOf(Field::NodeCluster, None),
+            ["xds", "node", "locality", "zone"] => Self::TextOf(Field::NodeZone, None),
+            ["xds", "cluster_metadata", "filter_metadata", "istio", "services", FIRST, field] => service(field),
+            ["metadata", "filter_metadata", filter, key] => DryRunField::parse(filter, key).map_or(Self::Unknown, Self::DryRun),
+            ["filter_state", "downstream_peer" | "downstream_peer_obj"] => Self::Object(Present::Peer(Side::Downstream)),
+            ["filter_state", "upstream_peer" | "upstream_peer_obj"] => Self::Object(Present::Peer(Side::Upstream)),
+            ["xds", "cluster_metadata"] => Self::Object(Present::With(Field::UpstreamClusterRaw)),
+            ["xds", "route_metadata"] => Self::Object(Present::With(Field::RouteName)),
+            ["xds", "upstream_host_metadata"] => Self::Object(Present::With(Field::UpstreamHost)),
             ["filter_state", "downstream_peer" | "downstream_peer_obj", field] => peer(Side::Downstream, field),
             ["filter_state", "upstream_peer" | "upstream_peer_obj", field] => peer(Side::Upstream, field),
             ["filter_state", "io.istio.peer_principal"] => Self::Field(Field::PeerPrincipal),
@@ -93,7 +143,14 @@ impl Attribute {
                 let text = field.of(view.peer(*side)?);
                 (!text.is_empty()).then_some(Datum::Text(text.into()))
             }
+            Self::TextOf(_, Some(with)) if view.field(*with) == Value::Missing => None,
+            Self::TextOf(field, _) => Some(datum(view.field(*field)).unwrap_or(Datum::Text("".into()))),
+            Self::Elapsed(from, to) => view.moment(*to)?.checked_sub(view.moment(*from)?).map(Datum::Duration),
+            Self::Service(field) => Some(Datum::Text(Cow::Borrowed(field.of(view.service()?)))),
+            Self::DryRun(field) => field.of(view.dry_runs()).map(|text| Datum::Text(text.into())),
+            Self::Object(present) => present.is_there(view).then_some(Datum::Object),
             Self::Bool(yes) => Some(Datum::Bool(*yes)),
+            Self::Int(number) => Some(Datum::Int(*number)),
             Self::Unknown => None,
         }
     }
@@ -105,6 +162,35 @@ impl Attribute {
             Self::Trailer(name) => super::super::add(&mut headers.trailers, name),
             _ => {}
         }
+    }
+}
+
+impl ServiceField {
+    fn of(self, service: &ServiceRef) -> &str {
+        match self {
+            Self::Host => &service.host,
+            Self::Name => &service.name,
+            Self::Namespace => &service.namespace,
+        }
+    }
+}
+
+impl Present {
+    fn is_there(self, view: &dyn StreamView) -> bool {
+        match self {
+            Self::Always => true,
+            Self::With(field) => view.field(field) != Value::Missing,
+            Self::Peer(side) => view.peer(side).is_some(),
+        }
+    }
+}
+
+fn service(field: &str) -> Attribute {
+    match field {
+        "host" => Attribute::Service(ServiceField::Host),
+        "name" => Attribute::Service(ServiceField::Name),
+        "namespace" => Attribute::Service(ServiceField::Namespace),
+        _ => Attribute::Unknown,
     }
 }
 
@@ -132,9 +218,10 @@ fn request(name: &str) -> Attribute {
 fn response(name: &str) -> Attribute {
     match name {
         "code" => Attribute::Code,
-        "code_details" => Attribute::Field(Field::ResponseCodeDetails),
+        "code_details" => Attribute::Field(Field::ResponseCodeDetailsSpaced),
         "flags" => Attribute::Flags,
-        "grpc_status" => Attribute::Field(Field::GrpcStatusNumber),
+        "grpc_status" => Attribute::Field(Field::GrpcStatusDerived),
+        "backend_latency" => Attribute::Elapsed(Moment::UpstreamStart, Moment::End),
         "size" => Attribute::Field(Field::BytesSent),
         "total_size" => Attribute::Field(Field::DownstreamWireBytesSent),
         _ => Attribute::Unknown,
@@ -146,7 +233,7 @@ fn upstream(name: &str) -> Attribute {
         "address" => Attribute::Field(Field::UpstreamHost),
         "port" => Attribute::Port(Field::UpstreamHost),
         "local_address" => Attribute::Field(Field::UpstreamLocalAddress),
-        "transport_failure_reason" => Attribute::Field(Field::UpstreamTransportFailureReason),
+        "transport_failure_reason" => Attribute::TextOf(Field::UpstreamTransportFailureReasonSpaced, Some(Field::UpstreamClusterRaw)),
         "request_attempt_count" => Attribute::Field(Field::UpstreamRequestAttemptCount),
         _ => Attribute::Unknown,
     }

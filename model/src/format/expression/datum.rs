@@ -17,14 +17,16 @@ pub enum Datum<'a> {
     Time(SystemTime),
     Duration(Duration),
     List(Vec<Datum<'a>>),
+    /// Something with members, of which only these can be read.
+    Object,
 }
 
 impl Datum<'_> {
-    /// How it prints; a list and null have no text.
+    /// How it prints; a list, an object and null have no text.
     #[must_use]
     pub fn to_text(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::Null | Self::List(_) => return None,
+            Self::Null | Self::List(_) | Self::Object => return None,
             Self::Bool(yes) => Cow::Borrowed(if *yes { "true" } else { "false" }),
             Self::Int(number) => number.to_string().into(),
             Self::Uint(number) => number.to_string().into(),
@@ -79,6 +81,7 @@ impl Datum<'_> {
             Self::Time(time) => Datum::Time(time),
             Self::Duration(duration) => Datum::Duration(duration),
             Self::List(list) => Datum::List(list.into_iter().map(Datum::into_owned).collect()),
+            Self::Object => Datum::Object,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use regex::bytes::Regex;
 
-use super::attribute::Attribute;
+use super::attribute::{Attribute, FIRST, OTHER};
 use super::datum::Datum;
 use super::parse::{Operation, Tree};
 use crate::matcher::part_regex;
@@ -76,7 +76,12 @@ fn path(tree: &Tree) -> Option<Vec<&str>> {
             Some(names)
         }
         Tree::Index(of, index) => {
-            let Tree::Literal(Datum::Text(name)) = &**index else { return None };
+            let name = match &**index {
+                Tree::Literal(Datum::Text(name)) => name,
+                Tree::Literal(Datum::Int(0)) => FIRST,
+                Tree::Literal(Datum::Int(_)) => OTHER,
+                _ => return None,
+            };
             let mut names = path(of)?;
             names.push(name);
             Some(names)

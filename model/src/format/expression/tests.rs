@@ -102,6 +102,11 @@ fn expressions_say_what_cel_says() {
         ("destination.address", "10.43.7.9:80"),
         ("xds.cluster_name.split == 1 || true", "true"),
         ("connection.mtls", "false"),
+        ("connection.requested_server_name", ""),
+        ("upstream.transport_failure_reason", ""),
+        ("xds.listener_direction", "1"),
+        ("has(request.headers) && has(xds.cluster_metadata) && has(xds.node)", "true"),
+        ("has(xds.upstream_host_metadata) || 'downstream_peer' in filter_state", "false"),
     ] {
         assert_eq!(value(text, &view).as_deref(), Some(expected), "{text}");
     }
@@ -118,6 +123,13 @@ fn what_cannot_be_told_has_no_value() {
         "response.code >= 400",
         "response.grpc_status",
         "unknown.name",
+        "request.headers",
+        "request.headers[0]",
+        "response.backend_latency",
+        "xds.cluster_metadata.filter_metadata.istio.services[0].host",
+        "xds.cluster_metadata.filter_metadata.istio.services[1].host",
+        "metadata.filter_metadata['none']['key']",
+        "connection.tls_version",
         "'a' < 1",
         "1 + 'a'",
         "9223372036854775807 + 1",

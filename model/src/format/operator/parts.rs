@@ -76,6 +76,7 @@ pub(super) fn common_duration(argument: &str) -> Option<Operator> {
     let moment = |name| match name {
         "DS_RX_BEG" => Some(Moment::Start),
         "DS_RX_END" => Some(Moment::RequestEnd),
+        "US_TX_BEG" => Some(Moment::UpstreamStart),
         "US_RX_BEG" | "DS_TX_BEG" => Some(Moment::ResponseStart),
         "US_RX_END" | "DS_TX_END" => Some(Moment::End),
         _ => None,

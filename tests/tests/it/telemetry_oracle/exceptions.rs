@@ -81,7 +81,7 @@ const UNKEPT: &[&str] = &[
     "line.request_tx_duration",
     "line.response_trailers",
     "line.op CLUSTER_METADATA(istio)",
-    "line.op COMMON_DURATION(US_",
+    "line.op COMMON_DURATION(US_CX_",
     "line.op CONNECTION_ID",
     "line.op DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "line.op DYNAMIC_METADATA(envoy.filters.http.rbac)",

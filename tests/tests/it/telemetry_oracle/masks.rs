@@ -33,7 +33,7 @@ const MEASURED: [&str; 7] =
     ["duration_ms", "service_time", "request_duration", "response_duration", "response_tx_duration", "roundtrip", "request_tx_duration"];
 
 /// What the names of members begin with that are durations, or ports that the kernel chose.
-const MEASURED_OPERATORS: [&str; 2] = ["op COMMON_DURATION(DS_", "op DOWNSTREAM_REMOTE_PORT"];
+const MEASURED_OPERATORS: [&str; 3] = ["op COMMON_DURATION(DS_", "op COMMON_DURATION(US_TX_BEG", "op DOWNSTREAM_REMOTE_PORT"];
 
 fn masked(text: &str, side: &str) -> String {
     let text = text.replace(side, "SIDE");

@@ -6,6 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use model::authority::Authority;
 use model::identity::SpiffeId;
 
+use crate::admin::query::decoded;
+
 /// How to ask.
 pub(super) const USAGE: &str = "GET /explain?service=HOST:PORT&identity=SPIFFE-ID&…
   service    host or virtual address, and port: web.shop:80, 10.96.0.12:80
@@ -91,21 +93,6 @@ impl Question {
 fn header(text: &str) -> Option<(HeaderName, HeaderValue)> {
     let (name, value) = text.split_once(':')?;
     Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
-}
-
-/// Percent-decoded text; a plus sign is one.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut left = text.bytes();
-    while let Some(byte) = left.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        bytes.push(digit(left.next())? << 4 | digit(left.next())?);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// The opposite of [`decoded`].

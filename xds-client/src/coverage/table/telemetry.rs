@@ -212,9 +212,9 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("disable_host_header_fallback", Honoured),
             ("metrics", Honoured),
             ("tcp_reporting_duration", Honoured),
-            ("definitions", Listed("no metrics beside Istio's own")),
-            ("rotation_interval", Listed("series are kept")),
-            ("graceful_deletion_interval", Listed("series are kept")),
+            ("definitions", Honoured),
+            ("rotation_interval", Unused("deprecated: Istio does not obey it")),
+            ("graceful_deletion_interval", Unused("deprecated: Istio does not obey it")),
             ("debug", Unused("deprecated")),
             ("max_peer_cache_size", Unused("deprecated")),
             ("stat_prefix", Unused("deprecated")),
@@ -238,6 +238,15 @@ pub(super) const ENTRIES: &[Entry] = &[
                 ),
             ),
             ("match", Unused("Istio does not obey it either")),
+        ],
+    ),
+    entry(
+        Observability,
+        "stats.MetricDefinition",
+        &[
+            ("name", Honoured),
+            ("value", when("expressions without macros, maps and functions of extensions", check::is_expression, "the metric is left out")),
+            ("type", Honoured),
         ],
     ),
     entry(
