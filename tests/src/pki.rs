@@ -193,6 +193,13 @@ impl Pki {
         self.between.iter().cloned().collect()
     }
 
+    /// The same in PEM form.
+    pub fn between_pem(&self) -> Result<String> {
+        let certificate = self.between.as_ref().context("a root has nothing above it")?;
+        let text = STANDARD.encode(certificate);
+        Ok(format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"))
+    }
+
     /// Signs a request as Istio's CA does: its key is kept, its names are not, they follow from who asks.
     pub fn sign(&self, csr_pem: &str, spiffe_id: &str, lifetime: Duration) -> Result<String> {
         let mut request = CertificateSigningRequestParams::from_pem(csr_pem).context("the signing request")?;

@@ -315,6 +315,7 @@ async fn a_secret_of_istiod_s_is_asked_for_waited_for_and_followed() -> Result<(
 /// A chain of two authorities, and what is known of it.
 struct Revocable {
     /// What the configuration says.
+    roots: String,
     crl: String,
     of_leaf_only: bool,
     /// Whether requests pass.
@@ -327,6 +328,11 @@ fn revocable(root: &Pki, below: &Pki, leaf: &Identity) -> Result<Vec<Revocable>>
     let past = SystemTime::now() - Duration::from_secs(60);
     let (of_root, of_below) = (root.crl(&[], tomorrow())?, below.crl(&[], tomorrow())?);
     let revoked = below.crl(&[&chain], tomorrow())?;
+    let authority_revoked = format!("{}{of_below}", root.crl(&[&below.between()], tomorrow())?);
+    // Begins before the others, and still counts.
+    let soon = SystemTime::now() + Duration::from_secs(3600);
+    let (older, older_revoked) = (below.crl(&[], soon)?, below.crl(&[&chain], soon)?);
+    let expired = below.crl(&[], past)?;
     let rows = [
         (format!("{of_root}{of_below}"), false, true, "neither is revoked"),
         (format!("{of_root}{revoked}"), false, false, "the leaf is revoked"),
@@ -334,13 +340,30 @@ fn revocable(root: &Pki, below: &Pki, leaf: &Identity) -> Result<Vec<Revocable>>
         (of_below.clone(), false, false, "nothing says whether the authority is revoked"),
         (of_below.clone(), true, true, "nothing says whether the authority is, and nobody asks"),
         (of_root.clone(), false, false, "nothing says whether the leaf is revoked"),
-        (of_root, true, false, "nothing says whether the leaf is, which alone is looked for"),
-        (format!("{}{of_below}", root.crl(&[&below.between()], tomorrow())?), false, false, "the authority is revoked"),
-        (format!("{}{of_below}", root.crl(&[&below.between()], tomorrow())?), true, true, "the authority is, and nobody asks"),
-        (below.crl(&[], past)?, true, false, "the list has expired"),
+        (of_root.clone(), true, false, "nothing says whether the leaf is, which alone is looked for"),
+        (authority_revoked.clone(), false, false, "the authority is revoked"),
+        (authority_revoked.clone(), true, true, "the authority is, and nobody asks"),
+        (expired.clone(), true, false, "the list has expired"),
         (Pki::new()?.crl(&[], tomorrow())?, true, false, "the list is another's, though of the same name"),
+        (format!("{older}{revoked}"), true, false, "the newer list has the leaf, and comes last"),
+        (format!("{revoked}{older}"), true, false, "the newer list has the leaf, and comes first"),
+        (format!("{older_revoked}{of_below}"), true, true, "the newer list has the leaf no more, and comes last"),
+        (format!("{of_below}{older_revoked}"), true, true, "the newer list has the leaf no more, and comes first"),
+        (format!("{expired}{of_below}"), true, true, "a list that counts follows an expired one"),
+        (format!("{expired}{revoked}"), true, false, "a list that has the leaf follows an expired one"),
     ];
-    Ok(rows.into_iter().map(|(crl, of_leaf_only, passes, what)| Revocable { crl, of_leaf_only, passes, what }).collect())
+    let of_root_alone = rows.into_iter().map(|row| (root.root_pem(), row));
+    let between = below.between_pem()?;
+    let both = format!("{between}{}", root.root_pem());
+    let with_the_authority = [
+        (both.clone(), (format!("{of_root}{of_below}"), false, true, "the authority is trusted as well")),
+        (both.clone(), (authority_revoked.clone(), false, false, "the authority is trusted as well, and revoked")),
+        (both, (authority_revoked, true, true, "the authority is trusted as well, and revoked, and nobody asks")),
+        (between.clone(), (of_below.clone(), false, false, "the authority alone is trusted, and nothing is said of it")),
+        (between, (of_below, true, true, "the authority alone is trusted, and nobody asks")),
+    ];
+    let rows = of_root_alone.chain(with_the_authority);
+    Ok(rows.map(|(roots, (crl, of_leaf_only, passes, what))| Revocable { roots, crl, of_leaf_only, passes, what }).collect())
 }
 
 /// TLS to an application of `below`, with lists of revoked certificates.
@@ -360,7 +383,7 @@ async fn a_certificate_is_looked_for_in_lists_of_revoked_ones_as_in_envoy() -> R
     let rows = revocable(&root, &below, &leaf)?;
     // Beside the table: a list among the roots counts as well.
     let among = format!("{}{}", root.root_pem(), below.crl(&[&leaf.parts().0], tomorrow())?);
-    let mut contexts: Vec<_> = rows.iter().map(|row| with_crl(&root.root_pem(), &row.crl, row.of_leaf_only)).collect();
+    let mut contexts: Vec<_> = rows.iter().map(|row| with_crl(&row.roots, &row.crl, row.of_leaf_only)).collect();
     contexts.push(json!({"sni": NAME, "common_tls_context": {"validation_context": {"trusted_ca": {"inline_string": among}}}}));
     let n_rows = contexts.len();
     let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| {
@@ -388,9 +411,9 @@ async fn a_certificate_is_looked_for_in_lists_of_revoked_ones_as_in_envoy() -> R
         }
         seen.push(statuses);
     }
-    assert_eq!(seen[0], seen[1], "here, and in Envoy");
-    for (row, status) in rows.iter().zip(&seen[0]) {
-        assert_eq!(*status == StatusCode::OK, row.passes, "{}: {status}", row.what);
+    for (at, row) in rows.iter().enumerate() {
+        let passes = (seen[0][at] == StatusCode::OK, seen[1][at] == StatusCode::OK);
+        assert_eq!(passes, (row.passes, row.passes), "here, and in Envoy: {}", row.what);
     }
     assert_eq!(seen[0].last(), Some(&StatusCode::SERVICE_UNAVAILABLE), "revoked by a list among the roots");
     Ok(())

@@ -189,7 +189,8 @@ fn revocation(tls: &TlsOrigination, roots: Option<&Roots>, read: &Read) -> Resul
             None => return Err(OriginationError::Secret { name: crl_name(source), reason: "the list has not been read".into() }),
         },
     };
-    Ok(Revocation { lists: among.into_iter().chain(apart).collect(), of_leaf_only })
+    let beneath = roots.and_then(|roots| roots.beneath.clone());
+    Ok(Revocation { lists: among.into_iter().chain(apart).collect(), of_leaf_only, beneath })
 }
 
 fn roots_name(source: &RootsSource) -> String {

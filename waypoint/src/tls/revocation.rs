@@ -1,8 +1,10 @@
 //! Lists of revoked certificates (CRLs): whether an application's chain has a certificate that its authority took back.
 //!
 //! Not for: chains, validity and names (`verify`), or reading files (`secrets`). Invariants: where there is a list, every authority of the
-//! chain must have one that holds now, or the certificate is refused, as by Envoy; a list that cannot be read is an error, never no list.
+//! chain must have one that holds now, or the certificate is refused, as by Envoy; of several of one authority the newest decides; an authority
+//! that is trusted is looked for as well, if it is no root; a list that cannot be read is an error, never no list.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,7 +17,53 @@ use webpki::{
 };
 
 /// The lists of one place.
-pub(super) struct Lists(Vec<CertRevocationList<'static>>);
+pub(super) struct Lists(Vec<List>);
+
+struct List {
+    list: CertRevocationList<'static>,
+    /// When it was made and until when it holds, seconds since 1970.
+    from: i64,
+    until: i64,
+}
+
+impl List {
+    fn read(der: &CertificateRevocationListDer<'_>) -> Result<Self, String> {
+        let unusable = |error: &dyn fmt::Display| format!("a list of revoked certificates cannot be used: {error}");
+        let list = OwnedCertRevocationList::from_der(der).map_err(|error| unusable(&error))?;
+        let (_, times) = x509_parser::parse_x509_crl(der).map_err(|error| unusable(&error))?;
+        let until = times.next_update().ok_or_else(|| unusable(&"it has no end"))?;
+        Ok(Self { list: CertRevocationList::Owned(list), from: times.last_update().timestamp(), until: until.timestamp() })
+    }
+
+    /// The order in which lists are asked; the first one of an authority decides.
+    fn order(&self, now: i64) -> impl Ord + use<> {
+        let holds = self.from <= now && now < self.until;
+        (!holds, Reverse(self.from))
+    }
+}
+
+/// What is trusted without being a root: authorities that others have signed.
+#[derive(Debug)]
+pub(super) struct Beneath {
+    certificates: Vec<CertificateDer<'static>>,
+    /// All else that is trusted.
+    roots: RootCertStore,
+}
+
+impl Beneath {
+    /// None where only roots are trusted, as nearly always.
+    pub(super) fn of(trusted: &[CertificateDer<'static>]) -> Option<Self> {
+        let (beneath, roots): (Vec<_>, Vec<_>) = trusted.iter().cloned().partition(|one| !is_self_issued(one));
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(roots);
+        (!beneath.is_empty()).then_some(Self { certificates: beneath, roots: store })
+    }
+}
+
+/// What cannot be read is trusted as nothing.
+fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(certificate).map_or(true, |(_, read)| read.issuer().as_raw() == read.subject().as_raw())
+}
 
 impl fmt::Debug for Lists {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,9 +80,7 @@ impl Lists {
         let mut lists = Vec::new();
         for one in CertificateRevocationListDer::pem_slice_iter(pem) {
             let one = one.map_err(|error| format!("a list of revoked certificates is not in PEM form: {error}"))?;
-            let list = OwnedCertRevocationList::from_der(&one)
-                .map_err(|error| format!("a list of revoked certificates cannot be used: {error}"))?;
-            lists.push(CertRevocationList::Owned(list));
+            lists.push(List::read(&one)?);
         }
         Ok(Self(lists))
     }
@@ -60,6 +106,8 @@ pub(super) struct Revocation {
     pub(super) lists: Vec<Arc<Lists>>,
     /// Only the leaf is looked for.
     pub(super) of_leaf_only: bool,
+    /// Of the roots that go with it.
+    pub(super) beneath: Option<Arc<Beneath>>,
 }
 
 impl Revocation {
@@ -70,7 +118,7 @@ impl Revocation {
             && self.lists.iter().zip(&other.lists).all(|(one, other)| Arc::ptr_eq(one, other))
     }
 
-    /// Looks for the certificates of a chain to one of `roots`; the root itself is not looked for.
+    /// Looks for the certificates of a chain to one of `roots`; a root itself is not looked for.
     ///
     /// # Errors
     /// One is revoked, or nothing that holds now says whether it is.
@@ -81,7 +129,10 @@ impl Revocation {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let lists: Vec<_> = self.lists.iter().flat_map(|lists| &lists.0).collect();
+        let now_seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let mut lists: Vec<_> = self.lists.iter().flat_map(|lists| &lists.0).collect();
+        lists.sort_by_key(|list| list.order(now_seconds));
+        let lists: Vec<_> = lists.into_iter().map(|list| &list.list).collect();
         let Ok(options) = RevocationOptionsBuilder::new(&lists) else { return Ok(()) };
         let depth = if self.of_leaf_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
         let options = options
@@ -91,8 +142,14 @@ impl Revocation {
             .build();
         let leaf = EndEntityCert::try_from(leaf).map_err(refusal)?;
         let usage = KeyUsage::server_auth();
-        leaf.verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, Some(options), None).map_err(refusal)?;
-        Ok(())
+        let verify = |roots: &RootCertStore, intermediates: &[CertificateDer<'_>]| {
+            leaf.verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, Some(options), None).map(drop).map_err(refusal)
+        };
+        match self.beneath.as_ref().filter(|_| !self.of_leaf_only) {
+            None => verify(roots, intermediates),
+            // A chain that ended with one of them would not say whether it was revoked.
+            Some(beneath) => verify(&beneath.roots, &[intermediates, &beneath.certificates].concat()),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::provider;
-use super::revocation::Lists;
+use super::revocation::{Beneath, Lists};
 
 /// Bytes of a file with certificates or a key; the system's roots are a quarter of a MiB.
 pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -43,6 +43,8 @@ type Loaded<T> = Result<Arc<T>, Arc<str>>;
 #[derive(Debug)]
 pub(super) struct Roots {
     pub(super) store: Arc<RootCertStore>,
+    /// Which of them are no roots.
+    pub(super) beneath: Option<Arc<Beneath>>,
     /// Lists of revoked certificates among the roots, which count as well.
     pub(super) among: Arc<Lists>,
     /// Lists of the secret, instead of those of the configuration.
@@ -281,16 +283,19 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 /// Roots, of which at least one can be used: bundles of systems have some that cannot.
 fn roots(pem: &[u8]) -> Result<Roots, String> {
     let mut store = RootCertStore::empty();
+    let mut trusted = Vec::new();
     for one in CertificateDer::pem_slice_iter(pem) {
         let one = one.map_err(|error| format!("a certificate is not in PEM form: {error}"))?;
-        if let Err(error) = store.add(one) {
-            tracing::debug!(%error, "left out a root that cannot be used");
+        match store.add(one.clone()) {
+            Ok(()) => trusted.push(one),
+            Err(error) => tracing::debug!(%error, "left out a root that cannot be used"),
         }
     }
     if store.is_empty() {
         return Err("there is no root that can be used".to_owned());
     }
-    Ok(Roots { store: Arc::new(store), among: Arc::new(Lists::among(pem)?), instead: None, of_leaf_only: false })
+    let beneath = Beneath::of(&trusted).map(Arc::new);
+    Ok(Roots { store: Arc::new(store), beneath, among: Arc::new(Lists::among(pem)?), instead: None, of_leaf_only: false })
 }
 
 fn certificate(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {

@@ -276,7 +276,9 @@ fn roots(context: &tls::CertificateValidationContext, path: &str) -> Translated<
         (Some(source), None) => match data(source, &format!("{path}.trusted_ca"))? {
             Data::File(file) => Ok(Some(RootsSource::File(file))),
             Data::Given(roots) => {
-                check_certificates(&roots, &format!("{path}.trusted_ca"))?;
+                let path = format!("{path}.trusted_ca");
+                check_certificates(&roots, &path)?;
+                lists_in(&roots, &path)?;
                 Ok(Some(RootsSource::Given(roots)))
             }
         },
@@ -296,15 +298,22 @@ fn crl(context: &tls::CertificateValidationContext, path: &str) -> Translated<Op
     }
 }
 
+/// At least one list, and none that cannot be used.
 fn check_crl(pem: &Pem, path: &str) -> Translated<()> {
-    let mut any = false;
+    if lists_in(pem, path)? > 0 { Ok(()) } else { Err(Problem::new(path, "has no list of revoked certificates")) }
+}
+
+/// How many lists there are; each is read as it will be when it is used, or an update would be accepted and never count.
+fn lists_in(pem: &Pem, path: &str) -> Translated<usize> {
+    let mut n_lists = 0;
     for one in CertificateRevocationListDer::pem_slice_iter(&pem.0) {
         let one =
             one.map_err(|error| Problem::new(path, format!("has a list of revoked certificates that is not in PEM form: {error}")))?;
-        x509_parser::parse_x509_crl(&one).map_err(|error| Problem::new(path, format!("has a list that cannot be read: {error}")))?;
-        any = true;
+        webpki::BorrowedCertRevocationList::from_der(&one)
+            .map_err(|error| Problem::new(path, format!("has a list of revoked certificates that cannot be used: {error}")))?;
+        n_lists += 1;
     }
-    if any { Ok(()) } else { Err(Problem::new(path, "has no list of revoked certificates")) }
+    Ok(n_lists)
 }
 
 #[expect(deprecated, reason = "istiod uses the form for DestinationRules")]

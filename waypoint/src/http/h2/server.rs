@@ -51,6 +51,8 @@ where
                 leave.begin();
                 http.graceful_shutdown();
             }
+            // Asked before streams are taken: a client that opens one after the other would keep it from being asked.
+            let _streams_may_remain = leave.poll_over(cx);
             loop {
                 if let Poll::Ready(accepted) = http.poll_accept(cx) {
                     return Poll::Ready(accepted);
