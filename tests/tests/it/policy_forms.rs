@@ -1,8 +1,8 @@
 //! Each form of condition that istiod generates, met and missed, plain and within a `not`, as a reason to refuse and as one to permit: over HTTP
 //! and, where the form is for that too, over TCP. The waypoint and a stock Envoy both have to do what the row says.
 //!
-//! Not for: conditions on the caller's address, which Envoy does not see behind an internal listener (`caller-address`), and on metadata
-//! of other filters than tokens (`filter-metadata`).
+//! Of conditions on the caller's address only the waypoint is asked: Envoy does not see it behind an internal listener (`caller-address`).
+//! Not for: conditions on metadata of other filters than tokens (`filter-metadata`).
 
 use anyhow::{Context, Result};
 use http::{Method, Request};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Connection, Peer, client_hello, empty};
-use tests::scenario::{DB_CHAIN, Mesh, RATINGS, RATINGS_CHAIN, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, RATINGS, RATINGS_CHAIN, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::tokens::{Issuer, seconds_from_now};
 use tests::workload::App;
 
@@ -190,8 +190,9 @@ fn by_token() -> Vec<Row> {
 /// What only a request has, in a policy of connections: nothing meets it.
 fn of_requests_only() -> Vec<Row> {
     let mut rows = by_request();
-    // Of a header neither takes any there.
+    // Of headers neither takes any there, and no address is forwarded.
     rows.retain(|row| row.rule.get("url_path").is_some() || row.rule.get("uri_template").is_some());
+    rows.extend(by_token());
     for row in &mut rows {
         (row.meets, row.misses) = (Vec::new(), vec![ASK]);
     }
@@ -441,5 +442,52 @@ async fn connections_meet_and_miss_every_form_of_condition_alike() -> Result<()>
     let none = [heard(ours, &authority, None).await?, heard(theirs, &authority, None).await?];
     wrong.extend(judged("an ALLOW whose rules have vanished", true, none));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callers_address_meets_and_misses_ranges_of_requests_and_connections() -> Result<()> {
+    let builder = Mesh::builder("01-plain")?;
+    let [first, second, other] = [(9, 1), (9, 2), (1, 1)].map(|(c, d)| builder.net().pod(c, d));
+    let range = |prefix: String, length: u32| json!({"direct_remote_ip": {"address_prefix": prefix, "prefix_len": length}});
+    // The ranges, and whom of the three they have.
+    let rows = [
+        (range(first.to_string(), 32), [true, false, false]),
+        (range(builder.net().pod(9, 0).to_string(), 24), [true, true, false]),
+        (range(builder.net().pod(9, 2).to_string(), 31), [false, true, false]),
+        (range("0.0.0.0".to_owned(), 0), [true; 3]),
+        (range("2001:db8::".to_owned(), 32), [false; 3]),
+    ];
+    let mut mesh = builder.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _pods = [mesh.pod("web-v1-1", App::Http).await?, mesh.pod("db-v1-1", App::Tcp { greets: true }).await?];
+    let identity = mesh.pki.member(FRONTEND)?;
+    let mut callers = Vec::new();
+    for address in [first, second, other] {
+        callers.push(Peer::new(&mesh.pki, Some(&identity), Some(address.into()))?.connect(mesh.hbone()).await?);
+    }
+    for (rule, meets) in rows {
+        for (is_negated, denies) in [(false, true), (true, true), (false, false), (true, false)] {
+            let principal = if is_negated { json!({"not_id": rule}) } else { rule.clone() };
+            let policies = json!({"ns[shop]-policy[a]-rule[0]": {"permissions": [{"any": true}], "principals": [principal]}});
+            let action = if denies { "DENY" } else { "ALLOW" };
+            let mut of_requests = http_filters(&[], action, ("", 0))?;
+            of_requests["typed_config"]["rules"]["policies"] = policies.clone();
+            mesh.push_accepted(|scenario| {
+                let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
+                filters.retain(|filter| filter["name"] != of_requests["name"]);
+                filters.insert(0, of_requests);
+                let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("no filters")?;
+                filters.retain(|filter| filter["name"] != "envoy.filters.network.rbac");
+                filters.insert(0, connection_filter(action, &policies));
+                Ok(())
+            })
+            .await?;
+            for (caller, meets) in callers.iter().zip(meets) {
+                let wanted = if (meets != is_negated) == denies { 403 } else { 200 };
+                let told = [ask_http(caller, WEB, "", &ASK, None).await?, heard(caller, DB, None).await?];
+                assert_eq!(told, [wanted; 2], "{action} {principal}");
+            }
+        }
+    }
     Ok(())
 }
