@@ -4,9 +4,12 @@
 //! Of conditions on the caller's address only the waypoint is asked: Envoy does not see it behind an internal listener (`caller-address`).
 //! Not for: conditions on metadata of other filters than tokens (`filter-metadata`).
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result};
 use http::{Method, Request};
 use serde_json::{Value, json};
+use tests::authz::{AuthzServer, Says};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Connection, Peer, client_hello, empty};
@@ -488,6 +491,58 @@ async fn the_callers_address_meets_and_misses_ranges_of_requests_and_connections
                 assert_eq!(told, [wanted; 2], "{action} {principal}");
             }
         }
+    }
+    Ok(())
+}
+
+/// The recorded CUSTOM, AUDIT and DENY of `web`, the last for all that ends so, and an ALLOW behind them.
+fn all_actions(scenario: &mut Scenario) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
+    let last = filters.iter().rposition(|filter| filter["name"] == "envoy.filters.http.rbac").context("no policies")?;
+    let path = |suffix: &str| json!({"url_path": {"path": {"suffix": suffix}}});
+    let policies = &mut filters[last]["typed_config"]["rules"]["policies"];
+    policies["ns[shop]-policy[gateway-wide-deny]-rule[0]"]["permissions"] = json!([path("/forbidden")]);
+    let mut allow = http_filters(&[], "ALLOW", ("", 0))?;
+    let policy = json!({"permissions": [path("/allowed"), path("/forbidden")], "principals": [{"any": true}]});
+    allow["typed_config"]["rules"]["policies"] = json!({"ns[shop]-policy[web-allow]-rule[0]": policy});
+    filters.insert(last + 1, allow);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_comes_before_audit_and_that_before_deny_and_that_before_allow_alike() -> Result<()> {
+    let mesh = Mesh::builder("05-authz")?.edit(all_actions)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let at = |port| SocketAddr::new(mesh.net.pod(8, 2).into(), port);
+    let refuses = Says::Check(json!({"status": {"code": 7}, "denied_response": {"status": {"code": "Unauthorized"}}}));
+    let authz = AuthzServer::start(at(9001), at(8000), refuses.clone()).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let (ours, theirs) = (peer.connect(mesh.hbone()).await?, peer.connect(envoy.hbone()).await?);
+    let rows = [
+        (&refuses, "/checked/forbidden", 401, "not even audited"),
+        (&refuses, "/forbidden", 403, "not asked about"),
+        (&refuses, "/allowed", 200, "not asked about"),
+        (&Says::Check(json!({})), "/checked/forbidden", 403, "granted, and denied although an ALLOW matches"),
+        (&Says::Check(json!({})), "/checked/other", 403, "granted, and no ALLOW matches"),
+        (&Says::Check(json!({})), "/checked/allowed", 200, "granted and allowed"),
+    ];
+    for (says, path, status, what) in rows {
+        authz.says(says.clone());
+        let ask = Ask { method: "POST", path, ..ASK };
+        let told = [ask_http(&ours, WEB, "", &ask, None).await?, ask_http(&theirs, WEB, "", &ask, None).await?];
+        assert_eq!(told, [status; 2], "{path}: {what}");
+    }
+    // One series each: the AUDIT has seen what CUSTOM let pass, the DENY that, and the ALLOW what was left.
+    for series in [
+        "policy=\"shop/web-custom\",rule=\"0\",action=\"CUSTOM\",decision=\"denied\"} 1",
+        "policy=\"shop/web-audit\",rule=\"0\",action=\"AUDIT\",decision=\"audited\"} 5",
+        "policy=\"shop/gateway-wide-deny\",rule=\"0\",action=\"DENY\",decision=\"denied\"} 2",
+        "policy=\"none\",rule=\"none\",action=\"ALLOW\",decision=\"denied\"} 1",
+        "policy=\"shop/web-allow\",rule=\"0\",action=\"ALLOW\",decision=\"allowed\"} 2",
+    ] {
+        mesh.waypoint.metric(series, |line| line == format!("waypoint_authz_decisions_total{{{series}")).await?;
     }
     Ok(())
 }
