@@ -1,16 +1,19 @@
 //! Each form of condition that istiod generates, met and missed, plain and within a `not`, as a reason to refuse and as one to permit: over HTTP
 //! and, where the form is for that too, over TCP. The waypoint and a stock Envoy both have to do what the row says.
 //!
-//! Not for: conditions on the caller's address, which Envoy does not see behind an internal listener (`caller-address`), and on metadata
-//! of other filters than tokens (`filter-metadata`).
+//! Of conditions on the caller's address only the waypoint is asked: Envoy does not see it behind an internal listener (`caller-address`).
+//! Not for: conditions on metadata of other filters than tokens (`filter-metadata`).
+
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use http::{Method, Request};
 use serde_json::{Value, json};
+use tests::authz::{AuthzServer, Says};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::peer::{Connection, Peer, client_hello, empty};
-use tests::scenario::{DB_CHAIN, Mesh, RATINGS, RATINGS_CHAIN, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, RATINGS, RATINGS_CHAIN, REVIEWS, REVIEWS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::tokens::{Issuer, seconds_from_now};
 use tests::workload::App;
 
@@ -190,8 +193,9 @@ fn by_token() -> Vec<Row> {
 /// What only a request has, in a policy of connections: nothing meets it.
 fn of_requests_only() -> Vec<Row> {
     let mut rows = by_request();
-    // Of a header neither takes any there.
+    // Of headers neither takes any there, and no address is forwarded.
     rows.retain(|row| row.rule.get("url_path").is_some() || row.rule.get("uri_template").is_some());
+    rows.extend(by_token());
     for row in &mut rows {
         (row.meets, row.misses) = (Vec::new(), vec![ASK]);
     }
@@ -441,5 +445,104 @@ async fn connections_meet_and_miss_every_form_of_condition_alike() -> Result<()>
     let none = [heard(ours, &authority, None).await?, heard(theirs, &authority, None).await?];
     wrong.extend(judged("an ALLOW whose rules have vanished", true, none));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callers_address_meets_and_misses_ranges_of_requests_and_connections() -> Result<()> {
+    let builder = Mesh::builder("01-plain")?;
+    let [first, second, other] = [(9, 1), (9, 2), (1, 1)].map(|(c, d)| builder.net().pod(c, d));
+    let range = |prefix: String, length: u32| json!({"direct_remote_ip": {"address_prefix": prefix, "prefix_len": length}});
+    // The ranges, and whom of the three they have.
+    let rows = [
+        (range(first.to_string(), 32), [true, false, false]),
+        (range(builder.net().pod(9, 0).to_string(), 24), [true, true, false]),
+        (range(builder.net().pod(9, 2).to_string(), 31), [false, true, false]),
+        (range("0.0.0.0".to_owned(), 0), [true; 3]),
+        (range("2001:db8::".to_owned(), 32), [false; 3]),
+    ];
+    let mut mesh = builder.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?.start().await?;
+    let _pods = [mesh.pod("web-v1-1", App::Http).await?, mesh.pod("db-v1-1", App::Tcp { greets: true }).await?];
+    let identity = mesh.pki.member(FRONTEND)?;
+    let mut callers = Vec::new();
+    for address in [first, second, other] {
+        callers.push(Peer::new(&mesh.pki, Some(&identity), Some(address.into()))?.connect(mesh.hbone()).await?);
+    }
+    for (rule, meets) in rows {
+        for (is_negated, denies) in [(false, true), (true, true), (false, false), (true, false)] {
+            let principal = if is_negated { json!({"not_id": rule}) } else { rule.clone() };
+            let policies = json!({"ns[shop]-policy[a]-rule[0]": {"permissions": [{"any": true}], "principals": [principal]}});
+            let action = if denies { "DENY" } else { "ALLOW" };
+            let mut of_requests = http_filters(&[], action, ("", 0))?;
+            of_requests["typed_config"]["rules"]["policies"] = policies.clone();
+            mesh.push_accepted(|scenario| {
+                let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
+                filters.retain(|filter| filter["name"] != of_requests["name"]);
+                filters.insert(0, of_requests);
+                let filters = scenario.chain(DB_CHAIN)?["filters"].as_array_mut().context("no filters")?;
+                filters.retain(|filter| filter["name"] != "envoy.filters.network.rbac");
+                filters.insert(0, connection_filter(action, &policies));
+                Ok(())
+            })
+            .await?;
+            for (caller, meets) in callers.iter().zip(meets) {
+                let wanted = if (meets != is_negated) == denies { 403 } else { 200 };
+                let told = [ask_http(caller, WEB, "", &ASK, None).await?, heard(caller, DB, None).await?];
+                assert_eq!(told, [wanted; 2], "{action} {principal}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The recorded CUSTOM, AUDIT and DENY of `web`, the last for all that ends so, and an ALLOW behind them.
+fn all_actions(scenario: &mut Scenario) -> Result<()> {
+    scenario.keep_endpoints(WEB_CHAIN, 1)?;
+    let filters = scenario.http(WEB_CHAIN)?["http_filters"].as_array_mut().context("no filters")?;
+    let last = filters.iter().rposition(|filter| filter["name"] == "envoy.filters.http.rbac").context("no policies")?;
+    let path = |suffix: &str| json!({"url_path": {"path": {"suffix": suffix}}});
+    let policies = &mut filters[last]["typed_config"]["rules"]["policies"];
+    policies["ns[shop]-policy[gateway-wide-deny]-rule[0]"]["permissions"] = json!([path("/forbidden")]);
+    let mut allow = http_filters(&[], "ALLOW", ("", 0))?;
+    let policy = json!({"permissions": [path("/allowed"), path("/forbidden")], "principals": [{"any": true}]});
+    allow["typed_config"]["rules"]["policies"] = json!({"ns[shop]-policy[web-allow]-rule[0]": policy});
+    filters.insert(last + 1, allow);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_comes_before_audit_and_that_before_deny_and_that_before_allow_alike() -> Result<()> {
+    let mesh = Mesh::builder("05-authz")?.edit(all_actions)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let at = |port| SocketAddr::new(mesh.net.pod(8, 2).into(), port);
+    let refuses = Says::Check(json!({"status": {"code": 7}, "denied_response": {"status": {"code": "Unauthorized"}}}));
+    let authz = AuthzServer::start(at(9001), at(8000), refuses.clone()).await?;
+    let peer = mesh.peer("frontend-0")?;
+    let (ours, theirs) = (peer.connect(mesh.hbone()).await?, peer.connect(envoy.hbone()).await?);
+    let rows = [
+        (&refuses, "/checked/forbidden", 401, "not even audited"),
+        (&refuses, "/forbidden", 403, "not asked about"),
+        (&refuses, "/allowed", 200, "not asked about"),
+        (&Says::Check(json!({})), "/checked/forbidden", 403, "granted, and denied although an ALLOW matches"),
+        (&Says::Check(json!({})), "/checked/other", 403, "granted, and no ALLOW matches"),
+        (&Says::Check(json!({})), "/checked/allowed", 200, "granted and allowed"),
+    ];
+    for (says, path, status, what) in rows {
+        authz.says(says.clone());
+        let ask = Ask { method: "POST", path, ..ASK };
+        let told = [ask_http(&ours, WEB, "", &ask, None).await?, ask_http(&theirs, WEB, "", &ask, None).await?];
+        assert_eq!(told, [status; 2], "{path}: {what}");
+    }
+    // One series each: the AUDIT has seen what CUSTOM let pass, the DENY that, and the ALLOW what was left.
+    for series in [
+        "policy=\"shop/web-custom\",rule=\"0\",action=\"CUSTOM\",decision=\"denied\"} 1",
+        "policy=\"shop/web-audit\",rule=\"0\",action=\"AUDIT\",decision=\"audited\"} 5",
+        "policy=\"shop/gateway-wide-deny\",rule=\"0\",action=\"DENY\",decision=\"denied\"} 2",
+        "policy=\"none\",rule=\"none\",action=\"ALLOW\",decision=\"denied\"} 1",
+        "policy=\"shop/web-allow\",rule=\"0\",action=\"ALLOW\",decision=\"allowed\"} 2",
+    ] {
+        mesh.waypoint.metric(series, |line| line == format!("waypoint_authz_decisions_total{{{series}")).await?;
+    }
     Ok(())
 }
