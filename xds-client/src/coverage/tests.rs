@@ -311,6 +311,21 @@ fn tls_to_applications_is_walked_and_the_mesh_s_own_is_not_negotiable() {
         socket["typed_config"]["common_tls_context"]["validation_context"][field] = value;
         assert_eq!(walked(WEB, &socket).len(), 1, "{field}");
     }
+    // Lists of revoked certificates are looked into of applications only: between workloads nothing would ask them.
+    for (field, value) in [("crl", json!({"inline_string": "a list"})), ("only_verify_leaf_cert_crl", json!(true))] {
+        let mut socket = socket.clone();
+        socket["typed_config"]["common_tls_context"]["validation_context"][field] = value.clone();
+        assert_eq!(walked(WEB, &socket), [""; 0], "{field}");
+        let mesh = json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": {"combined_validation_context": {"default_validation_context": {field: value}}},
+            },
+        });
+        let refused = walked("connect_originate", &mesh);
+        assert!(refused.iter().any(|reason| reason.contains(field)), "{field}: {refused:?}");
+    }
 }
 
 /// An HTTP RBAC filter that allows one principal.

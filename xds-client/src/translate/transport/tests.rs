@@ -194,6 +194,10 @@ fn lists_of_revoked_certificates_are_read_and_one_that_says_nothing_is_refused_b
         let refused = read_tls(json!({"validation_context": context(unusable)})).unwrap_err();
         assert!(refused.path.ends_with("validation_context.crl"), "{unusable}: {refused:?}");
     }
+    // One among the roots counts as well, and is read as well.
+    let among = |list: &str| json!({"trusted_ca": {"inline_string": format!("{made}{list}")}});
+    assert!(secret_of(among(&list)).is_ok());
+    assert_eq!(secret_of(among(&broken)).unwrap_err().path, "validation_context.trusted_ca");
     let without_roots = json!({"crl": {"inline_string": list}});
     assert!(read_tls(json!({"validation_context": without_roots})).unwrap_err().reason.contains("without roots"));
 }
