@@ -38,7 +38,9 @@ use crate::record::{ChainTelemetry, ConnectionRecord, Node, RequestRecord};
 use crate::trace::{Decision, SpanIdentity, WorkerSpans};
 
 pub use crate::access_log::{BUFFER_BYTES_MAX, FLUSH_BYTES, TARGETS_MAX};
-pub use crate::metrics::{Bounds, CUSTOM_NAMES_MAX, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, NATIVE_BUCKETS_MAX, SERIES_MAX};
+pub use crate::metrics::{
+    Bounds, CUSTOM_NAMES_MAX, CUSTOM_SERIES_MAX, Exposition, HISTOGRAM_BOUNDS_MAX, LABEL_BYTES_MAX, NATIVE_BUCKETS_MAX, SERIES_MAX,
+};
 pub use crate::policies::{POLICY_SERIES_MAX, REFUSALS_KEPT_MAX, SeenRefusal};
 
 /// What the process knows of itself, and how often it flushes.

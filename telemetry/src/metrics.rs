@@ -22,8 +22,8 @@ use model::service::ServiceRef;
 use model::stream_view::StreamView;
 use model::workload::Workload;
 
-pub use self::custom::CUSTOM_NAMES_MAX;
 use self::custom::CustomCell;
+pub use self::custom::{CUSTOM_NAMES_MAX, CUSTOM_SERIES_MAX};
 pub use self::labels::LABEL_BYTES_MAX;
 use self::labels::{Ends, Outcome, Protocol, ServiceStandIn, render, with_label};
 use self::store::Wanted;

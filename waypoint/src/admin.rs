@@ -196,22 +196,23 @@ fn answered(answer: Answer) -> Response<Full<Bytes>> {
     }
 }
 
-/// Makes the page on a thread of its own, one at a time: those of a large mesh take a while.
+/// Makes the page on a thread of its own, one at a time: those of a large mesh take a while, and so may an expression that somebody asks for.
 async fn scrape(request: &Request<Incoming>, admin: &Arc<Admin>) -> Response<Full<Bytes>> {
     let headers = request.headers();
-    let wants = match query::filter(request.uri().query().unwrap_or_default()) {
-        Ok(wants) => wants,
-        Err(why) => return answered(Answer::Refused(why)),
-    };
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let turn = Arc::clone(&admin.scrapes).lock_owned().await;
     let (mut exposition, compresses, of) = (wanted(headers), takes_gzip(headers), Arc::clone(admin));
-    if wants.is_some() && exposition == Exposition::Protobuf {
-        // What is filtered are lines.
-        exposition = Exposition::OpenMetrics;
-    }
     let made = tokio::task::spawn_blocking(move || {
         // Kept here: a scraper that goes away does not end the thread.
         let mut turn = turn;
+        let wants = match query::filter(&query) {
+            Ok(wants) => wants,
+            Err(why) => return answered(Answer::Refused(why)),
+        };
+        if wants.is_some() && exposition == Exposition::Protobuf {
+            // What is filtered are lines.
+            exposition = Exposition::OpenMetrics;
+        }
         // A page of a part says nothing of the room for a whole one.
         let plain_bytes = if wants.is_some() { &mut 0 } else { &mut *turn };
         page(&of, (exposition, wants.as_ref()), compresses, plain_bytes)

@@ -1,11 +1,11 @@
 //! Metrics that are not Istio's own: definitions of `stats.PluginConfig`. Their values and labels are expressions.
 //!
 //! Not for: reading definitions; `xds-client` does. Invariants: no more than a fixed number of names exist, none of which is told apart
-//! from another by its ending alone; a name keeps the kind that it was first defined with; their series are among those of the store.
+//! from another by its ending alone; a name keeps the kind that it was first defined with; their series have a bound of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use model::metrics::{CustomKind, CustomMetric, Metric, Stats};
@@ -18,6 +18,9 @@ use super::store::{Family, Store};
 
 /// Names of such metrics in the process, of all chains that ever were; what comes later is not counted.
 pub const CUSTOM_NAMES_MAX: usize = 256;
+
+/// Series of such metrics; what comes later is counted in one series per metric whose labels are `overflow`.
+pub const CUSTOM_SERIES_MAX: usize = 10_000;
 
 /// What samples' names end in beside their metric's.
 const ENDINGS: [&str; 6] = ["_total", "_bucket", "_sum", "_count", "_created", "_info"];
@@ -106,8 +109,8 @@ impl CustomFamily {
 #[derive(Debug, Default)]
 pub(crate) struct Custom {
     families: Mutex<BTreeMap<Arc<str>, Arc<CustomFamily>>>,
-    /// Whether it was said that one cannot be counted.
-    told: AtomicBool,
+    /// Names of which it was said that they are not counted.
+    told: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Custom {
@@ -136,6 +139,17 @@ impl Custom {
             CustomFamily::Histogram(family) => family.expire(now, idle_max),
         });
         ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also))
+    }
+
+    /// Says once of each name, and of no more than may be counted, that it is not.
+    fn tell(&self, name: &Arc<str>) {
+        let mut told = self.told.lock();
+        if told.len() < CUSTOM_NAMES_MAX && told.insert(Arc::clone(name)) {
+            tracing::warn!(
+                metric = &**name,
+                "a metric is not counted: another since the start has its name, with another kind or ending, or there are too many"
+            );
+        }
     }
 
     /// The family of a metric; none if its name has another kind, could be taken for another's, or there are too many.
@@ -198,16 +212,11 @@ pub(crate) fn resolve(store: &Store, worker: usize, stats: &Stats, view: &dyn St
 
 fn cell(store: &Store, worker: usize, metric: &CustomMetric, view: &dyn StreamView) -> CustomCell {
     let Some(family) = store.custom.family(metric, store) else {
-        if !store.custom.told.swap(true, Relaxed) {
-            tracing::warn!(
-                metric = &*metric.name,
-                "a metric is not counted: its name is taken, or there are too many; others are not told"
-            );
-        }
+        store.custom.tell(&metric.name);
         return CustomCell::Nowhere;
     };
     let labels: Arc<str> = render(metric, view).into();
-    let (places, overflow) = (store.places(), || render_overflow(metric));
+    let (places, overflow) = (store.custom_places(), || render_overflow(metric));
     match &*family {
         CustomFamily::Counter(family) => CustomCell::Counter(places.cell(family, &labels, worker, overflow)),
         // The latest value of all workers: one cell.

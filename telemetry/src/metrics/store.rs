@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use smallvec::SmallVec;
 
-use super::custom::Custom;
+use super::custom::{CUSTOM_SERIES_MAX, Custom};
 use super::histogram::{Bounds, Cell, Counter, Histogram};
 use super::labels;
 use super::native::NATIVE_IDLE_MAX;
@@ -204,6 +204,8 @@ pub(crate) struct Store {
     pub(crate) custom: Custom,
     bounds: Vec<(String, Bounds)>,
     places: Places,
+    /// Apart from the others, which clients could fill through labels that somebody defined.
+    custom_places: Places,
     /// Grows when workers are to forget what they remember, so that idle series can go.
     generation: AtomicU64,
     /// When it last grew.
@@ -225,7 +227,8 @@ impl Store {
             histograms: HISTOGRAMS.map(|metric| Family::of(metric, bounds_of(bounds, metric.name()))),
             custom: Custom::default(),
             bounds: bounds.to_vec(),
-            places: Places { taken: AtomicUsize::new(0), max: series_max, folded },
+            places: Places { taken: AtomicUsize::new(0), max: series_max, folded: folded.clone() },
+            custom_places: Places { taken: AtomicUsize::new(0), max: series_max.min(CUSTOM_SERIES_MAX), folded },
             generation: AtomicU64::new(0),
             told: Mutex::default(),
             exemplars: AtomicBool::new(false),
@@ -239,9 +242,12 @@ impl Store {
     pub(crate) fn expire(&self, now: Instant, idle_max: Duration) {
         let counters = self.counters.iter().map(|family| family.expire(now, idle_max));
         let histograms = self.histograms.iter().map(|family| family.expire(now, idle_max));
-        let ended = counters.chain(histograms).chain(std::iter::once(self.custom.expire(now, idle_max)));
-        let (freed, some_held) = ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also));
+        let ended = counters.chain(histograms);
+        let (freed, held) = ended.fold((0, false), |(freed, held), (more, also)| (freed + more, held | also));
         self.places.taken.fetch_sub(freed, Relaxed);
+        let (freed, custom_held) = self.custom.expire(now, idle_max);
+        self.custom_places.taken.fetch_sub(freed, Relaxed);
+        let some_held = held | custom_held;
         let mut told = self.told.lock();
         // Once per that time: a worker that has nothing to do does not forget, and others are not to forget for it at every scrape.
         if some_held && told.is_none_or(|told| now.saturating_duration_since(told) >= idle_max) {
@@ -298,7 +304,7 @@ impl Store {
     }
 
     pub(crate) fn series_count(&self) -> usize {
-        self.places.taken.load(Relaxed)
+        self.places.taken.load(Relaxed) + self.custom_places.taken.load(Relaxed)
     }
 
     /// What all series take, their labels and cells added up. What workers remember them by is not in it.
@@ -314,8 +320,8 @@ impl Store {
     }
 
     /// For series that are not Istio's own.
-    pub(crate) fn places(&self) -> &Places {
-        &self.places
+    pub(crate) fn custom_places(&self) -> &Places {
+        &self.custom_places
     }
 
     fn cell<C: Cell>(&self, family: &Family<C>, wanted: Wanted<'_>) -> Arc<C> {

@@ -599,7 +599,7 @@ fn no_more_than_so_many_names_of_ones_own_are_counted() {
 }
 
 #[test]
-fn series_of_ones_own_are_among_those_that_are_bounded_and_that_expire() {
+fn series_of_ones_own_have_a_bound_and_expire() {
     let own = custom("istio_own", CustomKind::Counter, "1", &[("code", "string(response.code)")]);
     let stats = Stats { custom: vec![own], dropped: Metric::ALL.to_vec(), ..fixture::stats() };
     let chain = fixture::chain(Some(stats), Vec::new(), None);
@@ -621,6 +621,22 @@ fn series_of_ones_own_are_among_those_that_are_bounded_and_that_expire() {
     metrics.worker.forget();
     metrics.worker.store.expire(start + idle + idle, idle);
     assert_eq!((metrics.text().as_str(), metrics.worker.store.series_count()), ("", 0));
+}
+
+#[test]
+fn series_of_ones_own_take_no_place_from_istio_s() {
+    let own = custom("istio_own", CustomKind::Counter, "1", &[("code", "string(response.code)")]);
+    let only = Stats { custom: vec![own], dropped: Metric::ALL.to_vec(), ..fixture::stats() };
+    let (own, standard) = (fixture::chain(Some(only), Vec::new(), None), fixture::chain(Some(fixture::stats()), Vec::new(), None));
+    let mut metrics = Metrics::bounded(4);
+    for code in 200..210 {
+        let mut record = fixture::request(&own);
+        record.response_code = code;
+        metrics.worker.record_request(&mut record);
+    }
+    metrics.worker.record_request(&mut fixture::request(&standard));
+    assert!(!metrics.lines("istio_requests_total").iter().any(|line| line.contains("overflow")));
+    assert_eq!(metrics.lines("istio_own").len(), 5);
 }
 
 #[test]
