@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use filters::hash::Hashed;
+use filters::internal::Asked;
 use filters::retry::{TryResult, back_off, has_header, is_meant, told_back_off, wants_retry};
 use filters::timeout::TimeLimits;
 use http::header::HeaderValue;
@@ -74,6 +75,9 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
+    if !to.http.options.internal_addresses.is_empty() {
+        run.asked = Asked::take(&mut parts.headers).map(Box::new);
+    }
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
@@ -92,7 +96,11 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
-    let retry = to.forward.retry.as_ref().filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
+    let asked = run.asked.as_ref().and_then(|asked| asked.policy(to.forward.retry.as_ref()));
+    let retry = asked
+        .as_ref()
+        .or(to.forward.retry.as_ref())
+        .filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
     let (priority, subset) = (to.forward.priority, share.map_or(&*to.forward.subset, |share| &*share.subset));
     let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash: hashed.hash, subset, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
@@ -143,7 +151,10 @@ async fn counting<T>(recording: &mut Recording, mut reports: Box<Interval>, answ
 
 fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retried: bool) -> Response<Body> {
     run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
-    let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
+    let mut reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
+    if run.asked.as_ref().is_some_and(|asked| asked.no_content) && failure.is_upstream_timeout() {
+        reply = reply.with_no_content();
+    }
     run.reply_edited(reply, &to.route.response_headers)
 }
 
