@@ -31,6 +31,9 @@ const GRPC_WORDS: [&str; 5] = ["cancelled", "deadline-exceeded", "internal", "re
 /// Whether a request comes from within: `x-forwarded-for` names one client only, and in one of these ranges.
 #[must_use]
 pub fn is_internal(headers: &HeaderMap, ranges: &[IpNet]) -> bool {
+    if ranges.is_empty() {
+        return false;
+    }
     let mut lines = headers.get_all(X_FORWARDED_FOR).iter();
     let (Some(only), None) = (lines.next(), lines.next()) else { return false };
     // Of two clients in one line no address is read.
