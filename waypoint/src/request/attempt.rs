@@ -75,9 +75,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
-    if !to.http.options.internal_addresses.is_empty() {
-        run.asked = Asked::take(&mut parts.headers).map(Box::new);
-    }
+    run.asked = asked(&mut parts, to);
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
@@ -91,7 +89,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let try_idle = to.forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout);
     let activity = limits.idle.or(try_idle).map(|_| run.recording.watch_activity());
     let try_idle = try_idle.zip(activity.clone());
-    let body = mirror::start(&run, &parts, body, to.forward, limits.request);
+    let subset = share.map_or(&to.forward.subset, |share| &share.subset);
+    let body = mirror::start(&run, &parts, body, (to.forward, subset), limits.request);
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
@@ -101,8 +100,8 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         .as_ref()
         .or(to.forward.retry.as_ref())
         .filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
-    let (priority, subset) = (to.forward.priority, share.map_or(&*to.forward.subset, |share| &*share.subset));
-    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash: hashed.hash, subset, known_host };
+    let (priority, hash) = (to.forward.priority, hashed.hash);
+    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash, subset, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -135,6 +134,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
         Err(failure) => Ok(fail(run, &failure, to, was_retried)),
     }
+}
+
+/// What an internal caller asks of the proxy; of others there is nothing left to ask by.
+fn asked(parts: &mut request::Parts, to: &Forwarding<'_>) -> Option<Box<Asked>> {
+    let may_ask = !to.http.options.internal_addresses.is_empty();
+    may_ask.then(|| Asked::take(&mut parts.headers)).flatten().map(Box::new)
 }
 
 /// Waits for the answer to a gRPC request, and counts its messages meanwhile: a client may send for hours before there is one.
