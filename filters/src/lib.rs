@@ -19,5 +19,6 @@ pub mod jwt;
 pub mod hash;
 pub mod rate_limit;
 pub mod retry;
+pub mod internal;
 pub mod timeout;
 pub mod chain;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use http::HeaderValue;
-use model::timeout::{ChainTimeouts, GrpcTimeout, RouteTimeouts};
+use model::timeout::{ChainTimeouts, GrpcTimeout, Override, RouteTimeouts};
 
 /// Limits of one request; none is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,9 +31,18 @@ pub struct GrpcRequest {
     pub timeout: Option<Duration>,
 }
 
-/// The limits of a request. `per_try`: of the retry policy. `grpc`: if it is gRPC.
+/// What counts instead of a route's `timeout`, however it came about, and the limit of one try.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Instead of the route's.
+    pub request: Override,
+    /// Of the retry policy, or instead of it.
+    pub per_try: Option<Duration>,
+}
+
+/// The limits of a request. `grpc`: if it is gRPC.
 #[must_use]
-pub fn limits(route: &RouteTimeouts, chain: &ChainTimeouts, per_try: Option<Duration>, grpc: Option<GrpcRequest>) -> TimeLimits {
+pub fn limits(route: &RouteTimeouts, chain: &ChainTimeouts, asked_for: Asked, grpc: Option<GrpcRequest>) -> TimeLimits {
     let asked = grpc.map(|grpc| grpc.timeout);
     let (request, tells_grpc) = match (route.stream, asked, route.grpc) {
         (Some(_), ..) => (None, false),
@@ -48,7 +57,8 @@ pub fn limits(route: &RouteTimeouts, chain: &ChainTimeouts, per_try: Option<Dura
         },
     };
     let tells_grpc = tells_grpc || (route.stream.is_some() && asked.flatten().is_some());
-    let per_try = per_try.filter(|limit| request.is_none_or(|request| *limit < request));
+    let request = asked_for.request.or(request);
+    let per_try = asked_for.per_try.filter(|limit| request.is_none_or(|request| *limit < request));
     TimeLimits { request, per_try, stream, idle: route.idle.or(chain.idle), upload: chain.upload, tells_grpc }
 }
 
@@ -118,7 +128,7 @@ pub fn read_grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use model::timeout::{Override, StreamTimeout};
+    use model::timeout::StreamTimeout;
 
     use super::*;
 
@@ -131,6 +141,20 @@ mod tests {
     }
 
     const NO_CHAIN: ChainTimeouts = ChainTimeouts { idle: None, upload: None, stream: None };
+
+    fn of_try(limit: u64) -> Asked {
+        Asked { per_try: Some(seconds(limit)), ..Asked::default() }
+    }
+
+    #[test]
+    fn what_an_internal_caller_asks_for_counts_instead_of_the_route_s() {
+        let route = RouteTimeouts { request: Some(seconds(9)), ..RouteTimeouts::default() };
+        let asked = |request| limits(&route, &NO_CHAIN, Asked { request, ..of_try(3) }, None);
+        assert_eq!(asked(Override::Inherit).request, Some(seconds(9)));
+        assert_eq!(asked(Override::Unlimited).request, None);
+        let shorter = asked(Override::Limit(seconds(2)));
+        assert_eq!((shorter.request, shorter.per_try), (Some(seconds(2)), None), "a try has no limit that is not shorter");
+    }
 
     #[test]
     fn a_grpc_timeout_is_digits_and_a_unit() {
@@ -160,16 +184,16 @@ mod tests {
             (route(Some(5), 0), None, Some(9)),
             (RouteTimeouts { request: Some(seconds(9)), ..RouteTimeouts::default() }, grpc(Some(3)), Some(9)),
         ] {
-            assert_eq!(limits(&route, &NO_CHAIN, None, request).request, expected.map(seconds), "{route:?} {request:?}");
+            assert_eq!(limits(&route, &NO_CHAIN, Asked::default(), request).request, expected.map(seconds), "{route:?} {request:?}");
         }
     }
 
     #[test]
     fn a_try_s_limit_counts_only_if_it_is_shorter_than_the_request_s() {
         let route = RouteTimeouts { request: Some(seconds(9)), ..RouteTimeouts::default() };
-        let per_try = |limit| limits(&route, &NO_CHAIN, Some(seconds(limit)), None).per_try;
+        let per_try = |limit| limits(&route, &NO_CHAIN, of_try(limit), None).per_try;
         assert_eq!((per_try(3), per_try(9), per_try(10)), (Some(seconds(3)), None, None));
-        assert_eq!(limits(&RouteTimeouts::default(), &NO_CHAIN, Some(seconds(10)), None).per_try, Some(seconds(10)));
+        assert_eq!(limits(&RouteTimeouts::default(), &NO_CHAIN, of_try(10), None).per_try, Some(seconds(10)));
     }
 
     #[test]
@@ -190,10 +214,10 @@ mod tests {
             (route(Override::Limit(seconds(8)), cap), grpc(Some(6)), Some(5)),
             (route(Override::Limit(seconds(8)), cap), grpc(None), Some(8)),
         ] {
-            let limits = limits(&route, &chain, None, request);
+            let limits = limits(&route, &chain, Asked::default(), request);
             assert_eq!((limits.stream, limits.request, limits.idle), (expected.map(seconds), None, None), "{route:?} {request:?}");
         }
-        let inherited = limits(&RouteTimeouts::default(), &chain, None, None);
+        let inherited = limits(&RouteTimeouts::default(), &chain, Asked::default(), None);
         assert_eq!((inherited.stream, inherited.idle), (chain.stream, chain.idle));
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use ipnet::IpNet;
 
 use crate::access_log::AccessLog;
 use crate::ext_authz::ExtAuthz;
@@ -130,6 +131,8 @@ pub struct HttpOptions {
     pub header_bytes_max: usize,
     /// `forward_client_cert_details` other than SANITIZE: an incoming `x-forwarded-client-cert` is kept.
     pub keep_forwarded_client_cert: bool,
+    /// `internal_address_config`: callers that `x-forwarded-for` puts here, and names alone, are internal. None: nobody is.
+    pub internal_addresses: Box<[IpNet]>,
 }
 
 /// An HTTP chain.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::{Endpoint, EndpointAddress, EndpointSet};
+use crate::endpoint::{ADDRESSES_MAX, Endpoint, EndpointAddress, EndpointSet};
 
 /// A name in DNS [RFC 1035 §2.3.4].
 pub const NAME_BYTES_MAX: usize = 253;
@@ -71,7 +71,7 @@ pub struct Named {
     pub endpoints: Arc<EndpointSet>,
     /// The names.
     pub hosts: Box<[Box<str>]>,
-    /// Only the first address of a name counts (LOGICAL_DNS).
+    /// A name is one endpoint, whatever addresses it has (LOGICAL_DNS).
     pub first_only: bool,
     /// Which addresses count.
     pub family: Family,
@@ -139,13 +139,16 @@ impl Named {
                 continue;
             };
             let addresses = found.get(position).map_or(&[][..], Vec::as_slice);
-            let limit = if self.first_only { 1 } else { addresses.len() };
+            let (limit, n_others) = if self.first_only { (1, ADDRESSES_MAX - 1) } else { (addresses.len(), 0) };
+            let at = |ip: &IpAddr| SocketAddr::new(*ip, address.port());
             for ip in addresses.iter().take(limit) {
-                let address = SocketAddr::new(*ip, address.port());
+                let address = at(ip);
                 // Two names of one address are one endpoint, as with Envoy.
                 if seen.insert((endpoint.priority, address)) {
                     let host = address.to_string().into();
-                    set.endpoints.push(Arc::new(Endpoint { address: EndpointAddress::Plain(address), host, ..(**endpoint).clone() }));
+                    let others = addresses.iter().skip(1).take(n_others).map(at).collect();
+                    let address = EndpointAddress::Plain(address);
+                    set.endpoints.push(Arc::new(Endpoint { address, others, host, ..(**endpoint).clone() }));
                 }
             }
         }

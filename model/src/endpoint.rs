@@ -15,6 +15,9 @@ pub const HBONE_PORT: u16 = 15008;
 /// Envoy's overprovisioning where EDS does not say.
 pub const OVERPROVISIONING_PERCENT_DEFAULT: u32 = 140;
 
+/// Addresses of one endpoint that are tried.
+pub const ADDRESSES_MAX: usize = 8;
+
 /// How an endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EndpointAddress {
@@ -57,6 +60,8 @@ pub enum Health {
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,
+    /// Of a plain one: where it is as well, for when the first does not answer; less than [`ADDRESSES_MAX`].
+    pub others: Box<[SocketAddr]>,
     /// Behind a gateway: the service that is asked for there.
     pub remote: Option<Authority>,
     /// What its transport is chosen by.
@@ -84,6 +89,7 @@ impl Endpoint {
         let host = address.target().to_string().into();
         Self {
             address,
+            others: Box::default(),
             remote: None,
             hash_key: None,
             labels: Labels::default(),

@@ -45,6 +45,25 @@ pub struct RetryOn {
 }
 
 impl RetryOn {
+    /// Asks for the other's results as well.
+    pub fn merge(&mut self, other: &Self) {
+        self.server_error |= other.server_error;
+        self.gateway_error |= other.gateway_error;
+        self.reset |= other.reset;
+        self.reset_before_request |= other.reset_before_request;
+        self.connect_failure |= other.connect_failure;
+        self.refused_stream |= other.refused_stream;
+        self.retriable_4xx |= other.retriable_4xx;
+        self.retriable_status_codes |= other.retriable_status_codes;
+        self.retriable_headers |= other.retriable_headers;
+        self.envoy_rate_limited |= other.envoy_rate_limited;
+        self.grpc_cancelled |= other.grpc_cancelled;
+        self.grpc_deadline_exceeded |= other.grpc_deadline_exceeded;
+        self.grpc_internal |= other.grpc_internal;
+        self.grpc_resource_exhausted |= other.grpc_resource_exhausted;
+        self.grpc_unavailable |= other.grpc_unavailable;
+    }
+
     /// Reads one word; false if it is not known.
     pub fn add(&mut self, word: &str) -> bool {
         let flag = match word {
@@ -74,6 +93,9 @@ impl RetryOn {
 
 /// Envoy's back-off when a policy names none.
 pub const BACK_OFF_BASE_DEFAULT: Duration = Duration::from_millis(25);
+
+/// The longest back-off is so many of the first, if a policy does not say.
+pub const BACK_OFF_FACTOR: u32 = 10;
 
 /// How long what an answer says may be, if a policy does not say.
 pub const RESET_LONGEST_DEFAULT: Duration = Duration::from_secs(300);
@@ -127,4 +149,26 @@ pub struct RetryPolicy {
     pub avoid_previous_priorities_every: Option<u32>,
     /// Choices per try at most.
     pub host_attempts_max: u32,
+}
+
+impl Default for RetryPolicy {
+    /// Envoy's, for no result.
+    fn default() -> Self {
+        Self {
+            on: RetryOn::default(),
+            retries_max: 1,
+            status_codes: Vec::new(),
+            headers: Vec::new(),
+            request_headers: Vec::new(),
+            per_try_timeout: None,
+            per_try_idle_timeout: None,
+            back_off_base: BACK_OFF_BASE_DEFAULT,
+            back_off_max: BACK_OFF_BASE_DEFAULT * BACK_OFF_FACTOR,
+            reset_headers: Vec::new(),
+            reset_max: RESET_LONGEST_DEFAULT,
+            avoid_previous_hosts: false,
+            avoid_previous_priorities_every: None,
+            host_attempts_max: 1,
+        }
+    }
 }

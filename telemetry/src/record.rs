@@ -103,6 +103,8 @@ pub struct StreamRecord {
     pub upstream_host: Option<Arc<str>>,
     /// Our side of the connection to it; none if there never was one.
     pub upstream_local: Option<UpstreamLocal>,
+    /// The other end, where the endpoint has several addresses.
+    pub upstream_remote: Option<SocketAddr>,
     /// `%ROUTE_NAME%`.
     pub route_name: Option<Arc<str>>,
     /// How often it was sent to an endpoint.
@@ -142,6 +144,7 @@ impl StreamRecord {
             cluster_stat_name: None,
             upstream_host: None,
             upstream_local: None,
+            upstream_remote: None,
             route_name: None,
             attempts: 0,
             downstream_local: None,
@@ -190,7 +193,10 @@ impl StreamRecord {
                 Some(UpstreamLocal::Socket(address)) => Value::Address(address),
                 None => Value::Missing,
             },
-            Field::UpstreamRemoteAddress => text(self.upstream_local.and(self.upstream_host.as_deref())),
+            Field::UpstreamRemoteAddress => match self.upstream_remote {
+                Some(address) => Value::Address(address),
+                None => text(self.upstream_local.and(self.upstream_host.as_deref())),
+            },
             Field::UpstreamRequestAttemptCount => Value::Number(u64::from(self.attempts)),
             Field::DownstreamLocalAddress => self.downstream_local.map_or(Value::Missing, Value::Address),
             Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => {

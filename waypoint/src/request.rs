@@ -29,6 +29,7 @@ use arc_swap::ArcSwap;
 use filters::chain::{Outcome, Selected, judge};
 use filters::ext_authz::Header;
 use filters::grpc_web::Web;
+use filters::internal::{Asked, is_internal};
 use filters::rbac::Decisions;
 use filters::redirect::{has_location, location};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -214,6 +215,7 @@ impl Exchange for TunnelExchange {
             decorator: None,
             told: HeaderMap::new(),
             back: Vec::new(),
+            asked: None,
             web: None,
             route: None,
         };
@@ -258,7 +260,7 @@ pub fn made_safe(headers: &mut HeaderMap, options: &HttpOptions) {
     if !options.keep_forwarded_client_cert {
         headers.remove(X_FORWARDED_CLIENT_CERT);
     }
-    headers::remove_internal(headers);
+    headers::remove_internal(headers, is_internal(headers, &options.internal_addresses));
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
@@ -291,6 +293,8 @@ struct Run {
     told: HeaderMap,
     /// What authorization services change in the answer, whoever makes it.
     back: Vec<Header>,
+    /// What an internal caller asks of the proxy, once it is known where the request goes.
+    asked: Option<Box<Asked>>,
     /// It came as gRPC-Web, and so must its answer.
     web: Option<Web>,
     /// The route, once the answer is known to depend on it: one that is made here, or that filters change.

@@ -317,6 +317,7 @@ async fn dial_any(
         let keepalive = cluster.cluster.connections.tcp_keepalive.as_ref();
         let to = Destination {
             address: &address,
+            others: &entry.endpoint.others,
             remote: entry.endpoint.remote.as_ref(),
             transport,
             inside: inside(tunnel, cluster),
@@ -333,6 +334,7 @@ async fn dial_any(
                 cluster.note(&entry, Verdict::Reached);
                 active.hold(permit);
                 record.stream.destination = record.stream.destination.take().or_else(|| worker.dialer.peer_of(&upstream));
+                record.stream.upstream_remote = upstream.remote_address().filter(|_| !entry.endpoint.others.is_empty());
                 record.stream.upstream_local = Some(upstream.local_address().map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
                 return Ok((upstream, active));
             }

@@ -6,6 +6,7 @@ pub mod balance;
 pub mod proxy_protocol;
 pub mod http_tunnel;
 pub mod introduction;
+mod eyeballs;
 pub mod connect;
 pub mod pool;
 pub mod dns;

@@ -107,6 +107,21 @@ async fn all_addresses_of_a_strict_name_are_endpoints_and_one_of_a_logical_name(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_logical_name_whose_first_address_refuses_is_reached_at_its_second() -> Result<()> {
+    let (builder, names) = with_names("LOGICAL_DNS").await?;
+    let mesh = builder.start().await?;
+    let (gone, two) = (app(&mesh, 1).await?, app(&mesh, 2).await?);
+    gone.0.kill().await;
+    names.set(NAME, Entry::Addresses(vec![gone.1, two.1], 60));
+    let connection = mesh.connect("frontend-0").await?;
+    answered_by(&connection, "api-2").await?;
+    let mut http = connection.http1(API).await?;
+    let request = http.request(http::Method::POST, "/once").body(tests::peer::full("order"))?;
+    assert_eq!(http.send(request).await?.status, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_sent_again_keeps_what_was_found() -> Result<()> {
     let (builder, names) = with_names("STRICT_DNS").await?;
     let mut mesh = builder.start().await?;

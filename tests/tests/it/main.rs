@@ -30,6 +30,7 @@ mod heads;
 mod health;
 mod http_tunnels;
 mod ingress;
+mod internal_callers;
 mod life_cycle;
 mod limits;
 mod log_targets;

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use http::{Method, StatusCode};
+use tests::envoy::Envoy;
 use tests::peer::full;
-use tests::scenario::{Mesh, WEB, WEB_CHAIN};
+use tests::scenario::{LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, WEB, WEB_CHAIN};
 use tests::workload::App;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,5 +62,31 @@ async fn when_every_pod_refuses_the_tunnel_the_cause_is_named() -> Result<()> {
     assert!(flags.split(',').any(|flag| flag == "UF"), "{line}");
     let line = mesh.waypoint.metric("one count", |line| line.starts_with("istio_requests_total{")).await?;
     assert!(line.ends_with(" 1") && line.contains("response_code=\"503\""), "{line}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_longer_than_what_is_kept_is_sent_once_here_and_again_by_envoy() -> Result<()> {
+    const LEGACY_CHAIN: &str = "inbound-vip|80|http|legacy.shop.svc.cluster.local";
+    let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| {
+        let policy = serde_json::json!({"retry_on": "5xx", "num_retries": 1});
+        let route = serde_json::json!({"match": {"prefix": "/status/"}, "route": {"cluster": LEGACY_CHAIN, "retry_policy": policy}});
+        scenario.add_routes(LEGACY_CHAIN, vec![route])
+    })?;
+    let mesh = mesh.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    let legacy = mesh.plain_pod("legacy-v1-1", PRIVILEGED_PORT_SHIFT + 80, App::Http).await?;
+    let mut seen = Vec::new();
+    for proxy in [mesh.hbone(), envoy.hbone()] {
+        for (status, kibibytes) in [(500, 32), (501, 100), (502, 900), (503, 1500)] {
+            let asked = format!("POST /status/{status}");
+            let before = legacy.record().requests(&asked);
+            let mut http = mesh.peer("frontend-0")?.connect(proxy).await?.http1(LEGACY).await?;
+            let request = http.request(Method::POST, &format!("/status/{status}")).body(full(vec![b'x'; kibibytes * 1024]))?;
+            assert_eq!(http.send(request).await?.status.as_u16(), status);
+            seen.push(legacy.record().requests(&asked) - before);
+        }
+    }
+    assert_eq!(seen, [2, 1, 1, 1, 2, 2, 2, 1], "up to 64 KiB here, and 1 MiB in Envoy");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! An endpoint that never answers: how long it is waited for, and what becomes of the request.
+//! An endpoint that never answers: how long it is waited for, and what becomes of the request; and one with several addresses.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
 use tests::scenario::{LEGACY, Mesh, PRIVILEGED_PORT_SHIFT, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
-use tests::workload::App;
+use tests::workload::{App, Workload};
 
 use crate::golden_metrics::LEGACY_CHAIN;
 
@@ -96,5 +96,83 @@ async fn a_request_whose_pod_never_answers_reaches_another_one() -> Result<()> {
     }
     assert!(has_waited, "none of {n_requests} requests met the pod that never answers");
     assert_eq!(other.record().requests("GET /x"), n_requests);
+    Ok(())
+}
+
+/// Where `legacy` is, and where it is said to be as well.
+async fn with_two_addresses() -> Result<(Mesh, SocketAddr, SocketAddr)> {
+    let builder = Mesh::builder("07-telemetry")?;
+    let other = SocketAddr::new(builder.net().pod(60, 1).into(), PRIVILEGED_PORT_SHIFT + 80);
+    let mut first = None;
+    let builder = builder.edit(|scenario| {
+        let endpoint = &mut scenario.resource(Kind::Endpoints, LEGACY_CHAIN)?["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        let address = endpoint["address"]["socket_address"]["address"].as_str().context("no address")?.parse()?;
+        first = Some(SocketAddr::new(address, PRIVILEGED_PORT_SHIFT + 80));
+        let socket = json!({"address": other.ip().to_string(), "port_value": other.port()});
+        endpoint["additional_addresses"] = json!([{"address": {"socket_address": socket}}]);
+        for log in scenario.http(LEGACY_CHAIN)?["access_log"].as_array_mut().context("no log")? {
+            log["typed_config"]["log_format"]["json_format"]["remote"] = json!("%UPSTREAM_REMOTE_ADDRESS%");
+        }
+        Ok(())
+    })?;
+    Ok((builder.start().await?, first.context("no endpoint")?, other))
+}
+
+/// Asks for `path` here and of Envoy: which pod answered, how long it took, and which addresses the logs have.
+async fn asked_of_both(mesh: &Mesh, path: &str) -> Result<Vec<(String, Duration, [String; 2])>> {
+    let envoy = Envoy::beside(mesh).start().await?;
+    let peer = mesh.peer("frontend-0")?;
+    let mut seen = Vec::new();
+    for (proxy, output) in [(mesh.hbone(), mesh.waypoint.output_lines()), (envoy.hbone(), envoy.output())] {
+        let connection = peer.connect(proxy).await?;
+        let began = Instant::now();
+        let answer = connection.get(LEGACY, path).await?;
+        let lasted = began.elapsed();
+        let line = until("its line", DEADLINE, async || {
+            let line = output.all().iter().find_map(|line| serde_json::from_str::<Value>(line).ok().filter(|line| line["path"] == path));
+            Ok(line.map_or_else(|| Look::NotYet(output.all().join("\n")), Look::Done))
+        })
+        .await?;
+        let told = ["upstream_host", "remote"].map(|key| line[key].as_str().unwrap_or_default().to_owned());
+        seen.push((answer.json()["pod"].as_str().unwrap_or_default().to_owned(), lasted, told));
+    }
+    Ok(seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_first_address_refuses_is_reached_at_its_second_as_in_envoy() -> Result<()> {
+    let (mesh, first, other) = with_two_addresses().await?;
+    let second = Workload::plain("second", other, App::Http).await?;
+    let seen = asked_of_both(&mesh, "/refused").await?;
+    for (pod, _, told) in &seen {
+        assert_eq!((pod.as_str(), told), ("second", &[first.to_string(), other.to_string()]), "{seen:?}");
+    }
+    assert_eq!(second.record().requests_total(), 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_first_address_is_silent_is_reached_at_its_second_as_in_envoy() -> Result<()> {
+    let (mesh, first, other) = with_two_addresses().await?;
+    let _second = Workload::plain("second", other, App::Http).await?;
+    let _stuck = Stuck::at(first)?;
+    let seen = asked_of_both(&mesh, "/silent").await?;
+    for (pod, lasted, told) in &seen {
+        assert_eq!((pod.as_str(), told), ("second", &[first.to_string(), other.to_string()]), "{seen:?}");
+        assert!(*lasted >= Duration::from_millis(300) && *lasted < Duration::from_secs(2), "{seen:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_addresses_all_answer_is_reached_at_its_first_as_in_envoy() -> Result<()> {
+    let (mesh, first, other) = with_two_addresses().await?;
+    let _first = Workload::plain("first", first, App::Http).await?;
+    let second = Workload::plain("second", other, App::Http).await?;
+    let seen = asked_of_both(&mesh, "/both").await?;
+    for (pod, _, told) in &seen {
+        assert_eq!((pod.as_str(), told), ("first", &[first.to_string(), first.to_string()]), "{seen:?}");
+    }
+    assert_eq!(second.record().connections(), 0);
     Ok(())
 }

@@ -9,7 +9,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tests::envoy::Envoy;
 use tests::fake_istiod::Kind;
-use tests::scenario::{Mesh, REVIEWS, REVIEWS_CHAIN, Scenario};
+use tests::peer::exchange_raw;
+use tests::scenario::{DB, DB_CHAIN, Mesh, REVIEWS, REVIEWS_CHAIN, Scenario};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
@@ -148,6 +149,70 @@ async fn a_request_gets_the_pods_that_its_route_asks_for_as_in_envoy() -> Result
         }
         let expected: Vec<_> = expected.iter().map(|pod| pod.map(str::to_owned)).collect();
         assert_eq!(seen, expected, "{proxy}");
+    }
+    Ok(())
+}
+
+/// A route with a copy to a cluster that is divided, and a TCP service that is, too.
+fn copies_and_connections(scenario: &mut Scenario) -> Result<()> {
+    subsets(scenario)?;
+    let mirror = json!([{"cluster": "documented"}]);
+    let dev = lb(&json!({"stage": "dev"}));
+    let shares = json!([{"name": "undivided", "weight": 1, "metadata_match": lb(&json!({"stage": "canary"}))}]);
+    let routes = [
+        ("/dev/", json!({"cluster": "undivided", "metadata_match": dev, "request_mirror_policies": mirror})),
+        ("/canary/", json!({"weighted_clusters": {"clusters": shares}, "metadata_match": dev, "request_mirror_policies": mirror})),
+        ("/nothing/", json!({"cluster": "undivided", "request_mirror_policies": mirror})),
+    ];
+    let routes = routes.map(|(path, route)| json!({"match": {"prefix": path}, "route": route}));
+    scenario.add_routes(REVIEWS_CHAIN, routes.to_vec())?;
+    let endpoints = &mut scenario.resource(Kind::Endpoints, DB_CHAIN)?["endpoints"][0]["lb_endpoints"];
+    let first = endpoints[0].clone();
+    let mut second = first.clone();
+    // Nobody is there.
+    let (at, nowhere) = ("envoy.filters.listener.original_dst", "127.0.0.1:9");
+    second["metadata"]["filter_metadata"][at]["local"] = nowhere.into();
+    second["endpoint"]["address"]["envoy_internal_address"]["endpoint_id"] = nowhere.into();
+    second["metadata"]["filter_metadata"]["envoy.lb"] = json!({"stage": "dev"});
+    *endpoints = json!([first, second]);
+    endpoints[0]["metadata"]["filter_metadata"]["envoy.lb"] = json!({"stage": "prod"});
+    scenario.resource(Kind::Cluster, DB_CHAIN)?["lb_subset_config"] = json!({
+        "fallback_policy": "DEFAULT_SUBSET",
+        "default_subset": {"stage": "prod"},
+        "subset_selectors": [{"keys": ["stage"]}],
+    });
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_ask_for_the_subset_of_their_originals_and_tcp_for_none_as_in_envoy() -> Result<()> {
+    let mesh = Mesh::builder("01-plain")?.edit(copies_and_connections)?.start().await?;
+    let envoy = Envoy::beside(&mesh).start().await?;
+    const NAMES: [&str; 3] = ["reviews-v1-1", "reviews-v2-2", "reviews-v3-3"];
+    let mut pods = Vec::new();
+    for name in NAMES {
+        pods.push(mesh.pod(name, App::Http).await?);
+    }
+    let _db = mesh.pod("db-v1-1", App::Tcp { greets: false }).await?;
+    for (name, proxy) in [("here", mesh.hbone()), ("envoy", envoy.hbone())] {
+        let connection = mesh.peer("frontend-0")?.connect(proxy).await?;
+        for (path, copied_to) in [("dev", 2), ("canary", 1), ("nothing", 0)] {
+            let path = format!("/{path}/{name}");
+            let original = connection.get(REVIEWS, &path).await?.json()["pod"].clone();
+            let asked = format!("GET {path}");
+            let mut seen = until("a copy", Duration::from_secs(10), async || {
+                let seen: Vec<_> = pods.iter().map(|pod| pod.record().requests(&asked)).collect();
+                Ok(if seen.iter().sum::<u64>() == 2 { Look::Done(seen) } else { Look::NotYet(format!("{seen:?}")) })
+            })
+            .await?;
+            let original = NAMES.iter().position(|pod| original == *pod).context("no pod has answered")?;
+            seen[original] -= 1;
+            assert_eq!(seen.iter().position(|count| *count == 1), Some(copied_to), "{name} {path}");
+        }
+        for _ in 0..8 {
+            let tunnel = connection.tunnel(DB).await?;
+            assert_eq!(exchange_raw(tunnel, b"select 1", true).await?, b"echo:select 1", "{name}");
+        }
     }
     Ok(())
 }

@@ -56,6 +56,7 @@ pub(super) fn connector(published: &Arc<Published>, dialer: &Dialer) -> Arc<dyn 
             let transport = served.cluster.sockets.of(&entry.endpoint.socket_labels);
             let to = Destination {
                 address: &entry.endpoint.address,
+                others: &entry.endpoint.others,
                 remote: entry.endpoint.remote.as_ref(),
                 transport,
                 inside,

@@ -10,8 +10,10 @@ pub const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connecti
 /// Part of an `Upgrade: h2c`, which is never honoured (RFC 9113 §3.1).
 pub const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// By these a caller would steer Envoy: time limits, retries, tracing. An Envoy waypoint takes no caller for a part of itself (it has no
-/// `internal_address_config`), removes them, and so do we.
+const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+
+/// By these a caller steers Envoy: time limits, retries, tracing. Only internal callers may, of which there are none without an
+/// `internal_address_config`; from requests of others Envoy removes them, and so do we.
 const INTERNAL: [HeaderName; 15] = [
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-force-trace"),
@@ -30,10 +32,13 @@ const INTERNAL: [HeaderName; 15] = [
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
 ];
 
-/// Removes from a request what only a proxy of the same kind may say, and a `referer` that is no URL, as Envoy's connection manager does.
-pub fn remove_internal(headers: &mut HeaderMap) {
+/// Removes from a request what only an internal caller may say, or says that it is internal; and removes a `referer` that is no URL, as
+/// Envoy's connection manager does.
+pub fn remove_internal(headers: &mut HeaderMap, is_internal: bool) {
     // One look at the names, which nearly always finds none, is cheaper than a look-up for each that there may be.
-    if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    if is_internal {
+        headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    } else if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
         for name in INTERNAL {
             headers.remove(name);
         }
@@ -67,8 +72,11 @@ mod tests {
         for name in ["x-envoy-attempt-count", "x-envoy-original-path", "x-envoy-external-address", "x-envoy-peer-metadata"] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
-        remove_internal(&mut headers);
+        remove_internal(&mut headers, false);
         assert_eq!(headers.len(), 4, "{headers:?}");
+        headers.insert("x-envoy-max-retries", HeaderValue::from_static("1"));
+        remove_internal(&mut headers, true);
+        assert!(headers.len() == 6 && headers[X_ENVOY_INTERNAL] == "true", "{headers:?}");
     }
 
     #[test]
@@ -82,7 +90,7 @@ mod tests {
             ("http://a/b c", false),
         ] {
             let mut headers = HeaderMap::from_iter([(header::REFERER, HeaderValue::from_static(value))]);
-            remove_internal(&mut headers);
+            remove_internal(&mut headers, false);
             assert_eq!(headers.contains_key(header::REFERER), stays, "{value}");
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use filters::hash::Hashed;
+use filters::internal::Asked;
 use filters::retry::{TryResult, back_off, has_header, is_meant, told_back_off, wants_retry};
 use filters::timeout::TimeLimits;
 use http::header::HeaderValue;
@@ -74,6 +75,7 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
+    run.asked = asked(&mut parts, to);
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
@@ -87,14 +89,19 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     let try_idle = to.forward.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout);
     let activity = limits.idle.or(try_idle).map(|_| run.recording.watch_activity());
     let try_idle = try_idle.zip(activity.clone());
-    let body = mirror::start(&run, &parts, body, to.forward, limits.request);
+    let subset = share.map_or(&to.forward.subset, |share| &share.subset);
+    let body = mirror::start(&run, &parts, body, (to.forward, subset), limits.request);
     let body = run.recording.count_upload(body);
     let upload = run.recording.upload();
     let mut expiry = limits::expiry(&limits, upload.clone(), activity);
     let hashed = hashed(&run, &parts, to, &cluster);
-    let retry = to.forward.retry.as_ref().filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
-    let (priority, subset) = (to.forward.priority, share.map_or(&*to.forward.subset, |share| &*share.subset));
-    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash: hashed.hash, subset, known_host };
+    let asked = run.asked.as_ref().and_then(|asked| asked.policy(to.forward.retry.as_ref()));
+    let retry = asked
+        .as_ref()
+        .or(to.forward.retry.as_ref())
+        .filter(|policy| policy.request_headers.is_empty() || is_meant(policy, &super::head_of(&parts)));
+    let (priority, hash) = (to.forward.priority, hashed.hash);
+    let policy = Policy { retry, limits, tells, try_idle: try_idle.clone(), priority, hash, subset, known_host };
     let mut tries = Tries::new(&mut run, &cluster, parts, body, policy);
     let outcome = match &mut expiry {
         None => tries.run().await,
@@ -129,6 +136,12 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
     }
 }
 
+/// What an internal caller asks of the proxy; of others there is nothing left to ask by.
+fn asked(parts: &mut request::Parts, to: &Forwarding<'_>) -> Option<Box<Asked>> {
+    let may_ask = !to.http.options.internal_addresses.is_empty();
+    may_ask.then(|| Asked::take(&mut parts.headers)).flatten().map(Box::new)
+}
+
 /// Waits for the answer to a gRPC request, and counts its messages meanwhile: a client may send for hours before there is one.
 async fn counting<T>(recording: &mut Recording, mut reports: Box<Interval>, answer: impl Future<Output = T>) -> T {
     let mut answer = pin!(answer);
@@ -143,7 +156,10 @@ async fn counting<T>(recording: &mut Recording, mut reports: Box<Interval>, answ
 
 fn fail(mut run: Run, failure: &UpstreamFailure, to: &Forwarding<'_>, was_retried: bool) -> Response<Body> {
     run.recording.record().stream.failure_reason = failure.transport_reason().cloned();
-    let reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
+    let mut reply = LocalReply::failure(failure, to.forward.cluster_not_found_status, was_retried);
+    if run.asked.as_ref().is_some_and(|asked| asked.no_content) && failure.is_upstream_timeout() {
+        reply = reply.with_no_content();
+    }
     run.reply_edited(reply, &to.route.response_headers)
 }
 

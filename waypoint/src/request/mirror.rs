@@ -14,6 +14,7 @@ use http::{Request, request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use model::route::{Forward, Mirror, Priority};
+use model::subset::Labels;
 use model::tracing::Tracing;
 use smallvec::SmallVec;
 use telemetry::MirrorCounters;
@@ -39,7 +40,14 @@ const MIRROR_BYTES_MAX: u64 = 256 * 1024;
 const MIRROR_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// Sends the copies that a route asks for. The body is to be read in place of the one that came: the copies' bytes come from it.
-pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &Forward, timeout: Option<Duration>) -> Body {
+/// `subset`: of the original, which a copy asks for as well (Envoy).
+pub(super) fn start(
+    run: &Run,
+    parts: &request::Parts,
+    body: Body,
+    (forward, subset): (&Forward, &Labels),
+    timeout: Option<Duration>,
+) -> Body {
     // What follows an upgrade is no request.
     if forward.mirrors.is_empty() || parts.extensions.get::<UpgradeRequested>().is_some() {
         return body;
@@ -64,7 +72,8 @@ pub(super) fn start(run: &Run, parts: &request::Parts, body: Body, forward: &For
             Body::wrap(copied)
         };
         let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.as_ref()), copied);
-        let copy = Copy { worker: Arc::clone(&run.worker), cluster, priority: forward.priority, counters: counters.clone() };
+        let (priority, subset) = (forward.priority, subset.clone());
+        let copy = Copy { worker: Arc::clone(&run.worker), cluster, priority, subset, counters: counters.clone() };
         let limit = timeout.unwrap_or(MIRROR_TIME_MAX);
         tokio::spawn(async move {
             copy.send(request, limit).await;
@@ -104,6 +113,7 @@ struct Copy {
     worker: Arc<Worker>,
     cluster: Arc<ServedCluster>,
     priority: Priority,
+    subset: Labels,
     counters: MirrorCounters,
 }
 
@@ -113,7 +123,7 @@ impl Copy {
         let deadline = Instant::now() + limit;
         let authority = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         let Ok(Ok(host)) = timeout_at(deadline, balance::host_of(&self.cluster, authority)).await else { return };
-        let wish = Wish { host: host.as_deref(), ..Wish::default() };
+        let wish = Wish { host: host.as_deref(), subset: &self.subset, ..Wish::default() };
         let Some(entry) = balance::choose(&self.cluster, &wish, || self.worker.draw()) else { return };
         let verdict = match timeout_at(deadline, self.exchange(request, &entry)).await {
             Ok(Ok(verdict)) => verdict,

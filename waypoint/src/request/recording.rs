@@ -91,12 +91,14 @@ impl Recording {
         stream.upstream_host = Some(Arc::clone(&entry.endpoint.host));
         stream.destination = destination;
         stream.upstream_local = None;
+        stream.upstream_remote = None;
         self.record().upstream_protocol = None;
     }
 
     /// That there is a connection to it.
     pub(super) fn note_connection(&mut self, lease: &Lease) {
         let record = self.record();
+        record.stream.upstream_remote = lease.ends.remote_address;
         record.stream.upstream_local = Some(lease.ends.local_address.map_or(UpstreamLocal::Tunnel, UpstreamLocal::Socket));
         if record.stream.destination.is_none() {
             record.stream.destination.clone_from(&lease.ends.peer);

@@ -233,6 +233,11 @@ impl LocalReply {
         }
     }
 
+    /// The same as a success without content, which is what an internal caller may ask for instead of 504.
+    pub(super) fn with_no_content(self) -> Self {
+        Self { status: 204, body: "".into(), ..self }
+    }
+
     /// Why, for logs.
     pub(super) fn details(&self) -> &str {
         &self.details

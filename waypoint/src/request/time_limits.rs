@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
-use filters::timeout::{self, GrpcRequest, TimeLimits};
+use filters::internal;
+use filters::timeout::{self, Asked, GrpcRequest, TimeLimits};
 use http::header::HeaderValue;
 use http::{HeaderMap, HeaderName, request};
+use model::timeout::Override;
 
 use super::attempt::Forwarding;
 use super::{Run, X_ENVOY_EXPECTED_TIMEOUT};
@@ -15,16 +17,20 @@ use crate::http::normalize::UpgradeRequested;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The time limits of a request.
-fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, is_grpc: bool) -> TimeLimits {
+fn time_limits(parts: &request::Parts, to: &Forwarding<'_>, asked: Option<&internal::Asked>, is_grpc: bool) -> TimeLimits {
     let grpc = is_grpc.then(|| GrpcRequest { timeout: parts.headers.get(GRPC_TIMEOUT).and_then(timeout::read_grpc_timeout) });
     let per_try = to.forward.retry.as_ref().and_then(|policy| policy.per_try_timeout);
-    timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, per_try, grpc)
+    let asked = match asked {
+        None => Asked { request: Override::Inherit, per_try },
+        Some(asked) => Asked { request: asked.request, per_try: asked.per_try.or(per_try) },
+    };
+    timeout::limits(&to.forward.timeouts, &to.http.options.timeouts, asked, grpc)
 }
 
 /// The limits of a request as they are now.
 pub(super) fn limits_left(run: &mut Run, parts: &request::Parts, to: &Forwarding<'_>) -> TimeLimits {
     let record = run.recording.record();
-    let limits = time_limits(parts, to, record.is_grpc);
+    let limits = time_limits(parts, to, run.asked.as_deref(), record.is_grpc);
     // They began with the request, whatever was asked of others since.
     let elapsed = record.stream.start.elapsed();
     let left = |limit: Option<Duration>| limit.map(|limit| limit.saturating_sub(elapsed));

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::eyeballs;
 use super::http_tunnel::Tunnelled;
 use super::introduction::{BAGGAGE, FROM_WAYPOINT, Introduction};
 use super::proxy_protocol::{self, Proxied};
@@ -83,6 +84,16 @@ impl UpstreamIo {
         }
     }
 
+    /// The other end of a plain connection; none inside a tunnel.
+    #[must_use]
+    pub fn remote_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Hbone(_) | Self::Tunnelled(_) => None,
+            Self::Tls(stream) => stream.get_ref().0.remote_address(),
+        }
+    }
+
     /// The tunnel that carries it to the application, if one does.
     fn tunnel(&self) -> Option<&HboneStream> {
         match self {
@@ -98,6 +109,8 @@ impl UpstreamIo {
 pub struct Destination<'a> {
     /// The endpoint.
     pub address: &'a EndpointAddress,
+    /// Where it is as well.
+    pub others: &'a [SocketAddr],
     /// Behind a gateway: what is asked for there.
     pub remote: Option<&'a Authority>,
     /// What the stream wears.
@@ -188,12 +201,12 @@ fn is_own(address: &SocketAddr) -> bool {
 /// A stream to the endpoint.
 async fn carry(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
     match to.address {
-        EndpointAddress::Plain(address) if is_own(address) => {
+        EndpointAddress::Plain(address) if is_own(address) || to.others.iter().any(is_own) => {
             Err(ConnectFailure { reason: "the endpoint is a port of the proxy itself".into() })
         }
         EndpointAddress::Plain(address) => {
             let began = Instant::now();
-            let stream = TcpStream::connect(address).await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
+            let stream = eyeballs::connect(*address, to.others).await.map_err(|error| ConnectFailure { reason: describe(&error) })?;
             dialer.pool.observer().tcp_connected(began.elapsed());
             // Options that a socket may lack without harm.
             let _ = stream.set_nodelay(true);

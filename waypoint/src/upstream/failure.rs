@@ -115,6 +115,12 @@ impl UpstreamFailure {
         }
     }
 
+    /// Whether a limit of the route on its upstream has passed.
+    #[must_use]
+    pub fn is_upstream_timeout(&self) -> bool {
+        matches!(self, Self::TryTimeout | Self::TryIdle | Self::RequestTimeout)
+    }
+
     /// The response flag.
     #[must_use]
     pub fn flag(&self) -> Option<ResponseFlag> {

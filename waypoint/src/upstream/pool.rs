@@ -80,6 +80,8 @@ impl Used {
 pub struct Ends {
     /// Ours; none inside a tunnel.
     pub local_address: Option<SocketAddr>,
+    /// Theirs, where the endpoint has several.
+    pub remote_address: Option<SocketAddr>,
     /// Who the other says it is, where that is asked for.
     pub peer: Option<Arc<Workload>>,
 }
@@ -438,6 +440,7 @@ impl SessionPool {
         let keepalive = wanted.cluster.cluster.connections.tcp_keepalive.as_ref();
         let to = Destination {
             address: &wanted.endpoint.address,
+            others: &wanted.endpoint.others,
             remote: wanted.endpoint.remote.as_ref(),
             transport: wanted.transport(),
             inside,
@@ -446,7 +449,8 @@ impl SessionPool {
             keepalive,
         };
         let io = dial(&to, dialer, wanted.cluster.cluster.connect_timeout).await?;
-        let ends = Ends { local_address: io.local_address(), peer: dialer.peer_of(&io) };
+        let remote_address = if to.others.is_empty() { None } else { io.remote_address() };
+        let ends = Ends { local_address: io.local_address(), remote_address, peer: dialer.peer_of(&io) };
         Ok((self.session(io, wanted, counted).await?, ends))
     }
 

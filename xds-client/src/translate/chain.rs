@@ -12,11 +12,13 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRba
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz as NetworkExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::InternalAddressConfig;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::google::protobuf::Any;
 use http::HeaderValue;
+use ipnet::IpNet;
 use model::chain::{
     Chain, ChainKind, EarlyFilter, EscapedSlashes, HttpChain, HttpFilter, HttpOptions, HttpTunnel, ServerHeader, TcpChain, UnderscoreNames,
 };
@@ -401,7 +403,21 @@ fn options(value: &hcm::HttpConnectionManager, suppresses_envoy_headers: bool, p
         timeouts: timeout::chain(value, path)?,
         header_bytes_max: usize::try_from(kibibytes).unwrap_or(usize::MAX).saturating_mul(1024),
         keep_forwarded_client_cert,
+        internal_addresses: internal_addresses(value.internal_address_config.as_ref(), path)?,
     })
+}
+
+/// Envoy's ranges where the configuration is there and names none.
+const INTERNAL_DEFAULT: [&str; 6] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.1/32", "fd00::/8", "::1/128"];
+
+/// Whose clients are internal. No caller has a Unix socket for an address.
+fn internal_addresses(value: Option<&InternalAddressConfig>, path: &str) -> Translated<Box<[IpNet]>> {
+    let Some(value) = value else { return Ok(Box::default()) };
+    if value.cidr_ranges.is_empty() {
+        return Ok(INTERNAL_DEFAULT.iter().map(|range| range.parse().expect("a range by its text")).collect());
+    }
+    let ranges = value.cidr_ranges.iter().enumerate();
+    ranges.map(|(at, range)| super::cidr(range, &format!("{path}.internal_address_config.cidr_ranges[{at}]"))).collect()
 }
 
 fn underscores(common: Option<&HttpProtocolOptions>, path: &str) -> Translated<UnderscoreNames> {

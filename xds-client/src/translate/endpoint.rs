@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as proto;
 use envoy_types::pb::google::protobuf::value::Kind;
 use model::authority::Authority;
-use model::endpoint::{Endpoint, EndpointAddress, EndpointSet, HBONE_PORT, Health, OVERPROVISIONING_PERCENT_DEFAULT};
+use model::endpoint::{ADDRESSES_MAX, Endpoint, EndpointAddress, EndpointSet, HBONE_PORT, Health, OVERPROVISIONING_PERCENT_DEFAULT};
 use model::invalid::Invalid;
 use model::transport::SocketLabels;
 
@@ -105,6 +105,8 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
         }
         core::address::Address::Pipe(_) => return Err(Problem::new(path, "a pipe is not supported")),
     };
+    // Of tunnels there is one: the pod's.
+    let others = if matches!(address, EndpointAddress::Plain(_)) { others(inner, path)? } else { Box::default() };
     let health = core::HealthStatus::try_from(value.health_status).map_err(|_| Problem::new(path, "the health status is not known"))?;
     let health = match health {
         core::HealthStatus::Unknown | core::HealthStatus::Healthy => Health::Healthy,
@@ -119,7 +121,22 @@ fn endpoint(value: &proto::LbEndpoint, (priority, locality): (u32, usize), path:
     let socket_labels = labels.map_or_else(|| Ok(SocketLabels::default()), |fields| transport::labels(fields, path))?;
     let hash_key = metadata("envoy.lb", "hash_key").map(Into::into);
     let labels = subset::labels_in(value.metadata.as_ref());
-    Ok(Endpoint { address, remote, hash_key, labels, socket_labels, host: host.into(), weight, priority, health, locality })
+    Ok(Endpoint { address, others, remote, hash_key, labels, socket_labels, host: host.into(), weight, priority, health, locality })
+}
+
+/// Where else an endpoint is.
+fn others(value: &proto::Endpoint, path: &str) -> Translated<Box<[SocketAddr]>> {
+    if value.additional_addresses.len() >= ADDRESSES_MAX {
+        return Err(Problem::new(format!("{path}.endpoint.additional_addresses"), format!("makes more than {ADDRESSES_MAX} addresses")));
+    }
+    let read = value.additional_addresses.iter().enumerate().map(|(at, one)| {
+        let path = format!("{path}.endpoint.additional_addresses[{at}]");
+        match one.address.as_ref().and_then(|address| address.address.as_ref()) {
+            Some(core::address::Address::SocketAddress(socket)) => socket_address(socket, &path),
+            _ => Err(Problem::new(path, "is no socket address")),
+        }
+    });
+    read.collect()
 }
 
 /// What is asked for behind the gateway of another network.
@@ -173,5 +190,22 @@ mod tests {
         assert_eq!(read(&json).endpoints[0].hash_key, None);
         json["metadata"] = json!({"filter_metadata": {"envoy.lb": {"hash_key": "shard-1"}}});
         assert_eq!(read(&json).endpoints[0].hash_key.as_deref(), Some("shard-1"));
+    }
+
+    #[test]
+    fn a_plain_endpoint_may_be_at_several_addresses_up_to_a_bound() {
+        let socket = |last: usize| json!({"address": {"socket_address": {"address": format!("10.0.0.{last}"), "port_value": 80}}});
+        let read = |others: Vec<Value>| {
+            let endpoint = json!({"address": socket(1)["address"], "additional_addresses": others});
+            let json = json!({"cluster_name": "c", "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]});
+            let bytes = xds_proto::message_from_json("envoy.config.endpoint.v3.ClusterLoadAssignment", &json).unwrap();
+            assignment(&proto::ClusterLoadAssignment::decode(&bytes[..]).unwrap(), |_, _| Vec::new())
+        };
+        let at_two = read(vec![socket(2)]);
+        assert_eq!(*at_two.endpoints[0].others, ["10.0.0.2:80".parse().unwrap()]);
+        for refused in [vec![json!({"address": {"pipe": {"path": "/x"}}})], vec![json!({})], (2..10).map(socket).collect()] {
+            let set = read(refused.clone());
+            assert!(set.endpoints.is_empty() && set.refused.len() == 1, "{refused:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue};
 use model::format::TextFormat;
 use model::headers::{AppendAction, HeaderAdd, HeaderEdits};
 use model::matcher::StringMatcher;
-use model::retry::{BACK_OFF_BASE_DEFAULT, RESET_LONGEST_DEFAULT, ResetFormat, ResetHeader, RetryOn, RetryPolicy};
+use model::retry::{BACK_OFF_BASE_DEFAULT, BACK_OFF_FACTOR, RESET_LONGEST_DEFAULT, ResetFormat, ResetHeader, RetryOn, RetryPolicy};
 use model::route::{
     ClusterChoice, DirectResponse, Forward, Operation, PathMatcher, Priority, QueryMatcher, Route, RouteAction, RouteMatch, WeightedCluster,
 };
@@ -22,9 +22,6 @@ use model::upgrade::Upgrades;
 use super::rate_limit::Said;
 use super::route_filters::{Configs, Slots};
 use super::{Problem, Translated, hash, is_on, matcher, mirror, positive_duration, required, rewrite, subset, timeout, turns};
-
-/// Envoy's longest back-off is this many times the first.
-const BACK_OFF_FACTOR: u32 = 10;
 
 /// What routes inherit from those that hold them, nearest first.
 struct Outer<'a> {

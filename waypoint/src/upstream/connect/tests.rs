@@ -20,6 +20,7 @@ fn asked(tls: &TlsOrigination, host: Option<&str>) -> Option<ServerName<'static>
     let address = EndpointAddress::Plain(SocketAddr::from(([192, 0, 2, 1], 443)));
     let to = Destination {
         address: &address,
+        others: &[],
         remote: None,
         transport: &Transport::default(),
         inside: Inside::Http1,

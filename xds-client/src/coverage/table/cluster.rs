@@ -99,7 +99,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.cluster.v3.UpstreamConnectionOptions",
         &[
             ("tcp_keepalive", Honoured),
-            ("happy_eyeballs_config", Listed("one address is tried after the other")),
+            ("happy_eyeballs_config", Listed("families take turns, the first address's first")),
             ("set_local_interface_name_on_upstream_connections", Unused("Envoy's own filter state")),
         ],
     ),
@@ -387,11 +387,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         "envoy.config.endpoint.v3.Endpoint",
         &[
             ("address", Honoured),
-            ("additional_addresses", Listed("the first address is used")),
+            ("additional_addresses", Honoured),
             ("hostname", Unused("belongs to DNS and to host rewriting")),
             ("health_check_config", Unused("belongs to health checks, which are refused")),
         ],
     ),
+    entry(Routing, "envoy.config.endpoint.v3.Endpoint.AdditionalAddress", &[("address", Honoured)]),
 ];
 
 const DNS_RESOLVERS: &[super::super::rule::Extension] = &[walked("envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig")];

@@ -64,10 +64,15 @@ pub(super) const ENTRIES: &[Entry] = &[
             ("local_reply_config", Refused("our own replies would look different")),
             ("strip_matching_host_port", Refused("the port would be taken off the host")),
             ("strip_any_host_port", Refused("the port would be taken off the host")),
-            ("internal_address_config", Refused("other callers would count as internal")),
+            ("internal_address_config", Honoured),
             ("early_header_mutation_extensions", Refused("requests would be changed before routing")),
             ("typed_header_validation_config", Refused("headers would be validated by an extension")),
         ],
+    ),
+    entry(
+        Routing,
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
+        &[("unix_sockets", Unused("no caller has a Unix socket for an address")), ("cidr_ranges", Honoured)],
     ),
     entry(
         Routing,

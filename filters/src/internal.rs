@@ -1,0 +1,190 @@
+//! Callers that count as a part of the mesh's proxies, and what they may ask of this one in `x-envoy-` headers.
+//!
+//! Not for: removing from requests of others what they may not say; `waypoint` does that first. Invariant: what is asked of this proxy is
+//! taken from the request, what others are told stays. Source: Envoy's `ConnectionManagerUtility`, `FilterUtility` and `RetryStateImpl`.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+use model::matcher::{HeaderMatcher, HeaderTest, MatchedHeader};
+use model::retry::{RetryOn, RetryPolicy};
+use model::timeout::Override;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const ALT_RESPONSE: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response");
+const ALT_STAT_NAME: HeaderName = HeaderName::from_static("x-envoy-upstream-alt-stat-name");
+const HEDGE: HeaderName = HeaderName::from_static("x-envoy-hedge-on-per-try-timeout");
+const MAX_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
+const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
+const RETRIABLE_HEADERS: HeaderName = HeaderName::from_static("x-envoy-retriable-header-names");
+const RETRIABLE_STATUS: HeaderName = HeaderName::from_static("x-envoy-retriable-status-codes");
+const RETRY_GRPC_ON: HeaderName = HeaderName::from_static("x-envoy-retry-grpc-on");
+const RETRY_ON: HeaderName = HeaderName::from_static("x-envoy-retry-on");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+
+/// The words of [`RETRY_GRPC_ON`]; the others are those of [`RETRY_ON`].
+const GRPC_WORDS: [&str; 5] = ["cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"];
+
+/// Whether a request comes from within: `x-forwarded-for` names one client only, and in one of these ranges.
+#[must_use]
+pub fn is_internal(headers: &HeaderMap, ranges: &[IpNet]) -> bool {
+    if ranges.is_empty() {
+        return false;
+    }
+    let mut lines = headers.get_all(X_FORWARDED_FOR).iter();
+    let (Some(only), None) = (lines.next(), lines.next()) else { return false };
+    // Of two clients in one line no address is read.
+    let address = only.to_str().ok().and_then(|text| text.trim().parse::<IpAddr>().ok());
+    address.is_some_and(|address| ranges.iter().any(|range| range.contains(&address)))
+}
+
+/// What an internal caller asks for.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// `x-envoy-upstream-rq-timeout-ms`, instead of the route's.
+    pub request: Override,
+    /// `x-envoy-upstream-rq-per-try-timeout-ms`, instead of the policy's.
+    pub per_try: Override,
+    /// `x-envoy-upstream-rq-timeout-alt-response`: 204 instead of 504.
+    pub no_content: bool,
+    on: RetryOn,
+    names_results: bool,
+    retries_max: Option<u32>,
+    status_codes: Vec<u16>,
+    headers: Vec<HeaderMatcher>,
+}
+
+impl Asked {
+    /// Takes it from a request; none of one that says nothing to a proxy.
+    #[must_use]
+    pub fn take(headers: &mut HeaderMap) -> Option<Self> {
+        if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+            return None;
+        }
+        let mut asked = Self { request: limit(headers, &TIMEOUT), per_try: limit(headers, &PER_TRY_TIMEOUT), ..Self::default() };
+        asked.no_content = headers.remove(ALT_RESPONSE).is_some();
+        for (name, is_grpc) in [(&RETRY_ON, false), (&RETRY_GRPC_ON, true)] {
+            asked.names_results |= headers.contains_key(name);
+            for word in words(headers, name).filter(|word| GRPC_WORDS.contains(word) == is_grpc) {
+                // Words that nobody knows are none, to Envoy as well.
+                let _known = asked.on.add(word);
+            }
+        }
+        asked.retries_max = words(headers, &MAX_RETRIES).next().and_then(|count| count.parse().ok());
+        asked.status_codes = words(headers, &RETRIABLE_STATUS).filter_map(|code| code.parse().ok()).collect();
+        asked.headers = words(headers, &RETRIABLE_HEADERS).filter_map(there).collect();
+        for name in [RETRY_ON, RETRY_GRPC_ON, MAX_RETRIES, RETRIABLE_STATUS, RETRIABLE_HEADERS, ALT_STAT_NAME, HEDGE] {
+            headers.remove(name);
+        }
+        Some(asked)
+    }
+
+    /// The policy of a route with this added; none if it is the route's as it is.
+    #[must_use]
+    pub fn policy(&self, route: Option<&RetryPolicy>) -> Option<RetryPolicy> {
+        let adds = self.names_results || self.retries_max.is_some() || !self.status_codes.is_empty() || !self.headers.is_empty();
+        if !adds || !(self.names_results || route.is_some()) {
+            return None;
+        }
+        let mut policy = route.cloned().unwrap_or_default();
+        policy.on.merge(&self.on);
+        policy.retries_max = self.retries_max.unwrap_or(policy.retries_max);
+        policy.status_codes.extend(&self.status_codes);
+        policy.headers.extend(self.headers.iter().cloned());
+        Some(policy)
+    }
+}
+
+/// A limit in milliseconds; zero is none. What is no number says nothing.
+fn limit(headers: &mut HeaderMap, name: &HeaderName) -> Override {
+    let asked = headers.remove(name).and_then(|value| u64::from_str(value.to_str().ok()?.trim()).ok());
+    match asked {
+        None => Override::Inherit,
+        Some(0) => Override::Unlimited,
+        Some(milliseconds) => Override::Limit(Duration::from_millis(milliseconds)),
+    }
+}
+
+fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|word| !word.is_empty())
+}
+
+fn there(name: &str) -> Option<HeaderMatcher> {
+    let name = MatchedHeader::Name(HeaderName::from_str(name).ok()?);
+    Some(HeaderMatcher { name, test: HeaderTest::Present(true), invert: false, missing_as_empty: false })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_caller_is_internal_if_it_is_the_only_one_named_and_in_a_range() {
+        let ranges = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        for (value, internal) in [
+            ("10.1.2.3", true),
+            (" 10.1.2.3 ", true),
+            ("fd00::1", true),
+            // As Envoy, for which it is of the other family.
+            ("::ffff:10.1.2.3", false),
+            ("11.1.2.3", false),
+            ("10.1.2.3, 10.1.2.4", false),
+            ("10.1.2.3:80", false),
+            ("", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_internal(&headers(&[("x-forwarded-for", value)]), &ranges), internal, "{value}");
+        }
+        assert!(!is_internal(&HeaderMap::new(), &ranges));
+        let mut two = headers(&[("x-forwarded-for", "10.1.2.3")]);
+        two.append(X_FORWARDED_FOR, HeaderValue::from_static("10.1.2.3"));
+        assert!(!is_internal(&two, &ranges));
+        assert!(!is_internal(&headers(&[("x-forwarded-for", "10.1.2.3")]), &[]));
+    }
+
+    #[test]
+    fn what_is_asked_of_the_proxy_is_taken_and_the_rest_stays() {
+        let mut headers = headers(&[
+            ("x-envoy-upstream-rq-timeout-ms", "250"),
+            ("x-envoy-upstream-rq-per-try-timeout-ms", "0"),
+            ("x-envoy-retry-on", "5xx, unavailable,nothing"),
+            ("x-envoy-retry-grpc-on", "cancelled,5xx"),
+            ("x-envoy-max-retries", "7"),
+            ("x-envoy-retriable-status-codes", "404,x,418"),
+            ("x-envoy-upstream-rq-timeout-alt-response", "1"),
+            ("x-envoy-internal", "true"),
+            ("x-envoy-ip-tags", "a"),
+        ]);
+        let asked = Asked::take(&mut headers).unwrap();
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert!(Asked::take(&mut HeaderMap::new()).is_none());
+        assert_eq!((asked.request, asked.per_try), (Override::Limit(Duration::from_millis(250)), Override::Unlimited));
+        assert!(asked.no_content);
+        let policy = asked.policy(None).unwrap();
+        let on = RetryOn { server_error: true, grpc_cancelled: true, ..RetryOn::default() };
+        assert_eq!((policy.on, policy.retries_max, policy.status_codes), (on, 7, vec![404, 418]));
+    }
+
+    #[test]
+    fn what_is_no_number_changes_nothing_and_a_policy_is_made_only_of_results() {
+        let mut headers = headers(&[("x-envoy-upstream-rq-timeout-ms", "soon"), ("x-envoy-max-retries", "3")]);
+        let asked = Asked::take(&mut headers).unwrap();
+        assert_eq!(asked.request, Override::Inherit);
+        assert!(asked.policy(None).is_none());
+        let route = RetryPolicy { on: RetryOn { reset: true, ..RetryOn::default() }, ..RetryPolicy::default() };
+        let policy = asked.policy(Some(&route)).unwrap();
+        assert_eq!((policy.on, policy.retries_max), (route.on, 3));
+        assert!(Asked::default().policy(Some(&route)).is_none());
+    }
+}
