@@ -110,11 +110,6 @@ fn own(text: &str) -> Option<(TimePart, &str)> {
     }
 }
 
-/// `2026-11-23T20:31:46.500Z`.
-pub(super) fn default_text(time: SystemTime) -> String {
-    TimeFormat::Default.render(time)
-}
-
 /// Appends `2026-11-23T20:31:46.500Z`. Times before 1970 print as 1970.
 pub(super) fn write_default(time: SystemTime, out: &mut Vec<u8>) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);

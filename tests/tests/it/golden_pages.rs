@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
-use tests::peer::{Http, empty, plain_get};
+use tests::fake_istiod::Kind;
+use tests::peer::{Http, empty, exchange_raw, full, plain_get};
 use tests::process::{AGENT_PORT, STATS_PORT};
-use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder, Scenario, WEB, WEB_CHAIN};
+use tests::scenario::{DB, DB_CHAIN, Mesh, MeshBuilder, RATINGS, RATINGS_CHAIN, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
-use tests::workload::App;
+use tests::workload::{App, Workload};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -90,6 +91,201 @@ fn without_stats(value: &mut Value) {
     }
 }
 
+/// The labels of the one series of a metric.
+async fn labels(mesh: &Mesh, metric: &str) -> Result<Vec<(String, String)>> {
+    let start = format!("{metric}{{");
+    let text = pages_have(mesh, &[&start]).await?;
+    let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(&start)?.rsplit_once("\"} ")).collect();
+    anyhow::ensure!(lines.len() == 1, "{lines:?}");
+    let pairs = lines[0].0.split("\",").map(|pair| pair.split_once("=\"").with_context(|| format!("no label: {pair}")));
+    pairs.map(|pair| pair.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+}
+
+fn of<'a>(labels: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    labels.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
+
+fn values<'a>(labels: &'a [(String, String)], names: &[&str]) -> Vec<&'a str> {
+    names.iter().map(|name| of(labels, name).unwrap_or("(none)")).collect()
+}
+
+/// A mesh with one pod of `web`, of a changed recording.
+async fn with_web(edit: impl FnOnce(&mut Scenario) -> Result<()>) -> Result<(Mesh, Workload)> {
+    let builder = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?;
+    let mesh = builder.edit(edit)?.start().await?;
+    let web = mesh.pod("web-v1-1", App::Http).await?;
+    mesh.connect("frontend-0").await?.get(WEB, "/page").await?;
+    Ok((mesh, web))
+}
+
+/// The name by which discovery sends a pod.
+fn uid_of(scenario: &Scenario, pod: &str) -> Result<String> {
+    let found = scenario.resources(Kind::Workload).find(|(_, workload)| workload["name"] == pod);
+    found.map(|(name, _)| name.to_owned()).with_context(|| format!("no workload {pod}"))
+}
+
+/// The pod is there, and discovery says nothing of it.
+fn forget(scenario: &mut Scenario, pod: &str) -> Result<()> {
+    let uid = uid_of(scenario, pod)?;
+    let stranger = scenario.resource(Kind::Workload, &uid)?;
+    // Another pod's, at an address that nobody has.
+    stranger["addresses"] = json!(["fwD/AQ=="]);
+    Ok(())
+}
+
+const SOURCE: [&str; 9] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "connection_security_policy",
+];
+const DESTINATION: [&str; 10] = [
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_cluster",
+    "destination_service",
+    "destination_service_name",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m03_a_client_that_discovery_does_not_know_is_on_the_page_by_its_certificate() -> Result<()> {
+    let builder = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?;
+    let mesh = builder.start().await?;
+    let _web = mesh.pod("web-v1-1", App::Http).await?;
+    let uid = uid_of(mesh.scenario(), "frontend-0")?;
+    let generation = mesh.istiod.remove(Kind::Workload, &uid);
+    mesh.istiod.acknowledged(Kind::Workload, generation, DEADLINE).await?;
+    mesh.connect("frontend-0").await?.get(WEB, "/page").await?;
+    let expected = [
+        "unknown",
+        "unknown",
+        "unknown",
+        "unknown",
+        "unknown",
+        "latest",
+        "clients",
+        "spiffe://cluster.local/ns/clients/sa/frontend",
+        "mutual_tls",
+    ];
+    assert_eq!(values(&labels(&mesh, "istio_requests_total").await?, &SOURCE), expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m04_an_endpoint_that_discovery_does_not_know_is_on_the_page_by_its_service() -> Result<()> {
+    let (mesh, _web) = with_web(|scenario| forget(scenario, "web-v1-1")).await?;
+    let labels = labels(&mesh, "istio_requests_total").await?;
+    assert_eq!(values(&labels, &DESTINATION[..8]), ["unknown"; 8]);
+    assert_eq!(values(&labels, &DESTINATION[8..]), ["web.shop.svc.cluster.local", "web"]);
+    Ok(())
+}
+
+/// What a cluster says of its service.
+fn service(scenario: &mut Scenario) -> Result<&mut Value> {
+    Ok(&mut scenario.resource(Kind::Cluster, WEB_CHAIN)?["metadata"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m08_a_service_without_a_name_is_on_the_page_by_what_its_host_begins_with() -> Result<()> {
+    let unnamed = |scenario: &mut Scenario| {
+        let services = &mut service(scenario)?["filter_metadata"]["istio"]["services"];
+        services[0].as_object_mut().context("no service")?.remove("name").context("no name").map(drop)
+    };
+    let (mesh, _web) = with_web(unnamed).await?;
+    assert_eq!(of(&labels(&mesh, "istio_requests_total").await?, "destination_service_name"), Some("web"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m09_a_cluster_without_a_service_is_on_the_page_without_one_whatever_the_host() -> Result<()> {
+    let (mesh, _web) = with_web(|scenario| {
+        *service(scenario)? = json!({});
+        Ok(())
+    })
+    .await?;
+    let labels = labels(&mesh, "istio_requests_total").await?;
+    assert_eq!(values(&labels, &["destination_service", "destination_service_name", "destination_service_namespace"]), ["unknown"; 3]);
+    assert_eq!(of(&labels, "destination_workload"), Some("web-v1-1"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m10_a_route_that_blocks_all_is_on_the_page_by_istios_name_for_it() -> Result<()> {
+    let (mesh, _web) = with_web(|scenario| {
+        let answer = json!({"direct_response": {"status": 502}, "match": {"prefix": "/"}, "name": "block_all"});
+        scenario.add_routes(WEB_CHAIN, vec![answer])
+    })
+    .await?;
+    let labels = labels(&mesh, "istio_requests_total").await?;
+    assert_eq!(
+        values(&labels, &["response_code", "destination_service_name", "destination_service"]),
+        ["502", "BlackHoleCluster", "unknown"]
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m11_a_grpc_call_is_on_the_page_with_its_status_and_its_messages_with_twenty_labels() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(RATINGS_CHAIN, 1))?.start().await?;
+    let _ratings = mesh.pod("ratings-v1-1", App::Http).await?;
+    let mut http = mesh.connect("frontend-0").await?.http2(RATINGS).await?;
+    let request = http.request(Method::POST, "/ratings.Ratings/Get").header("content-type", "application/grpc").header("te", "trailers");
+    assert_eq!(http.send(request.body(full("\0\0\0\0\x02hi"))?).await?.status, StatusCode::OK);
+    let total = labels(&mesh, "istio_requests_total").await?;
+    assert_eq!(values(&total, &["request_protocol", "response_code", "grpc_response_status"]), ["grpc", "200", "0"]);
+    for metric in ["istio_request_messages_total", "istio_response_messages_total"] {
+        let messages = labels(&mesh, metric).await?;
+        assert_eq!(messages, total[..20], "{metric}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m24_a_short_tcp_connection_is_on_the_page_once_it_is_closed() -> Result<()> {
+    let mesh = Mesh::builder("07-telemetry")?.start().await?;
+    let _db = mesh.pod("db-v1-1", App::Tcp { greets: false }).await?;
+    exchange_raw(mesh.connect("frontend-0").await?.tunnel(DB).await?, b"sixsix", true).await?;
+    let closed = labels(&mesh, "istio_tcp_connections_closed_total").await?;
+    assert_eq!(closed.len(), 23);
+    assert_eq!(values(&closed, &["request_protocol", "response_flags", "destination_workload"]), ["tcp", "-", "db-v1-1"]);
+    for metric in ["istio_tcp_connections_opened_total", "istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"] {
+        assert_eq!(labels(&mesh, metric).await?, closed, "{metric}");
+    }
+    let text = page(&mesh, AGENT_PORT, "*/*").await?;
+    let count =
+        |metric: &str| text.lines().find(|line| line.starts_with(metric)).and_then(|line| line.rsplit_once(' ')).map(|(_, count)| count);
+    assert_eq!(count("istio_tcp_connections_opened_total{"), Some("1"));
+    assert_eq!(count("istio_tcp_received_bytes_total{"), Some("6"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m27_m28_m29_m30_labels_that_are_changed_are_so_on_the_page() -> Result<()> {
+    let metrics = json!([
+        {"name": "requests_total", "dimensions": {"custom_dimension": "'test'", "x": "request.headers['x-none']"}, "tags_to_remove": ["source_principal"]},
+        {"dimensions": {"destination_port": "string(destination.port)", "request_protocol": "'z'"}},
+    ]);
+    let mesh = builder(metrics, |_| Ok(()))?.start().await?;
+    get(&mesh, "a").await?;
+    let (total, bytes) = (labels(&mesh, "istio_requests_total").await?, labels(&mesh, "istio_request_bytes_count").await?);
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(total[24..], [pair("custom_dimension", "test"), pair("destination_port", "80"), pair("x", "unknown")]);
+    assert_eq!(bytes[25..], [pair("destination_port", "80")]);
+    assert_eq!((of(&total, "source_principal").is_some(), of(&bytes, "source_principal").is_some()), (false, true));
+    assert_eq!((&total[19], &bytes[20]), (&pair("request_protocol", "z"), &pair("request_protocol", "z")));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn m25_a_waiting_tcp_connection_is_on_the_page_with_zeros_and_then_with_its_bytes_and_its_close() -> Result<()> {
     let edit = |scenario: &mut Scenario| {
@@ -141,9 +337,9 @@ async fn m31_a_disabled_metric_is_on_no_page_and_the_others_are() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn m32_without_metrics_no_page_has_series_of_traffic_nor_the_build() -> Result<()> {
     let edit = |scenario: &mut Scenario| {
-        let all: Vec<String> = scenario.resources(tests::fake_istiod::Kind::Listener).map(|(name, _)| name.to_owned()).collect();
+        let all: Vec<String> = scenario.resources(Kind::Listener).map(|(name, _)| name.to_owned()).collect();
         for name in all {
-            without_stats(scenario.resource(tests::fake_istiod::Kind::Listener, &name)?);
+            without_stats(scenario.resource(Kind::Listener, &name)?);
         }
         Ok(())
     };

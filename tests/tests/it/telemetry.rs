@@ -13,6 +13,8 @@ use tests::scenario::{DB, Mesh, RATINGS, Scenario, WEB, WEB_CHAIN};
 use tests::wait::{Look, until};
 use tests::workload::App;
 
+/// `SPAN_KIND_CLIENT`.
+const KIND_CLIENT: i32 = 3;
 const SPAN_DEADLINE: Duration = Duration::from_secs(15);
 /// Of a request that waits for nobody.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
@@ -192,6 +194,34 @@ async fn a_line_says_which_span_its_request_has_and_whether_it_is_exported() -> 
     http.get("/untraced").await?;
     let (_, line) = mesh.waypoint.access_line("/untraced", |line| line["path"] == "/untraced").await?;
     assert_eq!((&line["span"], &line["sampled"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    Ok(())
+}
+
+/// Both are asked for by variables; without them a span says what Envoy's does, and a try has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_have_opentelemetrys_names_beside_envoys_and_tries_have_spans_where_that_is_asked_for() -> Result<()> {
+    for asked in [None, Some("true")] {
+        let builder = Mesh::builder("07-telemetry")?.edit(|scenario| scenario.keep_endpoints(WEB_CHAIN, 1))?;
+        let builder = builder.environment("WAYPOINT_SEMANTIC_CONVENTIONS", asked).environment("WAYPOINT_SPANS_OF_TRIES", asked);
+        let mesh = builder.start().await?;
+        let _web = mesh.pod("web-v1-1", App::Http).await?;
+        assert_eq!(mesh.connect("frontend-0").await?.get(WEB, "/semantic?a=1").await?.status, StatusCode::OK);
+        let is_request = |span: &tests::otlp::Span| span.kind == KIND_SERVER;
+        let span = mesh.spans.wait_for("the span", SPAN_DEADLINE, is_request).await?;
+        assert_eq!(span.attributes["http.status_code"], "200", "Envoy's names stay, and are texts");
+        let of = |name: &str| span.attributes.get(name).map(String::as_str);
+        let told = ["http.request.method", "url.path", "url.query"].map(of);
+        let below: Vec<_> = mesh.spans.spans().into_iter().filter(|other| other.parent_span_id == span.span_id).collect();
+        if asked.is_none() {
+            assert_eq!((told, below.len(), of("http.response.status_code")), ([None; 3], 0, None));
+            continue;
+        }
+        assert_eq!(told, [Some("GET"), Some("/semantic"), Some("a=1")]);
+        assert_eq!(of("http.response.status_code"), Some("Some(IntValue(200))"), "a number");
+        let is_below = |other: &tests::otlp::Span| other.parent_span_id == span.span_id && other.trace_id == span.trace_id;
+        let tried = mesh.spans.wait_for("the span of the try", SPAN_DEADLINE, is_below).await?;
+        assert_eq!(tried.kind, KIND_CLIENT);
+    }
     Ok(())
 }
 

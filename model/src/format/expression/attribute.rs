@@ -126,7 +126,7 @@ impl Attribute {
             Self::Query => Some(Datum::Text(split(view.request()?.path).1.into())),
             Self::Field(field) => datum(view.field(*field)),
             Self::Milliseconds(field) => match view.field(*field) {
-                Value::Number(milliseconds) => Some(Datum::Duration(Duration::from_millis(milliseconds))),
+                Value::Number(milliseconds) => Datum::lasting(Duration::from_millis(milliseconds)),
                 _ => None,
             },
             Self::Code => datum(view.field(Field::ResponseCode)).filter(|code| *code != Datum::Int(0)),
@@ -145,7 +145,7 @@ impl Attribute {
             }
             Self::TextOf(_, Some(with)) if view.field(*with) == Value::Missing => None,
             Self::TextOf(field, _) => Some(datum(view.field(*field)).unwrap_or(Datum::Text("".into()))),
-            Self::Elapsed(from, to) => view.moment(*to)?.checked_sub(view.moment(*from)?).map(Datum::Duration),
+            Self::Elapsed(from, to) => view.moment(*to)?.checked_sub(view.moment(*from)?).and_then(Datum::lasting),
             Self::Service(field) => Some(Datum::Text(Cow::Borrowed(field.of(view.service()?)))),
             Self::DryRun(field) => field.of(view.dry_runs()).map(|text| Datum::Text(text.into())),
             Self::Object(present) => present.is_there(view).then_some(Datum::Object),

@@ -1,7 +1,7 @@
 //! From a tree to what is evaluated: names resolved, expressions of rules compiled, constants worked out.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use regex::bytes::Regex;
 
@@ -40,6 +40,9 @@ pub(super) enum Function {
     ToUint,
     ToDouble,
     ToDuration,
+    ToTime,
+    /// The value as it is: types are found out as one goes here anyway.
+    Dynamic,
 }
 
 /// What is known of no request: for what does not depend on one.
@@ -214,6 +217,8 @@ fn call(name: &str, has_target: bool, arguments: Vec<Tree>) -> Result<Node, Stri
         "uint" if !has_target => (Function::ToUint, 1),
         "double" if !has_target => (Function::ToDouble, 1),
         "duration" if !has_target => (Function::ToDuration, 1),
+        "timestamp" if !has_target => (Function::ToTime, 1),
+        "dyn" if !has_target => (Function::Dynamic, 1),
         _ => return is_wrong(),
     };
     if arguments.len() != count || (count == 2 && !has_target) {
@@ -294,6 +299,16 @@ fn arithmetic<'a>(operation: Operation, left: Datum<'a>, right: Datum<'a>) -> Op
             _ => return None,
         })),
         (Datum::Text(left), Datum::Text(right)) if operation == Operation::Add => Some(Datum::Text(Cow::Owned(format!("{left}{right}")))),
+        (Datum::Time(time), Datum::Duration(by)) => match operation {
+            Operation::Add => moved(time, by).map(Datum::Time),
+            Operation::Subtract => moved(time, by.checked_neg()?).map(Datum::Time),
+            _ => None,
+        },
+        (Datum::Duration(by), Datum::Time(time)) if operation == Operation::Add => moved(time, by).map(Datum::Time),
+        (Datum::Time(left), Datum::Time(right)) if operation == Operation::Subtract => match left.duration_since(right) {
+            Ok(duration) => Datum::lasting(duration),
+            Err(earlier) => i64::try_from(earlier.duration().as_nanos()).ok().map(|nanoseconds| Datum::Duration(-nanoseconds)),
+        },
         (Datum::Duration(left), Datum::Duration(right)) => match operation {
             Operation::Add => left.checked_add(right).map(Datum::Duration),
             Operation::Subtract => left.checked_sub(right).map(Datum::Duration),
@@ -303,6 +318,12 @@ fn arithmetic<'a>(operation: Operation, left: Datum<'a>, right: Datum<'a>) -> Op
     }
 }
 
+/// A time so many nanoseconds later.
+fn moved(time: SystemTime, by: i64) -> Option<SystemTime> {
+    let length = Duration::from_nanos(by.unsigned_abs());
+    if by < 0 { time.checked_sub(length) } else { time.checked_add(length) }
+}
+
 fn apply<'a>(function: Function, first: Datum<'a>, second: Option<Datum<'a>>) -> Option<Datum<'a>> {
     match (function, first, second) {
         (Function::StartsWith, Datum::Text(text), Some(Datum::Text(part))) => Some(Datum::Bool(text.starts_with(&*part))),
@@ -310,9 +331,14 @@ fn apply<'a>(function: Function, first: Datum<'a>, second: Option<Datum<'a>>) ->
         (Function::Contains, Datum::Text(text), Some(Datum::Text(part))) => Some(Datum::Bool(text.contains(&*part))),
         (Function::Size, Datum::Text(text), None) => i64::try_from(text.chars().count()).ok().map(Datum::Int),
         (Function::Size, Datum::List(list), None) => i64::try_from(list.len()).ok().map(Datum::Int),
-        (Function::ToText, value, None) => value.to_text().map(|text| Datum::Text(text.into_owned().into())),
+        (Function::Dynamic, value, None) => Some(value),
+        (Function::ToText, value, None) => value.to_converted().map(|text| Datum::Text(text.into_owned().into())),
         (Function::ToInt, Datum::Text(text), None) => text.parse().ok().map(Datum::Int),
         (Function::ToInt, Datum::Double(number), None) => number.trunc().to_string().parse().ok().map(Datum::Int),
+        (Function::ToInt, Datum::Time(time), None) => {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_secs()).ok().map(Datum::Int)
+        }
         (Function::ToInt, value, None) => i64::try_from(value.whole()?).ok().map(Datum::Int),
         (Function::ToUint, Datum::Text(text), None) => text.parse().ok().map(Datum::Uint),
         (Function::ToUint, Datum::Double(number), None) => number.trunc().to_string().parse().ok().map(Datum::Uint),
@@ -320,22 +346,40 @@ fn apply<'a>(function: Function, first: Datum<'a>, second: Option<Datum<'a>>) ->
         (Function::ToDouble, Datum::Text(text), None) => text.parse().ok().map(Datum::Double),
         (Function::ToDouble, value, None) => value.number().map(Datum::Double),
         (Function::ToDuration, Datum::Text(text), None) => duration(&text).map(Datum::Duration),
+        (Function::ToTime, Datum::Text(text), None) => {
+            let time: jiff::Timestamp = text.parse().ok()?;
+            Some(Datum::Time(time.into()))
+        }
         _ => None,
     }
 }
 
-/// `1.5s`, `200ms` and their like: one number and its unit.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
-    let number: f64 = text[..digits].parse().ok()?;
-    let seconds = match &text[digits..] {
-        "h" => number * 3600.0,
-        "m" => number * 60.0,
-        "s" => number,
-        "ms" => number / 1e3,
-        "us" => number / 1e6,
-        "ns" => number / 1e9,
-        _ => return None,
-    };
-    Duration::try_from_secs_f64(seconds).ok()
+/// `1h2m3.5s`, `-200ms` and their like, in nanoseconds: numbers and their units, or `0`.
+fn duration(text: &str) -> Option<i64> {
+    let (is_negative, mut rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+    if rest == "0" {
+        return Some(0);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+        let letters = rest[digits..].bytes().take_while(u8::is_ascii_alphabetic).count();
+        let number: f64 = rest[..digits].parse().ok()?;
+        let seconds = match &rest[digits..digits + letters] {
+            "h" => number * 3600.0,
+            "m" => number * 60.0,
+            "s" => number,
+            "ms" => number / 1e3,
+            "us" => number / 1e6,
+            "ns" => number / 1e9,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
+        rest = &rest[digits + letters..];
+    }
+    let nanoseconds = i64::try_from(total.as_nanos()).ok()?;
+    Some(if is_negative { -nanoseconds } else { nanoseconds })
 }
