@@ -3,6 +3,7 @@
 //! Not for: removing from requests of others what they may not say; `waypoint` does that first. Invariant: what is asked of this proxy is
 //! taken from the request, what others are told stays. Source: Envoy's `ConnectionManagerUtility`, `FilterUtility` and `RetryStateImpl`.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -34,14 +35,12 @@ pub fn is_internal(headers: &HeaderMap, ranges: &[IpNet]) -> bool {
     if ranges.is_empty() {
         return false;
     }
-    let mut lines = headers.get_all(X_FORWARDED_FOR).iter();
-    let (Some(only), None) = (lines.next(), lines.next()) else { return false };
-    // Of two clients in one line no address is read.
-    let address = only.to_str().ok().and_then(|text| text.trim().parse::<IpAddr>().ok());
+    // Of two clients, in one line or in several, no address is read.
+    let address = joined(headers, &X_FORWARDED_FOR).and_then(|text| text.trim().parse::<IpAddr>().ok());
     address.is_some_and(|address| ranges.iter().any(|range| range.contains(&address)))
 }
 
-/// What an internal caller asks for.
+/// What a request asks of the proxy that forwards it: an internal caller, or whatever on its way added such headers.
 #[derive(Debug, Default)]
 pub struct Asked {
     /// `x-envoy-upstream-rq-timeout-ms`, instead of the route's.
@@ -57,15 +56,30 @@ pub struct Asked {
     headers: Vec<HeaderMatcher>,
 }
 
+/// Whether a request may say anything to a proxy.
+fn may_ask(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
+}
+
 impl Asked {
-    /// Takes it from a request; none of one that says nothing to a proxy.
+    /// Takes the time limits from a request; none of one that names none. Before the route's edits of headers, as Envoy's router does.
     #[must_use]
-    pub fn take(headers: &mut HeaderMap) -> Option<Self> {
-        if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    pub fn take_limits(headers: &mut HeaderMap) -> Option<Self> {
+        if !may_ask(headers) || ![TIMEOUT, PER_TRY_TIMEOUT, ALT_RESPONSE].iter().any(|name| headers.contains_key(name)) {
             return None;
         }
-        let mut asked = Self { request: limit(headers, &TIMEOUT), per_try: limit(headers, &PER_TRY_TIMEOUT), ..Self::default() };
-        asked.no_content = headers.remove(ALT_RESPONSE).is_some();
+        let (request, per_try) = (limit(headers, &TIMEOUT), limit(headers, &PER_TRY_TIMEOUT));
+        Some(Self { request, per_try, no_content: headers.remove(ALT_RESPONSE).is_some(), ..Self::default() })
+    }
+
+    /// Takes what is asked of tries, and adds it to what was taken before. After the route's edits, which may ask as well, as in Envoy.
+    /// Returns whether there was anything.
+    pub fn take_tries(asked: &mut Option<Box<Self>>, headers: &mut HeaderMap) -> bool {
+        const OF_TRIES: [HeaderName; 7] = [RETRY_ON, RETRY_GRPC_ON, MAX_RETRIES, RETRIABLE_STATUS, RETRIABLE_HEADERS, ALT_STAT_NAME, HEDGE];
+        if !may_ask(headers) || !OF_TRIES.iter().any(|name| headers.contains_key(name)) {
+            return false;
+        }
+        let asked = asked.get_or_insert_default();
         for (name, is_grpc) in [(&RETRY_ON, false), (&RETRY_GRPC_ON, true)] {
             asked.names_results |= headers.contains_key(name);
             for word in words(headers, name).filter(|word| GRPC_WORDS.contains(word) == is_grpc) {
@@ -73,13 +87,13 @@ impl Asked {
                 let _known = asked.on.add(word);
             }
         }
-        asked.retries_max = words(headers, &MAX_RETRIES).next().and_then(|count| count.parse().ok());
+        asked.retries_max = joined(headers, &MAX_RETRIES).and_then(|count| count.trim().parse().ok());
         asked.status_codes = words(headers, &RETRIABLE_STATUS).filter_map(|code| code.parse().ok()).collect();
         asked.headers = words(headers, &RETRIABLE_HEADERS).filter_map(there).collect();
-        for name in [RETRY_ON, RETRY_GRPC_ON, MAX_RETRIES, RETRIABLE_STATUS, RETRIABLE_HEADERS, ALT_STAT_NAME, HEDGE] {
+        for name in OF_TRIES {
             headers.remove(name);
         }
-        Some(asked)
+        true
     }
 
     /// The policy of a route with this added; none if it is the route's as it is.
@@ -100,12 +114,20 @@ impl Asked {
 
 /// A limit in milliseconds; zero is none. What is no number says nothing.
 fn limit(headers: &mut HeaderMap, name: &HeaderName) -> Override {
-    let asked = headers.remove(name).and_then(|value| u64::from_str(value.to_str().ok()?.trim()).ok());
+    let asked = joined(headers, name).and_then(|text| u64::from_str(text.trim()).ok());
+    headers.remove(name);
     match asked {
         None => Override::Inherit,
         Some(0) => Override::Unlimited,
         Some(milliseconds) => Override::Limit(Duration::from_millis(milliseconds)),
     }
+}
+
+/// The lines of a header as one, in which those without text are none: Envoy reads a repeated header so.
+fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Cow<'a, str>> {
+    let mut lines = headers.get_all(name).iter().filter(|line| !line.is_empty());
+    let first = Cow::Borrowed(lines.next()?.to_str().ok()?);
+    lines.try_fold(first, |joined, line| Some(Cow::Owned(format!("{joined},{}", line.to_str().ok()?))))
 }
 
 fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
@@ -150,7 +172,36 @@ mod tests {
         let mut two = headers(&[("x-forwarded-for", "10.1.2.3")]);
         two.append(X_FORWARDED_FOR, HeaderValue::from_static("10.1.2.3"));
         assert!(!is_internal(&two, &ranges));
+        let mut empty = headers(&[("x-forwarded-for", "10.1.2.3")]);
+        empty.append(X_FORWARDED_FOR, HeaderValue::from_static(""));
+        assert!(is_internal(&empty, &ranges), "a line without text names nobody");
         assert!(!is_internal(&headers(&[("x-forwarded-for", "10.1.2.3")]), &[]));
+    }
+
+    fn take(headers: &mut HeaderMap) -> Option<Box<Asked>> {
+        let mut asked = Asked::take_limits(headers).map(Box::new);
+        let _some = Asked::take_tries(&mut asked, headers);
+        asked
+    }
+
+    #[test]
+    fn a_repeated_number_is_none_and_lists_are_one() {
+        let mut headers = HeaderMap::new();
+        for (name, lines) in
+            [(TIMEOUT, ["0", "100"]), (PER_TRY_TIMEOUT, ["", "100"]), (MAX_RETRIES, ["9", "1"]), (RETRY_ON, ["5xx", "reset"])]
+        {
+            for line in lines {
+                headers.append(name.clone(), HeaderValue::from_static(line));
+            }
+        }
+        let asked = take(&mut headers).unwrap();
+        assert_eq!((asked.request, asked.per_try), (Override::Inherit, Override::Limit(Duration::from_millis(100))));
+        let policy = asked.policy(None).unwrap();
+        assert_eq!(
+            (policy.on, policy.retries_max),
+            (RetryOn { server_error: true, reset: true, ..RetryOn::default() }, RetryPolicy::default().retries_max)
+        );
+        assert!(headers.is_empty());
     }
 
     #[test]
@@ -166,9 +217,9 @@ mod tests {
             ("x-envoy-internal", "true"),
             ("x-envoy-ip-tags", "a"),
         ]);
-        let asked = Asked::take(&mut headers).unwrap();
+        let asked = take(&mut headers).unwrap();
         assert_eq!(headers.len(), 2, "{headers:?}");
-        assert!(Asked::take(&mut HeaderMap::new()).is_none());
+        assert!(take(&mut HeaderMap::new()).is_none());
         assert_eq!((asked.request, asked.per_try), (Override::Limit(Duration::from_millis(250)), Override::Unlimited));
         assert!(asked.no_content);
         let policy = asked.policy(None).unwrap();
@@ -179,7 +230,7 @@ mod tests {
     #[test]
     fn what_is_no_number_changes_nothing_and_a_policy_is_made_only_of_results() {
         let mut headers = headers(&[("x-envoy-upstream-rq-timeout-ms", "soon"), ("x-envoy-max-retries", "3")]);
-        let asked = Asked::take(&mut headers).unwrap();
+        let asked = take(&mut headers).unwrap();
         assert_eq!(asked.request, Override::Inherit);
         assert!(asked.policy(None).is_none());
         let route = RetryPolicy { on: RetryOn { reset: true, ..RetryOn::default() }, ..RetryPolicy::default() };

@@ -80,7 +80,33 @@ const ROWS: &[Row] = &[
     (INTERNAL, &[("x-envoy-max-retries", "0"), ("x-envoy-retry-on", "5xx")], "/status/500"),
     (INTERNAL, &[("x-envoy-max-retries", "many"), ("x-envoy-retry-on", "5xx")], "/status/500"),
     (EXTERNAL, &[("x-envoy-retry-on", "5xx")], "/status/500"),
+    // Repeated lines are one, joined by commas; those without text are none.
+    ("10.1.2.3", &[("x-forwarded-for", "")], "/"),
+    (INTERNAL, &[("x-envoy-upstream-rq-timeout-ms", "0"), ("x-envoy-upstream-rq-timeout-ms", "150")], "/delay/300/twice"),
+    (INTERNAL, &[("x-envoy-max-retries", "3"), ("x-envoy-max-retries", "2"), ("x-envoy-retry-on", "5xx")], "/status/500"),
+    (INTERNAL, &[("x-envoy-retry-on", "reset"), ("x-envoy-retry-on", "5xx")], "/status/500"),
+    // Routes ask as well, whoever calls: for tries, and not for time.
+    (EXTERNAL, &[], "/status/504"),
+    (INTERNAL, &[("x-envoy-max-retries", "1")], "/status/504"),
+    (EXTERNAL, &[], "/delay/301"),
+    (EXTERNAL, &[], "/asking"),
 ];
+
+/// Routes that set what is asked of a proxy.
+fn asking_routes() -> Vec<Value> {
+    let route = |prefix: &str, headers: &[(&str, &str)]| {
+        let added = headers
+            .iter()
+            .map(|(name, value)| json!({"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}));
+        json!({
+            "match": {"prefix": prefix},
+            "route": {"cluster": LEGACY_CHAIN, "timeout": "10s"},
+            "request_headers_to_add": added.collect::<Vec<_>>(),
+        })
+    };
+    let (tries, time) = ([("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "3")], [("x-envoy-upstream-rq-timeout-ms", "150")]);
+    vec![route("/status/504", &tries), route("/delay/301", &time), route("/asking", &[tries.as_slice(), &time].concat())]
+}
 
 /// What came of it: the status, the body unless the pod wrote it, how often the pod was asked, and the `x-envoy-` headers that it saw.
 async fn seen(connection: &Connection, (to, pod): (&str, &Workload), (forwarded_for, headers, path): Row) -> Result<Value> {
@@ -93,6 +119,8 @@ async fn seen(connection: &Connection, (to, pod): (&str, &Workload), (forwarded_
     let answer = http.send(request.body(empty())?).await?;
     let told = (answer.status == StatusCode::OK).then(|| answer.json()["headers"].clone());
     let mut told: Vec<Value> = told.and_then(|told| told.as_array().cloned()).unwrap_or_default();
+    // Envoy passes a line without text on as none.
+    told.retain(|pair| pair[1] != "");
     told.retain(|pair| pair[0].as_str().is_some_and(|name| name.starts_with("x-envoy-") || name == "x-forwarded-for"));
     told.sort_by_key(Value::to_string);
     let body = if answer.status.is_server_error() || answer.status == StatusCode::NO_CONTENT { answer.text() } else { String::new() };
@@ -106,6 +134,7 @@ async fn internal_callers_steer_time_limits_and_tries_as_in_envoy() -> Result<()
         scenario.keep_endpoints(WEB_CHAIN, 1)?;
         scenario.http(LEGACY_CHAIN)?["internal_address_config"] = json!({"cidr_ranges": ranges});
         scenario.http(WEB_CHAIN)?["internal_address_config"] = json!({"unix_sockets": true});
+        scenario.add_routes(LEGACY_CHAIN, asking_routes())?;
         Ok(())
     })?;
     let mesh = mesh.start().await?;

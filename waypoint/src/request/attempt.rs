@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use filters::hash::Hashed;
-use filters::internal::Asked;
 use filters::retry::{TryResult, back_off, has_header, is_meant, told_back_off, wants_retry};
 use filters::timeout::TimeLimits;
 use http::header::HeaderValue;
@@ -75,7 +74,6 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Some(ClusterEntry::Refused(_)) => return Ok(fail(run, &UpstreamFailure::ClusterRejected, to, false)),
         None => return Ok(fail(run, &UpstreamFailure::ClusterNotFound, to, false)),
     };
-    run.asked = asked(&mut parts, to);
     if edits::edit(&mut run, &mut parts, to, share).is_err() {
         return Ok(run.reply(LocalReply::no_path()));
     }
@@ -134,12 +132,6 @@ pub(super) async fn forward(mut run: Run, mut parts: request::Parts, body: Body,
         Err(UpstreamFailure::RequestBody(error)) => Err(error.into()),
         Err(failure) => Ok(fail(run, &failure, to, was_retried)),
     }
-}
-
-/// What an internal caller asks of the proxy; of others there is nothing left to ask by.
-fn asked(parts: &mut request::Parts, to: &Forwarding<'_>) -> Option<Box<Asked>> {
-    let may_ask = !to.http.options.internal_addresses.is_empty();
-    may_ask.then(|| Asked::take(&mut parts.headers)).flatten().map(Box::new)
 }
 
 /// Waits for the answer to a gRPC request, and counts its messages meanwhile: a client may send for hours before there is one.

@@ -1,8 +1,10 @@
-//! What a route makes of a request before it goes upstream: header edits, then its host, then its path.
+//! What a route makes of a request before it goes upstream: header edits, then its host, then its path. What it asks of this proxy
+//! is taken out on the way.
 //!
 //! Not for: responses. Invariant: what is recorded as the request's head is what goes upstream.
 
 use filters::headers::rendered;
+use filters::internal::Asked;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{self, PathAndQuery, Uri};
@@ -25,8 +27,10 @@ pub struct NoPath;
 /// All of it.
 pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) -> Result<(), NoPath> {
     let tells = !to.http.options.suppresses_envoy_headers;
+    // Callers from outside have nothing left to ask by; filters and routes may ask as well.
+    run.asked = Asked::take_limits(&mut parts.headers).map(Box::new);
     let edits = share.map_or(&to.route.request_headers, |share| &share.request_headers);
-    let mut is_edited = !edits.is_empty();
+    let mut is_edited = run.asked.is_some() || !edits.is_empty();
     for edits in edits {
         edit_request(run.recording.record(), edits, &mut parts.headers);
     }
@@ -35,6 +39,7 @@ pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_
         is_edited = true;
     }
     is_edited |= rewrite(parts, (&to.forward.rewrites, tells), &to.route.matches.path)?;
+    is_edited |= Asked::take_tries(&mut run.asked, &mut parts.headers);
     if is_edited {
         note(run, parts);
     }

@@ -74,7 +74,9 @@ pub(super) fn start(
         let request = Request::from_parts(head(mirror, parts, run.served.telemetry.tracing.as_ref()), copied);
         let (priority, subset) = (forward.priority, subset.clone());
         let copy = Copy { worker: Arc::clone(&run.worker), cluster, priority, subset, counters: counters.clone() };
-        let limit = timeout.unwrap_or(MIRROR_TIME_MAX);
+        // A caller could keep copies for longer than its own request.
+        let bound = if run.asked.is_some() { MIRROR_TIME_MAX } else { Duration::MAX };
+        let limit = timeout.map_or(MIRROR_TIME_MAX, |timeout| timeout.min(bound));
         tokio::spawn(async move {
             copy.send(request, limit).await;
             drop(permit);
