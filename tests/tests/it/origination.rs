@@ -333,6 +333,7 @@ fn revocable(root: &Pki, below: &Pki, leaf: &Identity) -> Result<Vec<Revocable>>
     let soon = SystemTime::now() + Duration::from_secs(3600);
     let (older, older_revoked) = (below.crl(&[], soon)?, below.crl(&[&chain], soon)?);
     let expired = below.crl(&[], past)?;
+    let other_key = Pki::new()?.below()?.crl(&[], tomorrow() + Duration::from_secs(60))?;
     let rows = [
         (format!("{of_root}{of_below}"), false, true, "neither is revoked"),
         (format!("{of_root}{revoked}"), false, false, "the leaf is revoked"),
@@ -351,6 +352,9 @@ fn revocable(root: &Pki, below: &Pki, leaf: &Identity) -> Result<Vec<Revocable>>
         (format!("{of_below}{older_revoked}"), true, true, "the newer list has the leaf no more, and comes first"),
         (format!("{expired}{of_below}"), true, true, "a list that counts follows an expired one"),
         (format!("{expired}{revoked}"), true, false, "a list that has the leaf follows an expired one"),
+        (format!("{other_key}{of_root}{of_below}"), false, true, "a newer list is of another key of the same name"),
+        (format!("{of_root}{of_below}{other_key}"), false, true, "a newer list is of another key of the same name, and comes last"),
+        (format!("{other_key}{of_root}{revoked}"), false, false, "a newer list is of another key, and the right one has the leaf"),
     ];
     let of_root_alone = rows.into_iter().map(|row| (root.root_pem(), row));
     let between = below.between_pem()?;

@@ -5,6 +5,7 @@
 //! that is trusted is looked for as well, if it is no root; a list that cannot be read is an error, never no list.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
     UnknownStatusPolicy,
 };
+use x509_parser::extensions::ParsedExtension;
 
 /// The lists of one place.
 pub(super) struct Lists(Vec<List>);
@@ -24,6 +26,8 @@ struct List {
     /// When it was made and until when it holds, seconds since 1970.
     from: i64,
     until: i64,
+    /// Who signed it: the authority's name, and which of its keys, if it says so.
+    signer: (Box<[u8]>, Option<Box<[u8]>>),
 }
 
 impl List {
@@ -32,7 +36,12 @@ impl List {
         let list = OwnedCertRevocationList::from_der(der).map_err(|error| unusable(&error))?;
         let (_, times) = x509_parser::parse_x509_crl(der).map_err(|error| unusable(&error))?;
         let until = times.next_update().ok_or_else(|| unusable(&"it has no end"))?;
-        Ok(Self { list: CertRevocationList::Owned(list), from: times.last_update().timestamp(), until: until.timestamp() })
+        let key = times.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(authority) => authority.key_identifier.as_ref().map(|key| key.0.into()),
+            _ => None,
+        });
+        let signer = (times.issuer().as_raw().into(), key);
+        Ok(Self { list: CertRevocationList::Owned(list), from: times.last_update().timestamp(), until: until.timestamp(), signer })
     }
 
     /// The order in which lists are asked; the first one of an authority decides.
@@ -132,7 +141,36 @@ impl Revocation {
         let now_seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let mut lists: Vec<_> = self.lists.iter().flat_map(|lists| &lists.0).collect();
         lists.sort_by_key(|list| list.order(now_seconds));
-        let lists: Vec<_> = lists.into_iter().map(|list| &list.list).collect();
+        let chain = (leaf, intermediates);
+        let first = self.check_by(&lists, chain, roots, (algorithms, now));
+        if !matches!(first, Err(Refusal::OtherKey)) {
+            return first.map_err(Refusal::into_error);
+        }
+        // An authority has got another key under its name: its lists are told apart by their keys, which webpki does not do. Leaving lists out
+        // lets nothing in: an authority without any is refused.
+        let signers: BTreeSet<_> = lists.iter().map(|list| &list.signer).collect();
+        for left_out in signers {
+            let lists: Vec<_> = lists.iter().copied().filter(|list| list.signer != *left_out).collect();
+            if !lists.is_empty() {
+                match self.check_by(&lists, chain, roots, (algorithms, now)) {
+                    Ok(()) => return Ok(()),
+                    Err(Refusal::Other(error @ webpki::Error::CertRevoked)) => return Err(refusal(error)),
+                    Err(_) => {}
+                }
+            }
+        }
+        first.map_err(Refusal::into_error)
+    }
+
+    /// The same with these lists, of which the first one of an authority counts.
+    fn check_by(
+        &self,
+        lists: &[&List],
+        (leaf, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        roots: &RootCertStore,
+        (algorithms, now): (&[&dyn SignatureVerificationAlgorithm], UnixTime),
+    ) -> Result<(), Refusal> {
+        let lists: Vec<_> = lists.iter().map(|list| &list.list).collect();
         let Ok(options) = RevocationOptionsBuilder::new(&lists) else { return Ok(()) };
         let depth = if self.of_leaf_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
         let options = options
@@ -140,16 +178,39 @@ impl Revocation {
             .with_status_policy(UnknownStatusPolicy::Deny)
             .with_expiration_policy(ExpirationPolicy::Enforce)
             .build();
-        let leaf = EndEntityCert::try_from(leaf).map_err(refusal)?;
+        let leaf = EndEntityCert::try_from(leaf).map_err(Refusal::of)?;
         let usage = KeyUsage::server_auth();
         let verify = |roots: &RootCertStore, intermediates: &[CertificateDer<'_>]| {
-            leaf.verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, Some(options), None).map(drop).map_err(refusal)
+            leaf.verify_for_usage(algorithms, &roots.roots, intermediates, now, usage, Some(options), None).map(drop).map_err(Refusal::of)
         };
         match self.beneath.as_ref().filter(|_| !self.of_leaf_only) {
             None => verify(roots, intermediates),
             // A chain that ended with one of them would not say whether it was revoked.
             Some(beneath) => verify(&beneath.roots, &[intermediates, &beneath.certificates].concat()),
         }
+    }
+}
+
+/// Why a chain is refused.
+enum Refusal {
+    /// A list of an authority's name was not signed by its key.
+    OtherKey,
+    Other(webpki::Error),
+}
+
+impl Refusal {
+    fn of(error: webpki::Error) -> Self {
+        match error {
+            webpki::Error::InvalidCrlSignatureForPublicKey => Self::OtherKey,
+            other => Self::Other(other),
+        }
+    }
+
+    fn into_error(self) -> rustls::Error {
+        refusal(match self {
+            Self::OtherKey => webpki::Error::InvalidCrlSignatureForPublicKey,
+            Self::Other(error) => error,
+        })
     }
 }
 
