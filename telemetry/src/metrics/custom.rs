@@ -177,9 +177,12 @@ fn is_taken<'a>(name: &str, others: impl Iterator<Item = &'a Arc<str>>) -> bool 
     own.chain(others.map(|other| &**other)).any(|other| stem(other) == stem(name))
 }
 
-/// A name without the endings of its samples.
-fn stem(name: &str) -> &str {
-    ENDINGS.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
+/// A name without the endings of its samples: all of them, since what is left of one name may be another with an ending.
+fn stem(mut name: &str) -> &str {
+    while let Some(rest) = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending)) {
+        name = rest;
+    }
+    name
 }
 
 /// What one metric of a request or connection is counted in.

@@ -488,7 +488,8 @@ async fn series_of_defined_metrics_beyond_their_bound_are_folded_into_one_and_co
         send(&mut http, &format!("value-{number}")).await?;
     }
     let n_folded = n_requests * N_DEFINED - CUSTOM_SERIES_MAX;
-    let (series, folded) = (format!("waypoint_metric_series {CUSTOM_SERIES_MAX}"), format!("waypoint_metric_series_folded_total {n_folded}"));
+    let (series, folded) =
+        (format!("waypoint_metric_series {CUSTOM_SERIES_MAX}"), format!("waypoint_metric_series_folded_total {n_folded}"));
     let text = pages_have(&mesh, &[&series, &folded, "istio_m0{own=\"value-0\"} 1"]).await?;
     let overflow =
         text.lines().filter(|line| line.contains("own=\"overflow\"")).filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok());

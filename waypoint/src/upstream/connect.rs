@@ -182,7 +182,8 @@ pub async fn dial(to: &Destination<'_>, dialer: &Dialer, timeout: Duration) -> R
 async fn introduced(to: &Destination<'_>, dialer: &Dialer) -> Result<UpstreamIo, ConnectFailure> {
     let mut carrier = carry(to, dialer).await?;
     if let Some(version) = to.transport.proxy_protocol {
-        let header = proxy_protocol::header(version, to.proxied, to.address.target());
+        let reached = carrier.remote_address().unwrap_or_else(|| to.address.target());
+        let header = proxy_protocol::header(version, to.proxied, reached);
         let told = async {
             carrier.write_all(&header).await?;
             carrier.flush().await
