@@ -96,7 +96,9 @@ async fn a_try_that_does_not_come_to_its_end_has_the_span_that_envoy_gives_it() 
         .edit(|scenario| {
             scenario.keep_endpoints(WEB_CHAIN, 1)?;
             let http = scenario.http(WEB_CHAIN)?;
-            http["tracing"]["spawn_upstream_span"] = true.into();
+            // The older way to say it.
+            http["http_filters"].as_array_mut().and_then(|filters| filters.last_mut()).context("no router")?["typed_config"]
+                ["start_child_span"] = true.into();
             let routes = &mut http["route_config"]["virtual_hosts"][0]["routes"];
             let mut plain = routes[0].clone();
             plain["route"]["retry_policy"] = serde_json::Value::Null;

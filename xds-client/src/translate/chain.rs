@@ -227,6 +227,8 @@ struct HttpFilters {
     stats: Option<Stats>,
     count_grpc_messages: bool,
     suppresses_envoy_headers: bool,
+    /// Each try has a span, whatever the manager says.
+    starts_child_spans: bool,
     /// An extension was met that does not run and lets nothing pass: what stands behind it is reached by nothing.
     is_closed: bool,
 }
@@ -266,7 +268,7 @@ impl HttpFilters {
             CORS => self.slots.add_cors(&filter.name),
             RATE_LIMIT => self.slots.add_rate_limit(&filter.name, config, path)?,
             HEADER_MUTATION => self.slots.add_mutation(&filter.name, config, path)?,
-            ROUTER => self.suppresses_envoy_headers = open::<Router>(config, path)?.suppress_envoy_headers,
+            ROUTER => self.add_router(&open(config, path)?),
             GRPC_WEB => self.slots.add_grpc_web(&filter.name),
             HTTP_WASM if extension::http_passes(config, path)? => {}
             HTTP_WASM => {
@@ -277,6 +279,11 @@ impl HttpFilters {
             other => return Err(Problem::new(path, format!("the filter {:?} ({other}) is not known", filter.name))),
         }
         Ok(())
+    }
+
+    #[expect(deprecated, reason = "the older way to ask for spans of tries, which Envoy obeys as well")]
+    fn add_router(&mut self, value: &Router) {
+        (self.suppresses_envoy_headers, self.starts_child_spans) = (value.suppress_envoy_headers, value.start_child_span);
     }
 
     fn add_rbac(&mut self, name: &str, value: &HttpRbac, path: &str) -> Translated<()> {
@@ -296,7 +303,7 @@ fn http(value: &hcm::HttpConnectionManager, lookup: &Lookup<'_>, path: &str) -> 
     for (at, filter) in value.http_filters.iter().enumerate() {
         met.add(filter, lookup, &format!("{path}.http_filters[{at}]"))?;
     }
-    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages, suppresses_envoy_headers, is_closed: _ } = met;
+    let HttpFilters { judges, slots, jwt, stats, count_grpc_messages, suppresses_envoy_headers, starts_child_spans, is_closed: _ } = met;
     let routes = match required(value.route_specifier.as_ref(), path)? {
         RouteSpecifier::RouteConfig(table) => route::table(table, &slots, &format!("{path}.route_config"))?,
         _ => return Err(Problem::new(path, "routes have to be inline")),
@@ -305,7 +312,10 @@ fn http(value: &hcm::HttpConnectionManager, lookup: &Lookup<'_>, path: &str) -> 
     let (early, policies) = judges.finish();
     let filters = policies.into_iter().map(HttpFilter::Rbac).collect();
     let request_id = tracing::request_id(value.request_id_extension.as_ref(), &format!("{path}.request_id_extension"))?;
-    let tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, request_id, &format!("{path}.tracing"))).transpose()?;
+    let mut tracing = value.tracing.as_ref().map(|value| tracing::tracing(value, request_id, &format!("{path}.tracing"))).transpose()?;
+    if let Some(tracing) = &mut tracing {
+        tracing.spans_of_tries |= starts_child_spans;
+    }
     Ok(HttpParts {
         chain: HttpChain {
             options: options(value, suppresses_envoy_headers, path)?,

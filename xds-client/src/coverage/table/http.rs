@@ -307,7 +307,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         Routing,
         "envoy.extensions.filters.http.router.v3.Router",
         &[
-            ("start_child_span", Listed("one span per request")),
+            ("start_child_span", Honoured),
             ("suppress_envoy_headers", Honoured),
             ("dynamic_stats", Unused("Envoy's own statistics")),
             ("upstream_log", Listed("no line per try")),
