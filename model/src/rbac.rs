@@ -105,6 +105,28 @@ pub enum Principal {
     Claim(ClaimMatcher),
 }
 
+impl Permission {
+    /// Whether it is, or is made of, such a condition.
+    fn has(&self, is_it: fn(&Self) -> bool) -> bool {
+        match self {
+            Self::And(all) | Self::Or(all) => all.iter().any(|one| one.has(is_it)),
+            Self::Not(one) => one.has(is_it),
+            condition => is_it(condition),
+        }
+    }
+}
+
+impl Principal {
+    /// As [`Permission::has`].
+    fn has(&self, is_it: fn(&Self) -> bool) -> bool {
+        match self {
+            Self::And(all) | Self::Or(all) => all.iter().any(|one| one.has(is_it)),
+            Self::Not(one) => one.has(is_it),
+            condition => is_it(condition),
+        }
+    }
+}
+
 /// One policy rule, `ns[shop]-policy[web-allow]-rule[0]`.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -128,23 +150,9 @@ impl Policy {
     /// Whether some condition is about a header.
     #[must_use]
     pub fn reads_headers(&self) -> bool {
-        fn asks(permission: &Permission) -> bool {
-            match permission {
-                Permission::Header(_) => true,
-                Permission::And(all) | Permission::Or(all) => all.iter().any(asks),
-                Permission::Not(one) => asks(one),
-                _ => false,
-            }
-        }
-        fn is_known_by(principal: &Principal) -> bool {
-            match principal {
-                Principal::Header(_) => true,
-                Principal::And(all) | Principal::Or(all) => all.iter().any(is_known_by),
-                Principal::Not(one) => is_known_by(one),
-                _ => false,
-            }
-        }
-        self.permissions.iter().any(asks) || self.principals.iter().any(is_known_by)
+        let is_asked = |permission: &Permission| matches!(permission, Permission::Header(_));
+        let is_known = |principal: &Principal| matches!(principal, Principal::Header(_));
+        self.permissions.iter().any(|one| one.has(is_asked)) || self.principals.iter().any(|one| one.has(is_known))
     }
 }
 
@@ -181,15 +189,8 @@ impl Rbac {
     /// Whether some condition is about the name in a ClientHello.
     #[must_use]
     pub fn reads_server_name(&self) -> bool {
-        fn reads(permission: &Permission) -> bool {
-            match permission {
-                Permission::ServerName(_) => true,
-                Permission::And(all) | Permission::Or(all) => all.iter().any(reads),
-                Permission::Not(one) => reads(one),
-                _ => false,
-            }
-        }
-        self.policies.iter().flat_map(|policy| &policy.permissions).any(reads)
+        let is_it = |permission: &Permission| matches!(permission, Permission::ServerName(_));
+        self.policies.iter().flat_map(|policy| &policy.permissions).any(|one| one.has(is_it))
     }
 
     /// The same, to be told about only.
