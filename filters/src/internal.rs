@@ -1,4 +1,4 @@
-//! Callers that count as a part of the mesh's proxies, and what they may ask of this one in `x-envoy-` headers.
+//! Callers that count as a part of the mesh's proxies, and what is asked of this one in `x-envoy-` headers: by them, or by filters and routes.
 //!
 //! Not for: removing from requests of others what they may not say; `waypoint` does that first. Invariant: what is asked of this proxy is
 //! taken from the request, what others are told stays. Source: Envoy's `ConnectionManagerUtility`, `FilterUtility` and `RetryStateImpl`.
@@ -57,7 +57,8 @@ pub struct Asked {
 }
 
 /// Whether a request may say anything to a proxy.
-fn may_ask(headers: &HeaderMap) -> bool {
+#[must_use]
+pub fn may_ask(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| name.as_str().starts_with("x-envoy-"))
 }
 
@@ -65,7 +66,7 @@ impl Asked {
     /// Takes the time limits from a request; none of one that names none. Before the route's edits of headers, as Envoy's router does.
     #[must_use]
     pub fn take_limits(headers: &mut HeaderMap) -> Option<Self> {
-        if !may_ask(headers) || ![TIMEOUT, PER_TRY_TIMEOUT, ALT_RESPONSE].iter().any(|name| headers.contains_key(name)) {
+        if ![TIMEOUT, PER_TRY_TIMEOUT, ALT_RESPONSE].iter().any(|name| headers.contains_key(name)) {
             return None;
         }
         let (request, per_try) = (limit(headers, &TIMEOUT), limit(headers, &PER_TRY_TIMEOUT));
@@ -76,7 +77,7 @@ impl Asked {
     /// Returns whether there was anything.
     pub fn take_tries(asked: &mut Option<Box<Self>>, headers: &mut HeaderMap) -> bool {
         const OF_TRIES: [HeaderName; 7] = [RETRY_ON, RETRY_GRPC_ON, MAX_RETRIES, RETRIABLE_STATUS, RETRIABLE_HEADERS, ALT_STAT_NAME, HEDGE];
-        if !may_ask(headers) || !OF_TRIES.iter().any(|name| headers.contains_key(name)) {
+        if !OF_TRIES.iter().any(|name| headers.contains_key(name)) {
             return false;
         }
         let asked = asked.get_or_insert_default();

@@ -4,7 +4,7 @@
 //! Not for: responses. Invariant: what is recorded as the request's head is what goes upstream.
 
 use filters::headers::rendered;
-use filters::internal::Asked;
+use filters::internal::{self, Asked};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request;
 use http::uri::{self, PathAndQuery, Uri};
@@ -28,7 +28,8 @@ pub struct NoPath;
 pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_>, share: Option<&WeightedCluster>) -> Result<(), NoPath> {
     let tells = !to.http.options.suppresses_envoy_headers;
     // Callers from outside have nothing left to ask by; filters and routes may ask as well.
-    run.asked = Asked::take_limits(&mut parts.headers).map(Box::new);
+    let may_ask = internal::may_ask(&parts.headers);
+    run.asked = if may_ask { Asked::take_limits(&mut parts.headers).map(Box::new) } else { None };
     let edits = share.map_or(&to.route.request_headers, |share| &share.request_headers);
     let mut is_edited = run.asked.is_some() || !edits.is_empty();
     for edits in edits {
@@ -39,7 +40,9 @@ pub(super) fn edit(run: &mut Run, parts: &mut request::Parts, to: &Forwarding<'_
         is_edited = true;
     }
     is_edited |= rewrite(parts, (&to.forward.rewrites, tells), &to.route.matches.path)?;
-    is_edited |= Asked::take_tries(&mut run.asked, &mut parts.headers);
+    if may_ask || is_edited {
+        is_edited |= Asked::take_tries(&mut run.asked, &mut parts.headers);
+    }
     if is_edited {
         note(run, parts);
     }
